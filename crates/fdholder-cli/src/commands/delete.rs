@@ -1,0 +1,30 @@
+//! `delete`: have the holder close a descriptor.
+
+use super::{connect, identifier};
+use crate::failure::Failure;
+use crate::program::{id_operand, path_operand, timeout_option, Invocation, Program};
+use clap::Command;
+use std::process::ExitCode;
+
+pub const PROGRAM: Program = Program {
+    subcommand: "delete",
+    s6_name: "s6-fdholder-delete",
+    s6_usage: "[ -t timeout ] path id",
+    define,
+    run,
+};
+
+fn define(command: Command) -> Command {
+    command
+        .about("Have the holder close a descriptor")
+        .arg(timeout_option())
+        .arg(path_operand())
+        .arg(id_operand())
+}
+
+fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let (mut holder, deadline) = connect(invocation)?;
+    let id = identifier(invocation, "delete fd")?;
+    holder.delete(&id, deadline)?;
+    Ok(ExitCode::SUCCESS)
+}

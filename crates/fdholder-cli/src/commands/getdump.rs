@@ -1,0 +1,59 @@
+//! `getdump`: become a program that has everything that is held, described by its
+//! environment.
+
+use super::{become_program, connect};
+use crate::failure::Failure;
+use crate::program::{path_operand, prog_operands, timeout_option, Invocation, Program};
+use clap::Command;
+use fdholder::{environ, Entry};
+use rustix::io::{fcntl_setfd, FdFlags};
+use rustix::process::{getrlimit, Resource};
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+
+pub const PROGRAM: Program = Program {
+    subcommand: "getdump",
+    s6_name: "s6-fdholder-getdump",
+    s6_usage: "[ -t timeout ] path prog...",
+    define,
+    run,
+};
+
+fn define(command: Command) -> Command {
+    command
+        .about("Become a program that has open everything that is held")
+        .after_help(
+            "Environment of PROG:\n  S6_FD#         how many descriptors\n  \
+             S6_FD_i        number of descriptor i, from 0\n  \
+             S6_FDID_i      its identifier\n  \
+             S6_FDLIMIT_i   when it expires (TAI64N), unset for never",
+        )
+        .arg(timeout_option())
+        .arg(path_operand())
+        .arg(prog_operands())
+}
+
+/// Descriptors that the program needs beside those of the dump.
+const SPARE_FDS: u64 = 16;
+
+fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let (mut holder, deadline) = connect(invocation)?;
+    let mut incoming = holder.begin_getdump(deadline)?;
+    let needed = u64::from(incoming.remaining()) + SPARE_FDS;
+    if getrlimit(Resource::Nofile).current.is_some_and(|limit| limit < needed) {
+        fdholder_daemon::privileges::raise_open_files();
+    }
+    let mut dump = Vec::new();
+    while let Some(entries) = incoming.next_entries(deadline)? {
+        dump.extend(entries);
+    }
+    drop(holder);
+    let mut numbers = Vec::with_capacity(dump.len());
+    for Entry { id, limit, fd } in &dump {
+        fcntl_setfd(fd, FdFlags::empty())
+            .map_err(|errno| Failure::system("keep fd open", errno))?;
+        let fd = fd.as_raw_fd().unsigned_abs(); // A descriptor is never negative.
+        numbers.push(Entry { id: id.clone(), limit: *limit, fd });
+    }
+    Err(become_program(invocation, environ::variables(&numbers)))
+}

@@ -1,0 +1,45 @@
+//! `list`: name what is held.
+
+use super::{connect, print};
+use crate::failure::Failure;
+use crate::program::{path_operand, timeout_option, Invocation, Program};
+use clap::{Arg, ArgAction, Command};
+use std::process::ExitCode;
+
+pub const PROGRAM: Program = Program {
+    subcommand: "list",
+    s6_name: "s6-fdholder-list",
+    s6_usage: "[ -t timeout ] path",
+    define,
+    run,
+};
+
+fn define(command: Command) -> Command {
+    command
+        .about("Name what is held, an identifier a line, unprintable bytes quoted")
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .help("As JSON: an array of objects with the quoted \"id\""),
+        )
+        .arg(timeout_option())
+        .arg(path_operand())
+}
+
+fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let (mut holder, deadline) = connect(invocation)?;
+    let ids = holder.list(deadline)?;
+    if invocation.matches.get_flag("json") {
+        let ids = ids.iter().map(|id| serde_json::json!({ "id": id.to_string() })).collect();
+        print(&format!("{}\n", serde_json::Value::Array(ids)))?;
+    } else {
+        let mut text = String::new();
+        for id in &ids {
+            text.push_str(&id.to_string());
+            text.push('\n');
+        }
+        print(&text)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,42 @@
+//! `retrieve`: become a program whose standard input is a held descriptor.
+
+use super::{become_program, connect, identifier};
+use crate::failure::Failure;
+use crate::program::{
+    id_operand, path_operand, prog_operands, timeout_option, Invocation, Program,
+};
+use clap::{Arg, ArgAction, Command};
+use std::process::ExitCode;
+
+pub const PROGRAM: Program = Program {
+    subcommand: "retrieve",
+    s6_name: "s6-fdholder-retrieve",
+    s6_usage: "[ -D ] [ -t timeout ] path id prog...",
+    define,
+    run,
+};
+
+fn define(command: Command) -> Command {
+    command
+        .about("Become a program whose standard input is a held descriptor")
+        .arg(
+            Arg::new("delete")
+                .short('D')
+                .long("delete")
+                .action(ArgAction::SetTrue)
+                .help("Have the holder let go of it as well"),
+        )
+        .arg(timeout_option())
+        .arg(path_operand())
+        .arg(id_operand())
+        .arg(prog_operands())
+}
+
+fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let (mut holder, deadline) = connect(invocation)?;
+    let id = identifier(invocation, "retrieve fd")?;
+    let delete = invocation.matches.get_flag("delete");
+    let fd = holder.retrieve_maybe_delete(&id, delete, deadline)?;
+    rustix::stdio::dup2_stdin(&fd).map_err(|errno| Failure::system("move fd", errno))?;
+    Err(become_program(invocation, []))
+}

@@ -1,0 +1,285 @@
+//! `serve`: be the holder. `s6-fdholder-daemon` makes its socket, `s6-fdholderd` gets it
+//! as standard input.
+
+use crate::failure::{exit, Failure};
+use crate::log;
+use crate::program::{
+    milliseconds_option, number, number_option, path_operand, Invocation, Milliseconds, Program,
+};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Arg, ArgAction, Command};
+use fdholder_daemon::access::{Rules, User};
+use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT};
+use fdholder_daemon::listen::{check_inherited, listen_at, Listen, BACKLOG_DEFAULT};
+use fdholder_daemon::privileges::{drop_to, Become};
+use fdholder_daemon::signals::Signals;
+use fdholder_daemon::{Ended, Options, Server};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing::{info, warn};
+
+/// Makes its socket.
+pub const DAEMON: Program = Program {
+    subcommand: "serve",
+    s6_name: "s6-fdholder-daemon",
+    s6_usage: "[ -1 ] [ -v verbosity ] [ -d | -D ] [ -c maxconn ] [ -n maxfds ] [ -b backlog ] \
+               [ -G gid,gid,... ] [ -g gid ] [ -u uid ] [ -U ] [ -t clienttimeout ] \
+               [ -T lameducktimeout ] [ -i rulesdir | -x rulesfile ] path",
+    define: define_daemon,
+    run: run_daemon,
+};
+
+/// Gets its socket as standard input.
+pub const SERVER: Program = Program {
+    subcommand: "",
+    s6_name: "s6-fdholderd",
+    s6_usage: "[ -1 ] [ -v verbosity ] [ -c maxconn ] [ -n maxfds ] [ -t clienttimeout ] \
+               [ -T lameducktimeout ] [ -i rulesdir | -x rulesfile ]",
+    define: define_server,
+    run: run_server,
+};
+
+fn define_server(command: Command) -> Command {
+    let flag = |id, short, long| Arg::new(id).short(short).long(long).action(ArgAction::SetTrue);
+    let file = |id, short, long| {
+        Arg::new(id).short(short).long(long).value_parser(clap::value_parser!(PathBuf))
+    };
+    command
+        .about("Hold descriptors for the programs that connect")
+        .arg(
+            flag("ready", '1', "ready-newline")
+                .help("When ready, write a newline to standard output and close it"),
+        )
+        .arg(
+            number_option("verbosity", 'v', "verbosity")
+                .help("0: quiet, 1: warnings, 2: every client [default: 1]"),
+        )
+        .arg(
+            number_option("connections", 'c', "max-connections")
+                .help(format!("Clients at once [default: {CONNECTIONS_MAX_DEFAULT}]")),
+        )
+        .arg(
+            number_option("fds", 'n', "max-fds")
+                .help(format!("Descriptors to hold at most [default: {FDS_MAX_DEFAULT}]")),
+        )
+        .arg(
+            milliseconds_option("client-timeout", 't', "client-timeout")
+                .help("Drop a client that is silent so long in the middle of something"),
+        )
+        .arg(
+            milliseconds_option("lame-duck", 'T', "lame-duck-timeout")
+                .help("After SIGTERM, let clients finish for so long (0: as long as they take)"),
+        )
+        .arg(
+            file("rulesdir", 'i', "rules-dir")
+                .value_name("DIR")
+                .overrides_with("rulesfile")
+                .help("Access rules in a folder; changes hold at once"),
+        )
+        .arg(
+            file("rulesfile", 'x', "rules-file")
+                .value_name("FILE")
+                .overrides_with("rulesdir")
+                .help("Access rules in a cdb; SIGHUP has it read again"),
+        )
+}
+
+fn define_daemon(command: Command) -> Command {
+    let flag = |id, short, long| Arg::new(id).short(short).long(long).action(ArgAction::SetTrue);
+    define_server(command)
+        .after_help(
+            "Without rules the socket has mode 0600, the daemon's own user may do everything\n\
+             and nobody else connects. SIGTERM ends it once clients have finished; the exit\n\
+             code is 0, +1 if descriptors were still held, +2 if clients were cut off.",
+        )
+        .arg(
+            flag("reuse", 'd', "reuse")
+                .overrides_with("no-reuse")
+                .help("Replace the socket of a daemon that is gone [default]"),
+        )
+        .arg(
+            flag("no-reuse", 'D', "no-reuse")
+                .overrides_with("reuse")
+                .help("Fail if PATH is there, whatever it is"),
+        )
+        .arg(
+            number_option("backlog", 'b', "backlog")
+                .help("Clients that wait to be accepted at most"),
+        )
+        .arg(
+            Arg::new("groups")
+                .short('G')
+                .long("groups")
+                .value_name("GID,…")
+                .value_parser(OsStringValueParser::new().try_map(|text| groups(&text)))
+                .help("Supplementary groups to take on"),
+        )
+        .arg(number_option("gid", 'g', "gid").help("Group to become"))
+        .arg(number_option("uid", 'u', "uid").help("User to become"))
+        .arg(
+            flag("env-user", 'U', "env-user")
+                .help("Become what the variables UID, GID and GIDLIST say"),
+        )
+        .arg(path_operand().help("Where to listen"))
+}
+
+#[derive(Debug, Clone)]
+struct Groups(Vec<u32>);
+
+fn groups(text: &OsStr) -> Result<Groups, String> {
+    let text = text.to_str().ok_or("it is not a list of numbers")?;
+    let gids = text.split(',').filter(|gid| !gid.is_empty()).map(number);
+    gids.collect::<Result<_, _>>().map(Groups)
+}
+
+fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let source = RulesSource::of(invocation)?;
+    let path: PathBuf = invocation.required("path")?;
+    let user = user_to_become(invocation)?;
+    let own = User::this_process();
+    let owner_only = matches!(source, RulesSource::OwnerOnly);
+    // With rules, they alone decide, as with s6; without, the file system does.
+    let listen = Listen {
+        path: path.clone(),
+        backlog: invocation.optional::<u32>("backlog").map_or(BACKLOG_DEFAULT, |backlog| {
+            i32::try_from(backlog).unwrap_or(i32::MAX)
+        }),
+        mode: if owner_only { 0o600 } else { 0o777 },
+        reuse: !invocation.matches.get_flag("no-reuse"),
+        owner: owner_only.then_some(User {
+            uid: user.uid.unwrap_or(own.uid),
+            gid: user.gid.unwrap_or(own.gid),
+        }),
+    };
+    let listener = listen_at(&listen).map_err(|error| Failure::new(exit::SYSTEM, error))?;
+    drop_to(&user).map_err(|(doing, errno)| Failure::system(doing, errno))?;
+    serve(invocation, listener, source, &path.display().to_string())
+}
+
+fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let source = RulesSource::of(invocation)?;
+    let stdin = std::io::stdin();
+    check_inherited(&stdin).map_err(|problem| {
+        Failure::new(exit::USAGE, format_args!("standard input is {problem}: give it one"))
+    })?;
+    let listener = stdin
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Failure::system("take the socket from standard input", error))?;
+    serve(invocation, listener, source, "standard input")
+}
+
+/// Where the rules are, by the command line.
+enum RulesSource {
+    OwnerOnly,
+    Dir(PathBuf),
+    File(PathBuf),
+}
+
+impl RulesSource {
+    fn of(invocation: &Invocation) -> Result<Self, Failure> {
+        match (invocation.optional("rulesdir"), invocation.optional("rulesfile")) {
+            (Some(dir), _) => Ok(Self::Dir(dir)),
+            (None, Some(file)) => Ok(Self::File(file)),
+            (None, None) if invocation.as_s6 => {
+                Err(Failure::new(exit::USAGE, "no access rights specified! (see options -i and -x)"))
+            }
+            (None, None) => Ok(Self::OwnerOnly),
+        }
+    }
+
+    fn read(self) -> Result<Rules, Failure> {
+        match self {
+            Self::OwnerOnly => Ok(Rules::owner_only()),
+            Self::Dir(dir) => {
+                if !dir.is_dir() {
+                    warn!("{} is not a folder: nobody may connect until it is", dir.display());
+                }
+                Ok(Rules::in_dir(dir))
+            }
+            Self::File(file) => Rules::in_cdb(file).map_err(|refusal| {
+                Failure::new(exit::SYSTEM, format_args!("unable to read the rules: {refusal}"))
+            }),
+        }
+    }
+}
+
+/// Who to become. As with s6, 0 means: stay who you are.
+fn user_to_become(invocation: &Invocation) -> Result<Become, Failure> {
+    let id = |option: &str| invocation.optional::<u32>(option).filter(|&id| id != 0);
+    let mut user = Become {
+        uid: id("uid"),
+        gid: id("gid"),
+        groups: invocation.optional("groups").map(|Groups(groups)| groups),
+    };
+    if invocation.matches.get_flag("env-user") {
+        let variable = |name: &str| {
+            std::env::var_os(name).map(|value| {
+                number(&value).map_err(|problem| {
+                    Failure::new(exit::USAGE, format_args!("invalid {name}: {problem}"))
+                })
+            })
+        };
+        user.uid = variable("UID").transpose()?.or(user.uid);
+        user.gid = variable("GID").transpose()?.or(user.gid);
+        if let Some(list) = std::env::var_os("GIDLIST") {
+            let Groups(list) = groups(&list).map_err(|problem| {
+                Failure::new(exit::USAGE, format_args!("invalid GIDLIST: {problem}"))
+            })?;
+            user.groups = Some(list);
+        }
+    }
+    Ok(user)
+}
+
+/// What both names of the daemon do once there is a socket.
+fn serve(
+    invocation: &Invocation,
+    listener: OwnedFd,
+    source: RulesSource,
+    place: &str,
+) -> Result<ExitCode, Failure> {
+    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
+    let failed = |doing: &'static str| move |error: std::io::Error| Failure::system(doing, error);
+    let span = |id: &str| invocation.optional(id).and_then(|Milliseconds(span)| span);
+    let count = |id: &str| invocation.optional::<u32>(id).map(|count| count as usize);
+    let defaults = Options::default();
+    let wanted = count("fds").unwrap_or(defaults.fds_max);
+    let options = Options {
+        connections_max: count("connections").unwrap_or(defaults.connections_max),
+        fds_max: wanted,
+        client_timeout: span("client-timeout"),
+        lame_duck_timeout: span("lame-duck"),
+    };
+    let signals = Signals::catch().map_err(failed("catch signals"))?;
+    let server = Server::new(listener, source.read()?, signals, options)
+        .map_err(failed("prepare the server"))?;
+    let capacity = server.capacity();
+    if capacity < wanted {
+        warn!("{wanted} descriptors do not fit under the limit on open files (ulimit -Hn)");
+    }
+    info!("ready on {place}, holding up to {capacity} descriptors");
+    give_up_standard_streams(invocation.matches.get_flag("ready"))
+        .map_err(failed("announce readiness on stdout"))?;
+    let Ended { held, clients } = server.run().map_err(failed("go on serving"))?;
+    Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
+}
+
+/// Writes the newline that says "ready", if it is wanted, and lets go of standard input
+/// and output: whoever reads the latter sees its end. Both become /dev/null rather than
+/// closed, so that no held descriptor ever gets their numbers.
+fn give_up_standard_streams(announce: bool) -> std::io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    if announce {
+        let mut stdout = std::io::stdout();
+        stdout.write_all(b"\n")?;
+        stdout.flush()?;
+    }
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}

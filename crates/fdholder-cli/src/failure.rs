@@ -1,0 +1,104 @@
+//! How a program says that it failed: one line on stderr, and an exit code.
+
+use fdholder::{Cause, Errno, Error, Side, TransferError};
+use std::fmt::Display;
+use std::process::ExitCode;
+
+/// Exit codes, as the pages of s6's programs document them.
+pub mod exit {
+    /// The holder denied the operation; for a transfer, the source did.
+    pub const DENIED: u8 = 1;
+    /// The destination of a transfer denied it.
+    pub const DENIED_BY_DESTINATION: u8 = 2;
+    /// Wrong usage.
+    pub const USAGE: u8 = 100;
+    /// A system call failed, "no daemon there" included.
+    pub const SYSTEM: u8 = 111;
+    /// A program to execute could not be.
+    pub const CANNOT_EXEC: u8 = 126;
+    /// A program to execute was not found.
+    pub const NOT_FOUND: u8 = 127;
+}
+
+/// A failure of a program.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// A failure with a message that reads behind "fatal: ".
+    pub fn new(code: u8, message: impl Display) -> Self {
+        Self { code, message: message.to_string() }
+    }
+
+    /// A system call that failed.
+    pub fn system(doing: impl Display, error: impl Into<std::io::Error>) -> Self {
+        let error = error.into();
+        let text = match Errno::from_io_error(&error) {
+            Some(errno) => fdholder::strerror(errno),
+            None => error.to_string(),
+        };
+        Self::new(exit::SYSTEM, format_args!("unable to {doing}: {text}"))
+    }
+
+    /// Says it, and gives the exit code.
+    pub fn report(&self, called: &str) -> ExitCode {
+        eprintln!("{called}: fatal: {}", self.message);
+        ExitCode::from(self.code)
+    }
+
+    fn of_exchange(error: &Error, denied: u8) -> Self {
+        let code = match error.cause() {
+            Cause::Connect(_) => exit::SYSTEM,
+            _ => denied,
+        };
+        match advice(error.cause()) {
+            Some(advice) => Self::new(code, format_args!("{error} ({advice})")),
+            None => Self::new(code, error),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::of_exchange(&error, exit::DENIED)
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(TransferError { side, error }: TransferError) -> Self {
+        let denied = match side {
+            Side::Source => exit::DENIED,
+            Side::Destination => exit::DENIED_BY_DESTINATION,
+        };
+        Self::of_exchange(&error, denied)
+    }
+}
+
+/// What to do about it. The text before is s6's to the letter; this comes behind it.
+fn advice(cause: Cause) -> Option<&'static str> {
+    Some(match cause {
+        Cause::Connect(Errno::NOENT) => "no such socket: is the daemon running, is the path right?",
+        Cause::Connect(Errno::CONNREFUSED) => "nobody listens there: start the daemon again",
+        Cause::Connect(Errno::ACCESS) => "the socket's or a folder's permissions keep this user out",
+        Cause::Connect(Errno::NAMETOOLONG) => "the path of a socket has at most 107 bytes",
+        Cause::Connect(Errno::PROTOTYPE) => "that socket is not a stream: is the path right?",
+        Cause::Connect(Errno::TIMEDOUT) => "the daemon accepts nobody: is it stopped, is it full?",
+        Cause::Denied(Errno::PERM) => "the holder's access rules do not grant this user that",
+        Cause::Denied(Errno::NFILE) => "no room: see option -n of the holder, and ulimit -n",
+        Cause::Denied(Errno::BUSY) => "the id is in use: delete it first, or take another",
+        Cause::Denied(Errno::NOENT) => "nothing is held under that id: list shows what is",
+        Cause::Exchange(Errno::PIPE) => {
+            "the connection was closed: the holder's access rules do not let this user in, or \
+             it is no fd-holder"
+        }
+        Cause::Exchange(Errno::NFILE) => "this process has no room for them: see ulimit -n",
+        Cause::Exchange(Errno::BADF) => "that descriptor is closed, or cannot be passed on",
+        Cause::Exchange(Errno::NAMETOOLONG) => "an id has at most 255 bytes",
+        Cause::Exchange(Errno::INVAL) => "an id has at least one byte",
+        Cause::TimedOut => "no answer in time: is that a fd-holder, is option -t too short?",
+        _ => return None,
+    })
+}

@@ -1,0 +1,25 @@
+//! `fdholder`: one binary for the daemon and the programs that talk to it.
+//!
+//! Called by the name of one of s6's nine programs (a symlink), it is that program: same
+//! options, operands, environment, messages and exit codes. Called `fdholder`, it takes
+//! the same operations as subcommands.
+
+mod commands;
+mod failure;
+mod inherited;
+mod log;
+mod program;
+
+use program::Invocation;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match Invocation::of(arguments) {
+        Ok(invocation) => {
+            let outcome = (invocation.program.run)(&invocation);
+            outcome.unwrap_or_else(|failure| failure.report(&invocation.called))
+        }
+        Err(answer) => answer.give(),
+    }
+}

@@ -1,0 +1,332 @@
+//! The table of programs: names, options, and what runs them.
+//!
+//! Each program has one definition. Under its s6 name it is parsed as getopt would: short
+//! options only, up to the first operand. As a subcommand it has long options and help
+//! too, and options may follow operands.
+
+use crate::commands;
+use crate::failure::{exit, Failure};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgMatches, Command};
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// One program.
+pub struct Program {
+    /// As a subcommand of `fdholder`; empty for one that is none.
+    pub subcommand: &'static str,
+    /// Under s6's name; empty for one that s6 does not have.
+    pub s6_name: &'static str,
+    /// What s6's program prints as its usage, after the name.
+    pub s6_usage: &'static str,
+    /// Adds options and operands.
+    pub define: fn(Command) -> Command,
+    /// Does it.
+    pub run: fn(&Invocation) -> Result<ExitCode, Failure>,
+}
+
+const PROGRAMS: &[Program] = &[
+    commands::serve::DAEMON,
+    commands::serve::SERVER,
+    commands::store::PROGRAM,
+    commands::retrieve::PROGRAM,
+    commands::list::PROGRAM,
+    commands::delete::PROGRAM,
+    commands::getdump::PROGRAM,
+    commands::setdump::PROGRAM,
+    commands::transferdump::PROGRAM,
+    commands::rules::PROGRAM,
+    commands::demo::PROGRAM,
+];
+
+/// A program as it was called.
+pub struct Invocation {
+    /// What it says its name is in messages: `s6-fdholder-list`, or `fdholder list`.
+    pub called: String,
+    /// Called by its s6 name, it behaves as s6's does where the two differ.
+    pub as_s6: bool,
+    /// Which.
+    pub program: &'static Program,
+    /// Its options and operands.
+    pub matches: ArgMatches,
+}
+
+/// What is said instead of running a program.
+pub enum Answer {
+    /// Help, or the version.
+    Text(String),
+    /// Wrong usage: the line to print.
+    Usage(String),
+}
+
+impl Answer {
+    /// Says it, and gives the exit code.
+    pub fn give(self) -> ExitCode {
+        match self {
+            Self::Text(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Self::Usage(line) => {
+                eprintln!("{line}");
+                ExitCode::from(exit::USAGE)
+            }
+        }
+    }
+}
+
+impl Invocation {
+    /// Finds the program and reads its arguments.
+    pub fn of(mut arguments: Vec<OsString>) -> Result<Self, Answer> {
+        let name = arguments
+            .first()
+            .and_then(|path| Path::new(path).file_name())
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        if let Some(program) = PROGRAMS.iter().find(|p| !p.s6_name.is_empty() && p.s6_name == name) {
+            return Self::of_s6(program, arguments);
+        }
+        // A known subcommand is the only one defined: starting is most of what it takes.
+        let wanted = arguments.get(1).and_then(|argument| argument.to_str()).unwrap_or_default();
+        let known = PROGRAMS.iter().find(|p| !p.subcommand.is_empty() && p.subcommand == wanted);
+        let Some(program) = known else {
+            let called = "fdholder";
+            return Err(match everything().try_get_matches_from(arguments) {
+                Ok(_) => usage_answer(called, "a subcommand is required"),
+                Err(error) => answer_to(called, &error),
+            });
+        };
+        let called = format!("fdholder {wanted}");
+        arguments.remove(0);
+        let matches = definition(program)
+            .bin_name(&called)
+            .try_get_matches_from(arguments)
+            .map_err(|error| answer_to(&called, &error))?;
+        Ok(Self { called, as_s6: false, program, matches })
+    }
+
+    fn of_s6(program: &'static Program, arguments: Vec<OsString>) -> Result<Self, Answer> {
+        let command = definition(program).disable_help_flag(true);
+        let command = command.mut_args(|arg| if arg.is_positional() { arg } else { arg.long(None) });
+        let arguments = stop_at_first_operand(&command, arguments);
+        let called = program.s6_name;
+        let matches = command.try_get_matches_from(arguments).map_err(|_| {
+            Answer::Usage(format!("{called}: usage: {called} {}", program.s6_usage))
+        })?;
+        Ok(Self { called: called.to_owned(), as_s6: true, program, matches })
+    }
+
+    /// An argument of the command line. The definition of the program says that it is
+    /// required, or has a default.
+    pub fn required<T: Clone + Send + Sync + 'static>(&self, id: &str) -> Result<T, Failure> {
+        let missing = || Failure::new(exit::USAGE, format_args!("missing argument {id}"));
+        self.matches.get_one::<T>(id).cloned().ok_or_else(missing)
+    }
+
+    /// An optional argument of the command line.
+    pub fn optional<T: Clone + Send + Sync + 'static>(&self, id: &str) -> Option<T> {
+        self.matches.get_one::<T>(id).cloned()
+    }
+}
+
+/// The command of one program.
+fn definition(program: &Program) -> Command {
+    let name = if program.subcommand.is_empty() { program.s6_name } else { program.subcommand };
+    // As with getopt, the last of an option's several values counts.
+    (program.define)(Command::new(name).args_override_self(true))
+}
+
+/// The command with everything, for help and for what is wrong.
+fn everything() -> Command {
+    Command::new("fdholder")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Hold open file descriptors for programs that come and go")
+        .after_help(
+            "Example:\n  fdholder serve /run/holder &\n  \
+             fdholder list /run/holder\n  fdholder demo\n\n\
+             'fdholder SUBCOMMAND --help' explains each. Called by the name of one of s6's\n\
+             fdholder programs (a symlink), it behaves as that program does.",
+        )
+        .subcommand_required(true)
+        .subcommands(PROGRAMS.iter().filter(|p| !p.subcommand.is_empty()).map(definition))
+}
+
+/// Puts `--` before the first operand, where getopt stops looking for options.
+fn stop_at_first_operand(command: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
+    let takes_value = |letter: char| {
+        command
+            .get_arguments()
+            .any(|arg| arg.get_short() == Some(letter) && arg.get_action().takes_values())
+    };
+    let mut ordered = Vec::with_capacity(arguments.len() + 1);
+    let mut arguments = arguments.into_iter();
+    ordered.extend(arguments.next());
+    while let Some(argument) = arguments.next() {
+        let bytes = argument.as_encoded_bytes();
+        if bytes.first() != Some(&b'-') || bytes == b"-" || bytes == b"--" {
+            if bytes != b"--" {
+                ordered.push("--".into());
+            }
+            ordered.push(argument);
+            break;
+        }
+        // The first letter of a cluster that takes a value takes the rest of it, or the
+        // next argument.
+        let value_at = bytes[1..].iter().position(|&letter| takes_value(letter as char));
+        let value_follows = value_at == Some(bytes.len() - 2);
+        ordered.push(argument);
+        if value_follows {
+            ordered.extend(arguments.next());
+        }
+    }
+    ordered.extend(arguments);
+    ordered
+}
+
+fn answer_to(called: &str, error: &clap::Error) -> Answer {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Answer::Text(error.to_string()),
+        _ => {
+            let text = error.to_string();
+            let lines = text.lines().take_while(|line| !line.trim().is_empty());
+            let line = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+            usage_answer(called, line.trim_start_matches("error: "))
+        }
+    }
+}
+
+fn usage_answer(called: &str, problem: &str) -> Answer {
+    Answer::Usage(format!("{called}: usage: {problem} (see '{called} --help')"))
+}
+
+/// The operand that says where the holder listens.
+pub fn path_operand() -> Arg {
+    Arg::new("path")
+        .value_name("PATH")
+        .required(true)
+        .value_parser(clap::value_parser!(std::path::PathBuf))
+        .help("Where the holder listens")
+}
+
+/// The operand that names a descriptor. It is checked by whoever uses it, as s6's
+/// programs call a bad one a refusal, not wrong usage.
+pub fn id_operand() -> Arg {
+    Arg::new("id")
+        .value_name("ID")
+        .required(true)
+        .value_parser(clap::value_parser!(OsString))
+        .help("Identifier of the descriptor, 1 to 255 bytes")
+}
+
+/// The operands that make the program to become.
+pub fn prog_operands() -> Arg {
+    Arg::new("prog")
+        .value_name("PROG")
+        .num_args(1..)
+        .required(true)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true)
+        .value_parser(clap::value_parser!(OsString))
+        .help("Program to become, and its arguments")
+}
+
+/// `-t`: how long the whole operation may take.
+pub fn timeout_option() -> Arg {
+    milliseconds_option("timeout", 't', "timeout")
+        .help("Give up after so many milliseconds (0: never)")
+}
+
+/// An option whose value is a span in milliseconds.
+pub fn milliseconds_option(id: &'static str, short: char, long: &'static str) -> Arg {
+    Arg::new(id)
+        .short(short)
+        .long(long)
+        .value_name("MS")
+        .allow_hyphen_values(true)
+        .value_parser(OsStringValueParser::new().try_map(|text| milliseconds(&text)))
+}
+
+/// An option whose value is an unsigned number.
+pub fn number_option(id: &'static str, short: char, long: &'static str) -> Arg {
+    Arg::new(id)
+        .short(short)
+        .long(long)
+        .value_name("N")
+        .allow_hyphen_values(true)
+        .value_parser(OsStringValueParser::new().try_map(|text| number(&text)))
+}
+
+/// A span in milliseconds, where 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Milliseconds(pub Option<Duration>);
+
+pub fn milliseconds(text: impl AsRef<std::ffi::OsStr>) -> Result<Milliseconds, String> {
+    let span = number(text)?;
+    Ok(Milliseconds((span != 0).then(|| Duration::from_millis(span.into()))))
+}
+
+/// A number as s6's programs read it: digits, and not more than an unsigned int holds.
+pub fn number(text: impl AsRef<std::ffi::OsStr>) -> Result<u32, String> {
+    text.as_ref()
+        .to_str()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| "it is not a number from 0 to 4294967295".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s6(line: &str) -> Result<Invocation, Answer> {
+        Invocation::of(line.split(' ').map(OsString::from).collect())
+    }
+
+    #[test]
+    fn every_definition_is_sound() {
+        everything().debug_assert();
+        for program in PROGRAMS {
+            definition(program).debug_assert();
+        }
+    }
+
+    #[test]
+    fn options_are_read_as_getopt_does() {
+        let operands = |line| {
+            let invocation = s6(line).ok().expect(line);
+            let of = |id: &str| invocation.matches.get_raw(id).into_iter().flatten();
+            let operands: Vec<_> = ["path", "id", "prog"].iter()
+                .filter(|id| invocation.matches.try_contains_id(id).is_ok())
+                .flat_map(|id| of(id)).map(|value| value.to_str().unwrap().to_owned()).collect();
+            operands.join(" ")
+        };
+        assert_eq!(operands("s6-fdholder-retrieve -Dt5 p id prog -D -- x"), "p id prog -D -- x");
+        assert_eq!(operands("/usr/bin/s6-fdholder-retrieve -D -t 5 -- p id prog"), "p id prog");
+        assert_eq!(operands("s6-fdholder-list -t 1 -t 2 p"), "p");
+        assert_eq!(operands("s6-fdholder-list -"), "-");
+        assert_eq!(operands("s6-fdholder-getdump p prog -t x"), "p prog -t x");
+    }
+
+    #[test]
+    fn what_getopt_refuses_is_wrong_usage() {
+        for line in ["s6-fdholder-list", "s6-fdholder-list -z p", "s6-fdholder-list --timeout 5 p",
+            "s6-fdholder-list -t x p", "s6-fdholder-list -t +5 p", "s6-fdholder-list -t -5 p",
+            "s6-fdholder-list -t 4294967296 p", "s6-fdholder-store p", "s6-fdholder-list --help",
+            "s6-fdholder-retrieve p id", "fdholder list", "fdholder list -t", "fdholder nope",
+            "fdholder"]
+        {
+            assert!(matches!(s6(line), Err(Answer::Usage(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        for line in ["fdholder store", "fdholder list --tiemout 5 p", "fdholder", "fdholder lst"] {
+            let Err(Answer::Usage(text)) = s6(line) else { panic!("{line}") };
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.starts_with("fdholder"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! Who may do what.
+//!
+//! A client's rights are decided once, when it connects, from its uid and gid; handlers
+//! only ask the value that came of it. The formats are s6's, see `docs/protocol.md`,
+//! "Access rules".
+
+pub mod cdb;
+pub mod check;
+pub mod dir;
+mod freshness;
+pub mod pattern;
+
+use crate::limits::RIGHTS_CACHED_MAX;
+use fdholder::Identifier;
+use pattern::Pattern;
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A user as the kernel knows it: effective uid and gid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct User {
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+}
+
+impl User {
+    /// The user this process runs as.
+    pub fn this_process() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {} gid {}", self.uid, self.gid)
+    }
+}
+
+/// Which identifiers an operation is allowed for.
+#[derive(Debug, Default)]
+pub enum Ids {
+    /// None.
+    #[default]
+    None,
+    /// Every one.
+    All,
+    /// Those in which the regular expression is found.
+    Matching(Pattern),
+}
+
+impl Ids {
+    fn contain(&self, id: &Identifier) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Matching(pattern) => pattern.is_found_in(id),
+        }
+    }
+
+    /// Allows what a variable says, unless an earlier one has spoken.
+    fn or_matching(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+        if matches!(self, Self::None) {
+            *self = Pattern::new(value).map(Self::Matching).map_err(|problem| {
+                let (name, value) = (name.escape_ascii(), value.escape_ascii());
+                format!("{name}: '{value}' is not a regular expression: {problem}")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Ids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("-"),
+            Self::All => f.write_str("all"),
+            Self::Matching(pattern) => write!(f, "{pattern}"),
+        }
+    }
+}
+
+/// What a connected client may do.
+#[derive(Debug, Default)]
+pub struct Rights {
+    /// Identifiers it may store and delete.
+    pub store: Ids,
+    /// Identifiers it may retrieve.
+    pub retrieve: Ids,
+    /// It may list.
+    pub list: bool,
+    /// It may take a dump.
+    pub getdump: bool,
+    /// It may give a dump.
+    pub setdump: bool,
+}
+
+/// The variables that grant rights.
+pub const VARIABLES: [&str; 5] = [
+    "S6_FDHOLDER_STORE_REGEX",
+    "S6_FDHOLDER_RETRIEVE_REGEX",
+    "S6_FDHOLDER_LIST",
+    "S6_FDHOLDER_GETDUMP",
+    "S6_FDHOLDER_SETDUMP",
+];
+
+impl Rights {
+    /// The right to everything.
+    pub fn all() -> Self {
+        Self { store: Ids::All, retrieve: Ids::All, list: true, getdump: true, setdump: true }
+    }
+
+    /// Whether the client may store and delete under `id`.
+    pub fn may_store(&self, id: &Identifier) -> bool {
+        self.store.contain(id)
+    }
+
+    /// Whether the client may retrieve what is held under `id`.
+    pub fn may_retrieve(&self, id: &Identifier) -> bool {
+        self.retrieve.contain(id)
+    }
+
+    /// The rights that an environment grants. Of a variable that is there twice, the
+    /// first counts.
+    fn from_environment<'a>(
+        variables: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, String> {
+        let mut rights = Self::default();
+        for (name, value) in variables {
+            match name {
+                b"S6_FDHOLDER_STORE_REGEX" => rights.store.or_matching(name, value)?,
+                b"S6_FDHOLDER_RETRIEVE_REGEX" => rights.retrieve.or_matching(name, value)?,
+                b"S6_FDHOLDER_LIST" => rights.list = true,
+                b"S6_FDHOLDER_GETDUMP" => rights.getdump = true,
+                b"S6_FDHOLDER_SETDUMP" => rights.setdump = true,
+                _ => {}
+            }
+        }
+        Ok(rights)
+    }
+}
+
+/// Why a client was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No rule speaks of it.
+    NoRule,
+    /// This rule denies it.
+    Denied(String),
+    /// A rule could not be read; in doubt, nobody gets in.
+    Broken {
+        /// The rule, or the file of it.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRule => f.write_str("no rule for this user"),
+            Self::Denied(key) => write!(f, "denied by rule {key}"),
+            Self::Broken { place, problem } => write!(f, "{place}: {problem}"),
+        }
+    }
+}
+
+/// What one rule says.
+#[derive(Debug)]
+enum Verdict {
+    Allow(Rights),
+    Deny,
+    NoMatch,
+}
+
+/// The keys under which rules for `user` are looked up, in order, by a daemon that runs
+/// as `own`.
+pub fn keys(user: User, own: User) -> impl Iterator<Item = String> {
+    [
+        (user.uid == own.uid).then(|| "uid/self".to_owned()),
+        Some(format!("uid/{}", user.uid)),
+        (user.gid == own.gid).then(|| "gid/self".to_owned()),
+        Some(format!("gid/{}", user.gid)),
+        Some("uid/default".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// The first rule for `user` that matches, by its key, and what it grants.
+fn decide(
+    user: User,
+    own: User,
+    mut look_up: impl FnMut(&str) -> Result<Verdict, Refusal>,
+) -> Result<(String, Rights), Refusal> {
+    for key in keys(user, own) {
+        match look_up(&key)? {
+            Verdict::Allow(rights) => return Ok((key, rights)),
+            Verdict::Deny => return Err(Refusal::Denied(key)),
+            Verdict::NoMatch => {}
+        }
+    }
+    Err(Refusal::NoRule)
+}
+
+/// What came of looking up a user: rights, or why not.
+type Decision = Result<Arc<Rights>, Refusal>;
+
+/// Where rules come from.
+#[derive(Debug)]
+enum Source {
+    /// The daemon's own user may do everything, nobody else anything.
+    OwnerOnly,
+    Dir(PathBuf),
+    Cdb { path: PathBuf, content: cdb::Cdb },
+}
+
+/// A remembered decision, and what it was read from.
+#[derive(Debug)]
+struct Remembered {
+    decision: Decision,
+    read: freshness::Witness,
+}
+
+/// The rules of a daemon, with what they said before.
+///
+/// A folder of rules is read again when anything that was read has changed, so a changed
+/// rule holds for the very next connection; a cdb when [`reload`](Self::reload) is called.
+#[derive(Debug)]
+pub struct Rules {
+    source: Source,
+    remembered: HashMap<User, Remembered>,
+}
+
+impl Rules {
+    /// Without any rules: the daemon's own user may do everything, nobody else connects.
+    pub fn owner_only() -> Self {
+        Self::from(Source::OwnerOnly)
+    }
+
+    /// Rules in a folder. It is not read before a client comes.
+    pub fn in_dir(path: impl Into<PathBuf>) -> Self {
+        Self::from(Source::Dir(path.into()))
+    }
+
+    /// Rules in a cdb, read now.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or is no cdb.
+    pub fn in_cdb(path: impl Into<PathBuf>) -> Result<Self, Refusal> {
+        let path = path.into();
+        let content = cdb::Cdb::read(&path)?;
+        Ok(Self::from(Source::Cdb { path, content }))
+    }
+
+    fn from(source: Source) -> Self {
+        Self { source, remembered: HashMap::new() }
+    }
+
+    /// Whether there are no rules but that the owner may do everything.
+    pub fn is_owner_only(&self) -> bool {
+        matches!(self.source, Source::OwnerOnly)
+    }
+
+    /// Reads a cdb again, as SIGHUP asks; a folder needs no such thing.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read: the rules in force stay.
+    pub fn reload(&mut self) -> Result<(), Refusal> {
+        if let Source::Cdb { path, content } = &mut self.source {
+            *content = cdb::Cdb::read(path)?;
+            self.remembered.clear();
+        }
+        Ok(())
+    }
+
+    /// The rights of `user` in a daemon that runs as `own`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] says why the user may not connect.
+    pub fn rights(&mut self, user: User, own: User) -> Result<Arc<Rights>, Refusal> {
+        if let Some(remembered) = self.remembered.get(&user) {
+            if remembered.read.still_holds() {
+                return remembered.decision.clone();
+            }
+        }
+        let (decision, read) = self.source.decide(user, own);
+        let decision = decision.map(|(_key, rights)| Arc::new(rights));
+        if self.remembered.len() >= RIGHTS_CACHED_MAX {
+            self.remembered.clear();
+        }
+        self.remembered.insert(user, Remembered { decision: decision.clone(), read });
+        decision
+    }
+
+    /// Like [`rights`](Self::rights), afresh, and with the key of the rule that decided.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`], as [`rights`](Self::rights).
+    pub fn explain(&self, user: User, own: User) -> Result<(String, Rights), Refusal> {
+        self.source.decide(user, own).0
+    }
+}
+
+impl Source {
+    fn decide(
+        &self,
+        user: User,
+        own: User,
+    ) -> (Result<(String, Rights), Refusal>, freshness::Witness) {
+        match self {
+            Self::OwnerOnly => {
+                let decision = if user.uid == own.uid {
+                    Ok(("owner".to_owned(), Rights::all()))
+                } else {
+                    Err(Refusal::NoRule)
+                };
+                (decision, freshness::Witness::nothing_read())
+            }
+            Self::Cdb { content, .. } => {
+                let decision = decide(user, own, |key| content.look_up(key));
+                (decision, freshness::Witness::nothing_read())
+            }
+            Self::Dir(path) => dir::decide_in(path, user, own),
+        }
+    }
+}
+
+/// A refusal because `place` is broken.
+fn broken(place: &Path, problem: impl fmt::Display) -> Refusal {
+    Refusal::Broken { place: place.display().to_string(), problem: problem.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_looked_up_in_order() {
+        let daemon = User { uid: 5, gid: 6 };
+        let keys = |uid, gid| keys(User { uid, gid }, daemon).collect::<Vec<_>>();
+        assert_eq!(keys(5, 6), ["uid/self", "uid/5", "gid/self", "gid/6", "uid/default"]);
+        assert_eq!(keys(0, 6), ["uid/0", "gid/self", "gid/6", "uid/default"]);
+        assert_eq!(keys(0, 0), ["uid/0", "gid/0", "uid/default"]);
+    }
+
+    #[test]
+    fn without_rules_only_the_owner_gets_in() {
+        let daemon = User { uid: 5, gid: 6 };
+        let mut rules = Rules::owner_only();
+        assert!(rules.rights(User { uid: 5, gid: 1 }, daemon).unwrap().setdump);
+        assert_eq!(rules.rights(User { uid: 0, gid: 6 }, daemon).unwrap_err(), Refusal::NoRule);
+    }
+
+    #[test]
+    fn the_first_of_two_variables_counts() {
+        let variables = [
+            (&b"S6_FDHOLDER_STORE_REGEX"[..], &b"^a"[..]),
+            (b"S6_FDHOLDER_STORE_REGEX", b"^b"),
+            (b"S6_FDHOLDER_LIST", b""),
+        ];
+        let rights = Rights::from_environment(variables.into_iter()).unwrap();
+        assert!(rights.may_store(&Identifier::new("a").unwrap()));
+        assert!(!rights.may_store(&Identifier::new("b").unwrap()));
+        assert!(!rights.may_retrieve(&Identifier::new("a").unwrap()));
+        assert!(rights.list && !rights.getdump);
+    }
+}

@@ -1,0 +1,180 @@
+//! Going through a set of rules: what each says, and what is wrong or odd about it.
+
+use super::freshness::Witness;
+use super::{broken, cdb, dir, Refusal, Rights, Verdict, VARIABLES};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// One rule, as it was found.
+#[derive(Debug)]
+pub struct Rule {
+    /// `uid/0`, `gid/self`, `uid/default` …
+    pub key: String,
+    /// What it says.
+    pub says: Says,
+    /// What its author may not have meant.
+    pub remarks: Vec<String>,
+}
+
+/// What a rule says.
+#[derive(Debug)]
+pub enum Says {
+    /// Who it is about may connect, and do this.
+    Allow(Rights),
+    /// Who it is about may not connect.
+    Deny,
+    /// Neither: the next rule that matches decides.
+    Nothing,
+    /// It cannot be read: who it is about may not connect.
+    Broken(String),
+}
+
+/// All rules of a folder, or of a cdb, in order; and remarks on the whole.
+///
+/// # Errors
+///
+/// When the folder or file itself cannot be read.
+pub fn check(path: &Path) -> Result<(Vec<Rule>, Vec<String>), Refusal> {
+    let metadata = fs::metadata(path).map_err(|error| broken(path, error))?;
+    if metadata.is_dir() {
+        check_dir(path).map_err(|error| broken(path, error))
+    } else {
+        check_cdb(path)
+    }
+}
+
+fn check_dir(path: &Path) -> io::Result<(Vec<Rule>, Vec<String>)> {
+    let (mut rules, mut remarks) = (Vec::new(), Vec::new());
+    for kind in names_in(path)? {
+        if kind != "uid" && kind != "gid" {
+            remarks.push(format!("{kind}: not looked at, only uid and gid are"));
+            continue;
+        }
+        for name in names_in(&path.join(&kind))? {
+            rules.push(check_rule(path, format!("{kind}/{name}")));
+        }
+    }
+    if rules.is_empty() {
+        remarks.push("no rule at all: nobody may connect".to_owned());
+    }
+    Ok((rules, remarks))
+}
+
+fn check_rule(rules: &Path, key: String) -> Rule {
+    let folder = rules.join(&key);
+    let mut remarks = Vec::new();
+    remarks.extend(remark_on_key(&key));
+    let there = |name: &str| folder.join(name).symlink_metadata().is_ok();
+    let says = match dir::look_up(&folder, &mut Witness::default()) {
+        Ok(Verdict::Allow(rights)) => {
+            if there("deny") {
+                remarks.push("deny is there too, but allow goes before it".to_owned());
+            }
+            Says::Allow(rights)
+        }
+        Ok(Verdict::Deny) => Says::Deny,
+        Ok(Verdict::NoMatch) => {
+            let unreadable = there("allow") || there("deny");
+            remarks.push(if unreadable {
+                "its allow or deny cannot be read, so it says nothing".to_owned()
+            } else {
+                "neither allow nor deny is there, so it says nothing".to_owned()
+            });
+            Says::Nothing
+        }
+        Err(refusal) => Says::Broken(refusal.to_string()),
+    };
+    if there("exec") {
+        remarks.push("exec is there, but a holder executes nothing".to_owned());
+    }
+    for name in names_in(&folder.join("env")).unwrap_or_default() {
+        if VARIABLES.contains(&name.as_str()) {
+            let empty = fs::metadata(folder.join("env").join(&name)).is_ok_and(|m| m.len() == 0);
+            if empty {
+                remarks.push(format!("env/{name} is empty and grants nothing; a newline would"));
+            }
+        } else if name.starts_with("S6_FDHOLDER_") {
+            remarks.push(format!("env/{name}: there is no such right"));
+        }
+    }
+    Rule { key, says, remarks }
+}
+
+fn check_cdb(path: &Path) -> Result<(Vec<Rule>, Vec<String>), Refusal> {
+    let content = cdb::Cdb::read(path)?;
+    let records = content.records().map_err(|cdb::Corrupt(problem)| broken(path, problem))?;
+    let rules = records.into_iter().map(|(key, data)| {
+        let key = key.escape_ascii().to_string();
+        let says = match cdb::verdict_of(data) {
+            Ok(Verdict::Allow(rights)) => Says::Allow(rights),
+            Ok(Verdict::Deny) => Says::Deny,
+            Ok(Verdict::NoMatch) => Says::Nothing,
+            Err(problem) => Says::Broken(problem),
+        };
+        let remarks = remark_on_key(&key).into_iter().collect();
+        Rule { key, says, remarks }
+    });
+    let mut rules: Vec<_> = rules.collect();
+    rules.sort_by(|a, b| a.key.cmp(&b.key));
+    let remarks = rules.is_empty().then(|| "no rule at all: nobody may connect".to_owned());
+    Ok((rules, remarks.into_iter().collect()))
+}
+
+/// A key that no user is ever looked up under.
+fn remark_on_key(key: &str) -> Option<String> {
+    let known = match key.split_once('/') {
+        Some(("uid", "self" | "default") | ("gid", "self")) => true,
+        Some(("uid" | "gid", number)) => {
+            number.parse::<u32>().is_ok_and(|parsed| parsed.to_string() == number)
+        }
+        _ => false,
+    };
+    (!known).then(|| "never looked up: a number, or self, or uid/default is".to_owned())
+}
+
+/// The names in a folder, sorted; hidden ones are nobody's rule.
+fn names_in(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_odd_is_pointed_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, content: &str| {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        write("uid/0/allow", "");
+        write("uid/0/env/S6_FDHOLDER_LIST", "");
+        write("uid/0/env/S6_FDHOLDER_STORE_REGEXP", "x");
+        write("uid/1/allow", "");
+        write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "(");
+        write("uid/root/allow", "");
+        write("gid/default/deny", "");
+        write("gid/7/env/S6_FDHOLDER_LIST", "\n");
+        write("users/0/allow", "");
+        let (rules, remarks) = check(dir.path()).unwrap();
+        let rule = |key: &str| rules.iter().find(|rule| rule.key == key).unwrap();
+        assert_eq!(rule("uid/0").remarks.len(), 2, "{:?}", rule("uid/0").remarks);
+        assert!(matches!(&rule("uid/0").says, Says::Allow(rights) if !rights.list));
+        assert!(matches!(&rule("uid/1").says, Says::Broken(why) if why.contains("STORE_REGEX")));
+        assert!(rule("uid/root").remarks[0].contains("never looked up"));
+        assert!(rule("gid/default").remarks[0].contains("never looked up"));
+        assert!(matches!(rule("gid/7").says, Says::Nothing));
+        assert!(remarks[0].starts_with("users"));
+    }
+}

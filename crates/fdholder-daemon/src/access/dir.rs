@@ -1,0 +1,223 @@
+//! Rules in a folder: `uid/0/allow`, `uid/0/env/S6_FDHOLDER_LIST` …
+
+use super::freshness::Witness;
+use super::{broken, decide, Refusal, Rights, User, Verdict, VARIABLES};
+use crate::limits::RULE_FILE_LEN_MAX;
+use rustix::fs::{accessat, fstat, open, Access, AtFlags, FileType, Mode, OFlags, CWD};
+use rustix::io::Errno;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// What the rules in `path` say of `user`, and what was looked at to know it.
+pub(super) fn decide_in(
+    path: &Path,
+    user: User,
+    own: User,
+) -> (Result<(String, Rights), Refusal>, Witness) {
+    let mut witness = Witness::default();
+    let decision = decide(user, own, |key| look_up(&path.join(key), &mut witness));
+    (decision, witness)
+}
+
+/// What the rule in one folder says.
+pub(super) fn look_up(folder: &Path, witness: &mut Witness) -> Result<Verdict, Refusal> {
+    if is_readable(&folder.join("allow"), witness)? {
+        return rights_in(&folder.join("env"), witness).map(Verdict::Allow);
+    }
+    if is_readable(&folder.join("deny"), witness)? {
+        return Ok(Verdict::Deny);
+    }
+    Ok(Verdict::NoMatch)
+}
+
+/// Whether there is such a file that this process may read. Not there, or not for us, is
+/// no; anything else is no answer.
+fn is_readable(path: &Path, witness: &mut Witness) -> Result<bool, Refusal> {
+    let c_path = c_path(path)?;
+    // Looked at first: a change from here on is noticed next time.
+    witness.look_at(c_path.clone());
+    match accessat(CWD, c_path.as_c_str(), Access::READ_OK, AtFlags::EACCESS) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT | Errno::ACCESS) => Ok(false),
+        Err(errno) => Err(broken(path, fdholder::strerror(errno))),
+    }
+}
+
+fn rights_in(env: &Path, witness: &mut Witness) -> Result<Rights, Refusal> {
+    let mut variables = Vec::new();
+    for name in VARIABLES {
+        let path = env.join(name);
+        if let Some(value) = value_in(&path, witness)? {
+            variables.push((name.as_bytes(), value));
+        }
+    }
+    Rights::from_environment(variables.iter().map(|(name, value)| (*name, value.as_slice())))
+        .map_err(|problem| broken(env, problem))
+}
+
+/// The value that a file of an `env` folder gives its variable; `None` when it is not
+/// there, or empty.
+fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refusal> {
+    let c_path = c_path(path)?;
+    witness.look_at(c_path.clone());
+    // NONBLOCK so that a FIFO put in the place does not stop the daemon.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = match open(c_path.as_c_str(), flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(broken(path, fdholder::strerror(errno))),
+    };
+    let stat = fstat(&file).map_err(|errno| broken(path, fdholder::strerror(errno)))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(broken(path, "not a regular file"));
+    }
+    let mut content = Vec::new();
+    File::from(file)
+        .take(RULE_FILE_LEN_MAX as u64 + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| broken(path, error))?;
+    if content.len() > RULE_FILE_LEN_MAX {
+        return Err(broken(path, format_args!("over {RULE_FILE_LEN_MAX} bytes long")));
+    }
+    Ok(value_of(content))
+}
+
+/// The value that the content of a file stands for, by the rules of envdir: the first
+/// line, without the blanks at its end, NUL meaning newline; none for an empty file.
+fn value_of(mut content: Vec<u8>) -> Option<Vec<u8>> {
+    if content.is_empty() {
+        return None;
+    }
+    let line = content.iter().position(|&byte| byte == b'\n').unwrap_or(content.len());
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r');
+    let end = content[..line].iter().rposition(|byte| !blank(byte)).map_or(0, |last| last + 1);
+    content.truncate(end);
+    for byte in &mut content {
+        if *byte == 0 {
+            *byte = b'\n';
+        }
+    }
+    Some(content)
+}
+
+fn c_path(path: &Path) -> Result<CString, Refusal> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| broken(path, "a NUL in the path"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Rules;
+    use fdholder::Identifier;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    const DAEMON: User = User { uid: 100, gid: 200 };
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().to_owned()
+        }
+
+        fn write(&self, file: &str, content: &str) -> &Self {
+            let path = self.0.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+            self
+        }
+
+        fn ask(&self, uid: u32, gid: u32) -> Result<Arc<Rights>, Refusal> {
+            Rules::in_dir(self.path()).rights(User { uid, gid }, DAEMON)
+        }
+    }
+
+    #[test]
+    fn values_follow_envdir() {
+        let value = |content: &str| value_of(content.into());
+        assert_eq!(value(""), None);
+        assert_eq!(value("\n"), Some(b"".to_vec()));
+        assert_eq!(value("a b \t\r\nsecond"), Some(b"a b".to_vec()));
+        assert_eq!(value("a\0b"), Some(b"a\nb".to_vec()));
+        assert_eq!(value("   "), Some(b"".to_vec()));
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let rules = Folder::new();
+        rules.write("uid/default/allow", "").write("uid/default/env/S6_FDHOLDER_LIST", "\n");
+        rules.write("uid/1/deny", "").write("gid/1/allow", "");
+        rules.write("uid/2/allow", "").write("uid/2/deny", "");
+        rules.write("gid/3/allow", "").write("gid/3/env/S6_FDHOLDER_GETDUMP", "\n");
+        rules.write("uid/self/allow", "").write("gid/self/deny", "");
+        assert!(rules.ask(9, 9).unwrap().list);
+        assert_eq!(rules.ask(1, 1).unwrap_err(), Refusal::Denied("uid/1".into()));
+        assert!(!rules.ask(2, 1).unwrap().list, "allow goes before deny");
+        assert!(rules.ask(9, 3).unwrap().getdump);
+        assert!(!rules.ask(100, 3).unwrap().getdump, "self goes before the gid");
+        assert_eq!(rules.ask(9, 200).unwrap_err(), Refusal::Denied("gid/self".into()));
+        assert_eq!(Folder::new().ask(0, 0).unwrap_err(), Refusal::NoRule);
+    }
+
+    #[test]
+    fn an_empty_file_grants_nothing_and_a_newline_does() {
+        let rules = Folder::new();
+        rules.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_LIST", "");
+        rules.write("uid/1/env/S6_FDHOLDER_SETDUMP", "\n");
+        let rights = rules.ask(1, 1).unwrap();
+        assert!(!rights.list && rights.setdump);
+        let id = Identifier::new("x").unwrap();
+        assert!(!rights.may_store(&id) && !rights.may_retrieve(&id));
+    }
+
+    #[test]
+    fn in_doubt_nobody_gets_in() {
+        let rules = Folder::new();
+        rules.write("uid/default/allow", "");
+        let env = |uid: u32| format!("uid/{uid}/env/S6_FDHOLDER_STORE_REGEX");
+        for uid in 1..=4 {
+            rules.write(&format!("uid/{uid}/allow"), "").write(&env(uid), "^ok");
+        }
+        rules.write(&env(1), "(");
+        rules.write(&env(2), &"a".repeat(RULE_FILE_LEN_MAX + 1));
+        fs::remove_file(rules.path().join(env(3))).unwrap();
+        fs::create_dir(rules.path().join(env(3))).unwrap();
+        fs::remove_file(rules.path().join(env(4))).unwrap();
+        rustix::fs::mknodat(CWD, rules.path().join(env(4)), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        rules.write("uid/5", "a file where a folder is due");
+        symlink("6", rules.path().join("uid/6")).unwrap();
+        for uid in 1..=6 {
+            let refusal = rules.ask(uid, 9).unwrap_err();
+            let Refusal::Broken { place, .. } = &refusal else { panic!("{uid}: {refusal}") };
+            assert!(place.contains(&format!("uid/{uid}")), "{place}");
+        }
+    }
+
+    #[test]
+    fn a_changed_rule_holds_at_once() {
+        let folder = Folder::new();
+        folder.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "^a");
+        let mut rules = Rules::in_dir(folder.path());
+        let user = User { uid: 1, gid: 1 };
+        let (a, b) = (Identifier::new("a").unwrap(), Identifier::new("b").unwrap());
+        assert!(rules.rights(user, DAEMON).unwrap().may_store(&a));
+        for _ in 0..50 {
+            folder.write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "^b");
+            assert!(rules.rights(user, DAEMON).unwrap().may_store(&b));
+            folder.write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "^a");
+            assert!(rules.rights(user, DAEMON).unwrap().may_store(&a));
+        }
+        fs::remove_file(folder.path().join("uid/1/allow")).unwrap();
+        assert_eq!(rules.rights(user, DAEMON).unwrap_err(), Refusal::NoRule);
+    }
+}

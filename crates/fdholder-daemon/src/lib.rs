@@ -1,0 +1,24 @@
+//! The daemon of fdholder, as a library.
+//!
+//! Bytes become frames, frames requests (crate `fdholder`); a [`Connection`] turns a
+//! request and the client's [`access::Rights`] into a decision of the [`Store`] and a
+//! reply. None of that does I/O or reads a clock, and all of it is generic over the
+//! descriptor. [`Server`] is the thin loop around it that owns sockets, timers and
+//! signals.
+
+pub mod access;
+mod connection;
+mod deadlines;
+pub mod limits;
+pub mod listen;
+mod outbox;
+mod peer;
+pub mod privileges;
+mod server;
+pub mod signals;
+mod store;
+
+pub use connection::{Connection, Step};
+pub use outbox::Outbox;
+pub use server::{Ended, Options, Server};
+pub use store::{Change, Outcome, Store};

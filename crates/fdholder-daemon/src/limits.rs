@@ -1,0 +1,46 @@
+//! Every limit of the daemon on what a client can make grow, with its reason. Those of
+//! the protocol are in `fdholder::limits`.
+
+/// Descriptors held at most, by default. s6's default; `-n` changes it.
+pub const FDS_MAX_DEFAULT: usize = 1000;
+
+/// Descriptors held at most, whatever is asked for: a list of so many identifiers of 255
+/// bytes still fits into one message of 2^28 bytes.
+pub const FDS_MAX: usize = 1_000_000;
+
+/// Connections at once, by default. A client has one for moments, so this is generous;
+/// more wait in the socket's queue.
+pub const CONNECTIONS_MAX_DEFAULT: usize = 256;
+
+/// Connections at once, whatever is asked for.
+pub const CONNECTIONS_MAX: usize = 65_536;
+
+/// Replies that wait for one client to read them. With so many unread, its further
+/// requests stay in the socket. A client that waits for its replies has one.
+pub const REPLIES_PENDING_MAX: usize = 16;
+
+/// Clients accepted in one turn of the loop, so that a flood of them does not keep those
+/// already here from being served.
+pub const ACCEPTS_PER_TURN: usize = 64;
+
+/// Bytes read from one client in one turn, for the same reason.
+pub const READ_LEN: usize = 64 * 1024;
+
+/// Descriptors kept free beside those held and one for each connection: standard streams,
+/// listener, epoll, timer, signals (about 12), files read for rules, and a full message
+/// of descriptors that has been received but not yet stored or refused.
+pub const FDS_RESERVED: usize = 32 + fdholder::limits::MESSAGE_FDS_MAX;
+
+/// Bytes of a file in a rules folder, as s6 reads them. A longer file is an error: cut
+/// short, a regular expression means something else.
+pub const RULE_FILE_LEN_MAX: usize = 4095;
+
+/// Bytes of a cdb of rules; the file is read into memory.
+pub const RULES_FILE_LEN_MAX: u64 = 64 << 20;
+
+/// Bytes of each part of a record in a cdb of rules, by its format.
+pub const RULES_RECORD_PART_MAX: usize = 4096;
+
+/// Users whose rights are remembered. Each is a few hundred bytes and a compiled regular
+/// expression; when more come, all are forgotten and read again.
+pub const RIGHTS_CACHED_MAX: usize = 1024;

@@ -1,0 +1,250 @@
+//! The socket a holder listens on: made at a path, or inherited.
+
+use crate::access::User;
+use rustix::fs::{
+    chown, flock, lstat, open, unlink, FileType, FlockOperation, Gid, Mode, OFlags, Uid,
+};
+use rustix::io::Errno;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_peercred, socket_type};
+use rustix::net::{
+    bind, connect, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
+};
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Connections that wait in the kernel until they are accepted, by default. The kernel
+/// lowers it to `net.core.somaxconn`.
+pub const BACKLOG_DEFAULT: i32 = 4096;
+
+/// How long to wait for another daemon that is just binding in the same folder.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How a listening socket is made.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// Where.
+    pub path: PathBuf,
+    /// Connections that wait in the kernel at most.
+    pub backlog: i32,
+    /// Who may connect, as far as the file system decides: 0o777 leaves it to the access
+    /// rules, 0o600 to the owner.
+    pub mode: u32,
+    /// Replace the socket of a daemon that is gone.
+    pub reuse: bool,
+    /// Give the socket to this user, for a daemon that drops privileges afterwards.
+    pub owner: Option<User>,
+}
+
+/// Why there is no listening socket.
+#[derive(Debug)]
+pub enum ListenError {
+    /// A system call failed.
+    System {
+        /// What it was for, to read behind "unable to".
+        doing: String,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// A daemon listens there already.
+    InUse {
+        /// Where.
+        path: PathBuf,
+        /// Its process, if the kernel tells.
+        pid: Option<i32>,
+        /// Its user.
+        uid: u32,
+    },
+    /// Something that is no socket is there.
+    NotASocket(PathBuf),
+}
+
+impl ListenError {
+    fn system(doing: impl Into<String>) -> impl FnOnce(Errno) -> Self {
+        let doing = doing.into();
+        |errno| Self::System { doing, errno }
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System { doing, errno } => {
+                write!(f, "unable to {doing}: {}", fdholder::strerror(*errno))
+            }
+            Self::InUse { path, pid, uid } => {
+                write!(f, "unable to bind to {}: a daemon listens there (", path.display())?;
+                if let Some(pid) = pid {
+                    write!(f, "pid {pid}, ")?;
+                }
+                write!(f, "uid {uid}): stop it first, or choose another path")
+            }
+            Self::NotASocket(path) => write!(
+                f,
+                "unable to bind to {path}: it is there and no socket: remove it, or choose \
+                 another path",
+                path = path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ListenError {}
+
+/// Makes a listening socket.
+///
+/// A socket that nobody listens on any more is replaced, if `reuse` allows; one that a
+/// daemon still listens on is left alone, and so is anything that is no socket. Two
+/// daemons that start at once take turns.
+///
+/// # Errors
+///
+/// [`ListenError`].
+pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
+    let Listen { path, backlog, mode, reuse, owner } = wanted;
+    let doing = || format!("bind to {}", path.display());
+    let address = SocketAddrUnix::new(path).map_err(ListenError::system(doing()))?;
+    // What is looked at must still be true when it is acted upon.
+    let _turn = lock_folder_of(path)?;
+    if *reuse {
+        remove_dead(path, &address)?;
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(ListenError::system("create a socket"))?;
+    let mode = Mode::from_raw_mode(*mode);
+    let umask = rustix::process::umask(Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO) - mode);
+    let bound = bind(&socket, &address);
+    rustix::process::umask(umask);
+    bound.map_err(ListenError::system(doing()))?;
+    if let Some(User { uid, gid }) = *owner {
+        chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(ListenError::system(format!("give {} to uid {uid}", path.display())))?;
+    }
+    listen(&socket, *backlog)
+        .map_err(ListenError::system(format!("listen to {}", path.display())))?;
+    Ok(socket)
+}
+
+/// Checks that an inherited descriptor is a listening Unix stream socket.
+///
+/// # Errors
+///
+/// What it is instead.
+pub fn check_inherited(socket: impl AsFd) -> Result<(), &'static str> {
+    let socket = socket.as_fd();
+    if socket_domain(socket) != Ok(AddressFamily::UNIX) {
+        return Err("not a Unix-domain socket");
+    }
+    if socket_type(socket) != Ok(SocketType::STREAM) {
+        return Err("not a stream socket");
+    }
+    if socket_acceptconn(socket) != Ok(true) {
+        return Err("not a listening socket");
+    }
+    Ok(())
+}
+
+/// Holds the folder's lock until it is dropped. A lock on the folder itself leaves no
+/// file behind.
+fn lock_folder_of(path: &Path) -> Result<OwnedFd, ListenError> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let failed = || ListenError::system(format!("lock {}", folder.display()));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let lock = open(folder, flags, Mode::empty()).map_err(failed())?;
+    let give_up = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::WOULDBLOCK) if Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(errno) => return Err(failed()(errno)),
+        }
+    }
+}
+
+/// Removes the socket at `path` if nobody listens on it.
+fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
+    match lstat(path) {
+        Err(_) => return Ok(()), // What is wrong with the path, bind will say.
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+            return Err(ListenError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(ListenError::system("create a socket"))?;
+    match connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => {
+            unlink(path).map_err(ListenError::system(format!("remove {}", path.display())))
+        }
+        // EAGAIN: its queue is full, so there is one.
+        Ok(()) | Err(Errno::AGAIN) => {
+            let owner = socket_peercred(&probe).ok();
+            Err(ListenError::InUse {
+                path: path.to_owned(),
+                pid: owner.map(|owner| owner.pid.as_raw_nonzero().get()),
+                uid: owner.map_or(u32::MAX, |owner| owner.uid.as_raw()),
+            })
+        }
+        Err(errno) => {
+            Err(ListenError::system(format!("see who listens on {}", path.display()))(errno))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn at(path: &Path) -> Listen {
+        Listen { path: path.into(), backlog: 8, mode: 0o600, reuse: true, owner: None }
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let without_reuse = Listen { reuse: false, ..at(&path) };
+        assert!(matches!(
+            listen_at(&without_reuse),
+            Err(ListenError::System { errno: Errno::ADDRINUSE, .. })
+        ));
+        let listener = listen_at(&at(&path)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        check_inherited(&listener).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let error = listen_at(&at(&path)).unwrap_err();
+        assert!(matches!(error, ListenError::InUse { pid: Some(pid), .. } if pid == own));
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen_at(&at(&path)), Err(ListenError::NotASocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn inherited_sockets_are_checked() {
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert_eq!(check_inherited(&stream), Err("not a listening socket"));
+        let file = fs::File::open("/dev/null").unwrap();
+        assert_eq!(check_inherited(&file), Err("not a Unix-domain socket"));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(check_inherited(&tcp), Err("not a Unix-domain socket"));
+    }
+}

@@ -1,0 +1,89 @@
+//! Replies on their way to one client.
+
+use fdholder::frame::Message;
+use fdholder::limits::MESSAGE_FDS_MAX;
+use fdholder::{reply, Entry};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A reply owns the descriptors it sends.
+pub(crate) type Reply<F> = Message<Arc<Entry<F>>>;
+
+/// A part of the replies that wait.
+#[derive(Debug)]
+enum Pending<F> {
+    Message(Reply<F>),
+    /// The rest of a dump, made into messages as they leave: what waits is a pointer for
+    /// each entry, not its bytes.
+    Dump(std::vec::IntoIter<Arc<Entry<F>>>),
+}
+
+/// The replies that a client has not read yet, in order.
+#[derive(Debug)]
+pub struct Outbox<F> {
+    queue: VecDeque<Pending<F>>,
+    /// How much of the first message has been sent.
+    sent: usize,
+}
+
+impl<F> Default for Outbox<F> {
+    fn default() -> Self {
+        Self { queue: VecDeque::new(), sent: 0 }
+    }
+}
+
+impl<F> Outbox<F> {
+    pub(crate) fn push(&mut self, reply: Reply<F>) {
+        self.queue.push_back(Pending::Message(reply));
+    }
+
+    /// Queues the entries of a dump, in messages of 253.
+    pub(crate) fn push_dump(&mut self, entries: Vec<Arc<Entry<F>>>) {
+        if !entries.is_empty() {
+            self.queue.push_back(Pending::Dump(entries.into_iter()));
+        }
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// How many replies wait, a dump counting as one.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// What to send next: bytes, and the entries whose descriptors go with the first.
+    pub fn front(&mut self) -> Option<(&[u8], &[Arc<Entry<F>>])> {
+        if let Some(Pending::Dump(entries)) = self.queue.front_mut() {
+            let part: Vec<_> = entries.by_ref().take(MESSAGE_FDS_MAX).collect();
+            let done = entries.len() == 0;
+            let message = reply::getdump_data(
+                part.iter().map(|entry| (&entry.id, entry.limit, Arc::clone(entry))),
+            );
+            if done {
+                self.queue.pop_front();
+            }
+            self.queue.push_front(Pending::Message(message));
+        }
+        match self.queue.front() {
+            Some(Pending::Message(message)) if self.sent == 0 => {
+                Some((message.bytes(), message.fds()))
+            }
+            Some(Pending::Message(message)) => Some((&message.bytes()[self.sent..], &[])),
+            _ => None,
+        }
+    }
+
+    /// Says that `len` bytes of [`front`](Self::front) were sent, and its descriptors.
+    pub fn advance(&mut self, len: usize) {
+        self.sent += len;
+        if let Some(Pending::Message(message)) = self.queue.front() {
+            if self.sent >= message.bytes().len() {
+                self.queue.pop_front();
+                self.sent = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The event loop: sockets, timers and signals around a store.
+
+use crate::access::{Rules, User};
+use crate::deadlines::Deadlines;
+use crate::limits::{
+    ACCEPTS_PER_TURN, CONNECTIONS_MAX, CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT,
+    FDS_RESERVED, READ_LEN,
+};
+use crate::peer::{Gone, Peer};
+use crate::privileges::raise_open_files;
+use crate::signals::Signals;
+use crate::store::Store;
+use fdholder::{strerror, Errno, Timestamp, LEAP_SECONDS};
+use rustix::event::{epoll, Timespec};
+use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{accept_with, SocketFlags};
+use rustix::time::{
+    timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags,
+};
+use slab::Slab;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// What a server is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Connections at once; more wait in the socket's queue.
+    pub connections_max: usize,
+    /// Descriptors held at most.
+    pub fds_max: usize,
+    /// How long a client may take between two signs of life in the middle of something.
+    pub client_timeout: Option<Duration>,
+    /// How long clients may finish what they began once SIGTERM has come.
+    pub lame_duck_timeout: Option<Duration>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connections_max: CONNECTIONS_MAX_DEFAULT,
+            fds_max: FDS_MAX_DEFAULT,
+            client_timeout: None,
+            lame_duck_timeout: None,
+        }
+    }
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Descriptors that were held, and are gone now.
+    pub held: usize,
+    /// Clients that were cut off.
+    pub clients: usize,
+}
+
+/// A daemon: one listening socket, its clients, and what they have it hold.
+pub struct Server {
+    listener: OwnedFd,
+    signals: Signals,
+    epoll: OwnedFd,
+    /// Rings when the next descriptor expires, by the real-time clock, and when that
+    /// clock is set.
+    expiry_timer: OwnedFd,
+    /// What the timer is set to; `None` once it has rung.
+    expiry_armed: Option<Timestamp>,
+    store: Store<OwnedFd>,
+    rules: Rules,
+    user: User,
+    peers: Slab<Peer>,
+    /// When clients in the middle of something are dropped.
+    deadlines: Deadlines,
+    /// When clients whose descriptors had no room in flight are tried again.
+    retries: Deadlines,
+    options: Options,
+    accepting: Accepting,
+    /// Whether epoll watches the listener.
+    listening: bool,
+    buffer: Vec<u8>,
+}
+
+/// Whether new clients are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepting {
+    Yes,
+    /// All connections are in use.
+    Full,
+    /// The system had no resources for one more.
+    PausedUntil(Instant),
+    /// SIGTERM has come; the deadline is when those still here are cut off.
+    LameDuck(Option<Instant>),
+}
+
+/// How long to wait when the system has no resources for a new client.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tokens of what is not a client; clients are numbered from 0.
+const LISTENER: u64 = u64::MAX;
+const TERM: u64 = u64::MAX - 1;
+const HUP: u64 = u64::MAX - 2;
+const EXPIRY: u64 = u64::MAX - 3;
+
+impl Server {
+    /// Prepares a server on a listening Unix stream socket. Raises the soft limit on open
+    /// files, and lowers what is asked for to what that allows: see
+    /// [`capacity`](Self::capacity).
+    ///
+    /// # Errors
+    ///
+    /// When a system call fails, or not even one descriptor could be held.
+    pub fn new(
+        listener: OwnedFd,
+        rules: Rules,
+        signals: Signals,
+        options: Options,
+    ) -> io::Result<Self> {
+        let open_files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
+        let available = open_files.saturating_sub(FDS_RESERVED);
+        let connections_max = options.connections_max.clamp(1, CONNECTIONS_MAX).min(available / 2);
+        let capacity = options.fds_max.clamp(1, FDS_MAX).min(available - connections_max);
+        if connections_max == 0 || capacity == 0 {
+            return Err(io::Error::other(format!(
+                "the limit on open files, {open_files}, is too low to hold anything"
+            )));
+        }
+        // The listener is not one of the descriptors held for others.
+        let flags = fcntl_getfl(&listener)?;
+        if !flags.contains(OFlags::NONBLOCK) {
+            fcntl_setfl(&listener, flags | OFlags::NONBLOCK)?;
+        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let expiry_timer = timerfd_create(TimerfdClockId::Realtime, timer_flags)?;
+        let sources: [(BorrowedFd<'_>, u64); 4] = [
+            (listener.as_fd(), LISTENER),
+            (signals.term(), TERM),
+            (signals.hup(), HUP),
+            (expiry_timer.as_fd(), EXPIRY),
+        ];
+        for (source, token) in sources {
+            epoll::add(&epoll, source, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+        }
+        Ok(Self {
+            listener,
+            signals,
+            epoll,
+            expiry_timer,
+            expiry_armed: None,
+            store: Store::new(capacity),
+            rules,
+            user: User::this_process(),
+            peers: Slab::new(),
+            deadlines: Deadlines::default(),
+            retries: Deadlines::default(),
+            options: Options { connections_max, ..options },
+            accepting: Accepting::Yes,
+            listening: true,
+            buffer: vec![0; READ_LEN],
+        })
+    }
+
+    /// How many descriptors this server can hold.
+    pub fn capacity(&self) -> usize {
+        self.store.capacity()
+    }
+
+    /// Serves until SIGTERM has come and every client has finished, or the time for that
+    /// is up.
+    ///
+    /// # Errors
+    ///
+    /// Only when the loop itself cannot go on.
+    pub fn run(mut self) -> io::Result<Ended> {
+        let mut events = Vec::with_capacity(256);
+        while !self.has_ended() {
+            self.set_expiry_timer()?;
+            let timeout = self.timeout();
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref())
+            {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    TERM => self.begin_lame_duck(),
+                    HUP => self.reload(),
+                    EXPIRY => self.expiry_timer_rang(),
+                    token => self.serve(token as usize), // A slab's key.
+                }
+            }
+            self.store.expire(Timestamp::now());
+            self.attend_to_clocks(Instant::now());
+        }
+        Ok(Ended { held: self.store.len(), clients: self.peers.len() })
+    }
+
+    /// A lame duck ends when nobody is in the middle of anything, or its time is up.
+    fn has_ended(&self) -> bool {
+        match self.accepting {
+            Accepting::LameDuck(deadline) => {
+                !self.peers.iter().any(|(_, peer)| peer.is_busy())
+                    || deadline.is_some_and(|deadline| deadline <= Instant::now())
+            }
+            _ => false,
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if self.accepting != Accepting::Yes || self.peers.len() >= self.options.connections_max
+            {
+                return;
+            }
+            match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => self.admit(socket),
+                Err(Errno::AGAIN) => return,
+                // The client gave up, or a signal came.
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(errno) => {
+                    warn!("unable to accept a client: {}; trying again", strerror(errno));
+                    self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets a client in, or closes the connection.
+    fn admit(&mut self, socket: OwnedFd) {
+        let user = match socket_peercred(&socket) {
+            Ok(credentials) => {
+                User { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() }
+            }
+            Err(errno) => return warn!("unable to see who connects: {}", strerror(errno)),
+        };
+        let rights = match self.rules.rights(user, self.user) {
+            Ok(rights) => rights,
+            Err(refusal @ crate::access::Refusal::Broken { .. }) => {
+                return warn!("{user} refused, error in the rules: {refusal}");
+            }
+            Err(refusal) => return debug!("{user} refused: {refusal}"),
+        };
+        let peer = Peer::new(socket, rights);
+        let entry = self.peers.vacant_entry();
+        let token = entry.key();
+        let data = epoll::EventData::new_u64(token as u64);
+        if let Err(errno) = epoll::add(&self.epoll, peer.socket(), data, peer.interest) {
+            return warn!("unable to watch a client: {}", strerror(errno));
+        }
+        debug!(client = token, "{user} connected");
+        let peer = entry.insert(peer);
+        let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
+        self.deadlines.set(token, &mut peer.deadline, deadline);
+    }
+
+    /// Does what there is to do for one client. An event may speak of a client that has
+    /// just gone, or of its place's next owner: either is harmless.
+    fn serve(&mut self, token: usize) {
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        let watched = peer.interest;
+        let served = peer.receive(&mut self.buffer).and_then(|received| {
+            let sent = peer.serve(&mut self.store)?;
+            Ok(received || sent)
+        });
+        let progress = match served {
+            Ok(progress) => progress,
+            Err(gone) => return self.let_go(token, &gone),
+        };
+        if peer.interest != watched {
+            let data = epoll::EventData::new_u64(token as u64);
+            if let Err(errno) = epoll::modify(&self.epoll, peer.socket(), data, peer.interest) {
+                return self.let_go(token, &Gone::Failed(errno));
+            }
+        }
+        let retry = peer.send_paused();
+        self.retries.set(token, &mut peer.retry, retry);
+        if let Some(timeout) = self.options.client_timeout.filter(|_| progress) {
+            let deadline = peer.is_busy().then(|| Instant::now() + timeout);
+            self.deadlines.set(token, &mut peer.deadline, deadline);
+        }
+    }
+
+    fn let_go(&mut self, token: usize, why: &Gone) {
+        let mut peer = self.peers.remove(token);
+        self.deadlines.set(token, &mut peer.deadline, None);
+        self.retries.set(token, &mut peer.retry, None);
+        match why {
+            Gone::Malformed(_) | Gone::Failed(Errno::TIMEDOUT) => {
+                warn!(client = token, "client dropped: {why}");
+            }
+            Gone::Closed | Gone::Failed(_) => debug!(client = token, "{why}"),
+        }
+    }
+
+    /// Does what has become due: clients to try again, to drop, to let in.
+    fn attend_to_clocks(&mut self, now: Instant) {
+        while let Some(token) = self.retries.passed(now) {
+            self.retries.set(token, &mut self.peers[token].retry, None);
+            self.serve(token);
+        }
+        while let Some(token) = self.deadlines.passed(now) {
+            self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
+        }
+        let full = self.peers.len() >= self.options.connections_max;
+        self.accepting = match self.accepting {
+            Accepting::LameDuck(_) => self.accepting,
+            Accepting::PausedUntil(until) if now < until => self.accepting,
+            _ if full => Accepting::Full,
+            _ => Accepting::Yes,
+        };
+        let listen = self.accepting == Accepting::Yes;
+        if listen != self.listening {
+            let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+            let data = epoll::EventData::new_u64(LISTENER);
+            match epoll::modify(&self.epoll, &self.listener, data, flags) {
+                Ok(()) => self.listening = listen,
+                Err(errno) => warn!("unable to watch the listening socket: {}", strerror(errno)),
+            }
+        }
+    }
+
+    fn begin_lame_duck(&mut self) {
+        if self.signals.take_term() && !matches!(self.accepting, Accepting::LameDuck(_)) {
+            let timeout = self.options.lame_duck_timeout;
+            self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
+        }
+    }
+
+    fn reload(&mut self) {
+        if self.signals.take_hup() {
+            if let Err(refusal) = self.rules.reload() {
+                warn!("the rules in force stay: {refusal}");
+            }
+        }
+    }
+
+    /// When the loop must wake at the latest, by the monotonic clock.
+    fn timeout(&self) -> Option<Timespec> {
+        let accepting = match self.accepting {
+            Accepting::PausedUntil(until) => Some(until),
+            Accepting::LameDuck(deadline) => deadline,
+            Accepting::Yes | Accepting::Full => None,
+        };
+        let next = [accepting, self.deadlines.next(), self.retries.next()];
+        let next = next.into_iter().flatten().min()?;
+        let span = next.saturating_duration_since(Instant::now());
+        // A span too long for a timespec is as good as none.
+        Timespec::try_from(span).ok()
+    }
+
+    /// Sets the timer to the next expiry, if that has changed.
+    fn set_expiry_timer(&mut self) -> io::Result<()> {
+        let next = self.store.next_expiry();
+        if next == self.expiry_armed {
+            return Ok(());
+        }
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = next.map_or(never, |moment| {
+            let unix = moment.label().saturating_sub((1 << 62) + LEAP_SECONDS);
+            Timespec {
+                // A timer set to 0 never rings; what has passed rings at once.
+                tv_sec: i64::try_from(unix).unwrap_or(i64::MAX).max(1),
+                tv_nsec: moment.nanos().into(),
+            }
+        });
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        timerfd_settime(&self.expiry_timer, flags, &Itimerspec { it_interval: never, it_value: value })?;
+        self.expiry_armed = next;
+        Ok(())
+    }
+
+    fn expiry_timer_rang(&mut self) {
+        // Reading silences it; ECANCELED says that the clock was set. Either way it is
+        // set anew before the loop waits again.
+        let _ = rustix::io::read(&self.expiry_timer, &mut [0; 8]);
+        self.expiry_armed = None;
+    }
+}

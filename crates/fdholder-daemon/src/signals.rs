@@ -1,0 +1,102 @@
+//! Signals as readable sockets, for the event loop.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// The signals a daemon heeds: SIGTERM ends it, SIGHUP has it read its rules again.
+#[derive(Debug)]
+pub struct Signals {
+    term: Pipe,
+    hup: Pipe,
+}
+
+/// One signal: readable once it has come.
+#[derive(Debug)]
+struct Pipe {
+    read: UnixStream,
+    /// Where the handler writes. Kept for signals that a program sends itself.
+    write: UnixStream,
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        write.set_nonblocking(true)?;
+        Ok(Self { read, write })
+    }
+
+    fn register(&self, signal: i32) -> io::Result<()> {
+        signal_hook::low_level::pipe::register(signal, self.write.try_clone()?)?;
+        Ok(())
+    }
+
+    fn take(&self) -> bool {
+        let mut bytes = [0; 64];
+        matches!((&self.read).read(&mut bytes), Ok(1..))
+    }
+}
+
+impl Signals {
+    /// Catches SIGTERM and SIGHUP from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptors left for them.
+    pub fn catch() -> io::Result<Self> {
+        let signals = Self::none()?;
+        signals.term.register(signal_hook::consts::SIGTERM)?;
+        signals.hup.register(signal_hook::consts::SIGHUP)?;
+        Ok(signals)
+    }
+
+    /// Catches nothing: for a server inside another program, which stops it with
+    /// [`Stop`].
+    ///
+    /// # Errors
+    ///
+    /// As [`catch`](Self::catch).
+    pub fn none() -> io::Result<Self> {
+        Ok(Self { term: Pipe::new()?, hup: Pipe::new()? })
+    }
+
+    /// What stops the server, as SIGTERM would.
+    ///
+    /// # Errors
+    ///
+    /// As [`catch`](Self::catch).
+    pub fn stop(&self) -> io::Result<Stop> {
+        self.term.write.try_clone().map(Stop)
+    }
+
+    pub(crate) fn term(&self) -> BorrowedFd<'_> {
+        self.term.read.as_fd()
+    }
+
+    pub(crate) fn hup(&self) -> BorrowedFd<'_> {
+        self.hup.read.as_fd()
+    }
+
+    /// Whether SIGHUP has come since this was last asked.
+    pub(crate) fn take_hup(&self) -> bool {
+        self.hup.take()
+    }
+
+    /// Whether SIGTERM has come since this was last asked.
+    pub(crate) fn take_term(&self) -> bool {
+        self.term.take()
+    }
+}
+
+/// Stops a server.
+#[derive(Debug)]
+pub struct Stop(UnixStream);
+
+impl Stop {
+    /// Begins the lame duck: no new clients, the others may finish.
+    pub fn stop(&self) {
+        // Full means that it was told before, closed that it has ended.
+        let _ = io::Write::write(&mut &self.0, b"x");
+    }
+}

@@ -1,0 +1,175 @@
+//! Identifiers: the names under which descriptors are held.
+
+use crate::limits::ID_LEN_MAX;
+use std::fmt;
+
+/// The name of a held descriptor: 1 to 255 bytes, any byte but NUL.
+///
+/// Identifiers are bytes, not text. [`Display`](fmt::Display) quotes what is not
+/// printable ASCII, as `s6-fdholder-list` does (`\n`, `\\`, `\0x1b` …), so that one that
+/// a stranger chose can be shown on a terminal.
+///
+/// ```
+/// use fdholder::Identifier;
+/// let id = Identifier::new("unix:/run/my socket")?;
+/// assert_eq!(id.as_bytes(), b"unix:/run/my socket");
+/// assert!(Identifier::new("").is_err());
+/// assert_eq!(Identifier::new(b"bell\x07 esc\x1b")?.to_string(), "bell\\a esc\\0x1b");
+/// # Ok::<(), fdholder::BadIdentifier>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identifier(Box<[u8]>);
+
+/// Why some bytes are not an [`Identifier`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadIdentifier {
+    /// It has no bytes at all.
+    Empty,
+    /// It has more than [`ID_LEN_MAX`] bytes; the field says how many.
+    TooLong(usize),
+    /// There is a NUL byte at this position.
+    Nul(usize),
+}
+
+impl Identifier {
+    /// Checks `bytes` and copies them.
+    ///
+    /// # Errors
+    ///
+    /// [`BadIdentifier`] when they are none, too many, or hold a NUL.
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, BadIdentifier> {
+        let bytes = bytes.as_ref();
+        Self::check(bytes)?;
+        Ok(Self(bytes.into()))
+    }
+
+    /// What [`new`](Self::new) checks, without the copy.
+    pub(crate) fn check(bytes: &[u8]) -> Result<(), BadIdentifier> {
+        if bytes.is_empty() {
+            Err(BadIdentifier::Empty)
+        } else if bytes.len() > ID_LEN_MAX {
+            Err(BadIdentifier::TooLong(bytes.len()))
+        } else if let Some(position) = bytes.iter().position(|&byte| byte == 0) {
+            Err(BadIdentifier::Nul(position))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The bytes themselves, without a terminator.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Reads back what [`Display`](fmt::Display) printed.
+    ///
+    /// # Errors
+    ///
+    /// [`BadIdentifier`] when the unquoted bytes are no identifier; an unknown escape
+    /// stands for itself.
+    pub fn from_quoted(text: &str) -> Result<Self, BadIdentifier> {
+        let mut bytes = Vec::with_capacity(text.len());
+        let mut rest = text.as_bytes();
+        while let Some((&first, tail)) = rest.split_first() {
+            let (byte, used) = match (first, tail) {
+                (b'\\', [b'0', b'x', high, low, ..]) => {
+                    let digit = |c: u8| (c as char).to_digit(16);
+                    match (digit(*high), digit(*low)) {
+                        (Some(high), Some(low)) => ((high * 16 + low) as u8, 5),
+                        _ => (first, 1),
+                    }
+                }
+                (b'\\', [b'\\', ..]) => (b'\\', 2),
+                (b'\\', [letter, ..]) => match ESCAPES.iter().position(|e| e == letter) {
+                    Some(index) => (ESCAPE_BASE + index as u8, 2),
+                    None => (first, 1),
+                },
+                _ => (first, 1),
+            };
+            bytes.push(byte);
+            rest = &rest[used..];
+        }
+        Self::new(bytes)
+    }
+}
+
+/// The letters that stand for bytes 7 to 13 behind a backslash.
+const ESCAPES: &[u8; 7] = b"abtnvfr";
+/// The byte that the first letter of [`ESCAPES`] stands for.
+const ESCAPE_BASE: u8 = 7;
+
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        for &byte in &self.0 {
+            match byte {
+                7..=13 => {
+                    f.write_char('\\')?;
+                    f.write_char(ESCAPES[usize::from(byte - ESCAPE_BASE)] as char)?;
+                }
+                b'\\' => f.write_str("\\\\")?,
+                b' '..=b'~' => f.write_char(byte as char)?,
+                _ => write!(f, "\\0x{byte:02x}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identifier(\"{self}\")")
+    }
+}
+
+impl AsRef<[u8]> for Identifier {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<[u8]> for Identifier {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for BadIdentifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("an identifier has at least one byte"),
+            Self::TooLong(len) => {
+                write!(f, "an identifier has at most {ID_LEN_MAX} bytes, this one has {len}")
+            }
+            Self::Nul(position) => write!(f, "byte {position} of the identifier is NUL"),
+        }
+    }
+}
+
+impl std::error::Error for BadIdentifier {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn quoting_is_printable_and_reversible(
+            bytes in proptest::collection::vec(1u8..=255, 1..=ID_LEN_MAX)
+        ) {
+            let id = Identifier::new(&bytes).unwrap();
+            let quoted = id.to_string();
+            prop_assert!(quoted.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+            prop_assert_eq!(Identifier::from_quoted(&quoted).unwrap(), id);
+        }
+    }
+
+    #[test]
+    fn bounds_are_checked() {
+        assert_eq!(Identifier::new(""), Err(BadIdentifier::Empty));
+        assert!(Identifier::new([b'a'; 255]).is_ok());
+        assert_eq!(Identifier::new([b'a'; 256]), Err(BadIdentifier::TooLong(256)));
+        assert_eq!(Identifier::new(b"a\0b"), Err(BadIdentifier::Nul(1)));
+    }
+}

@@ -1,0 +1,72 @@
+//! Talk to a holder of file descriptors: fdholder's own daemon, or s6's `s6-fdholderd`.
+//!
+//! A *holder* keeps open file descriptors (listening sockets above all) under an
+//! [`Identifier`], perhaps until an expiry date (a [`Limit`]), while the programs that
+//! use them come and go. This crate is the protocol and the client side of it; it is
+//! light on purpose (one dependency, rustix) and never starts a thread.
+//!
+//! Store a descriptor:
+//!
+//! ```no_run
+//! use fdholder::{Client, Deadline, Identifier, Limit};
+//! use std::{net::TcpListener, time::Duration};
+//!
+//! let deadline = Deadline::after(Duration::from_secs(2));
+//! let listener = TcpListener::bind("127.0.0.1:8080")?;
+//! let mut holder = Client::connect("/run/holder", deadline)?;
+//! holder.store(&Identifier::new("web")?, Limit::never(), &listener, deadline)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Retrieve it, in another process, after the first one has gone:
+//!
+//! ```no_run
+//! use fdholder::{Client, Deadline, Identifier};
+//! use std::net::TcpListener;
+//!
+//! let mut holder = Client::connect("/run/holder", Deadline::NEVER)?;
+//! let listener = TcpListener::from(holder.retrieve(&Identifier::new("web")?, Deadline::NEVER)?);
+//! let (connection, peer) = listener.accept()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Carry everything one holder has into another:
+//!
+//! ```no_run
+//! use fdholder::Transfer;
+//! use std::time::Duration;
+//!
+//! let report = Transfer::new("/run/holder", "/run/holder.new")
+//!     .timeouts(Some(Duration::from_secs(5)), Some(Duration::from_secs(5)))
+//!     .run()?;
+//! println!("{} descriptors", report.descriptors);
+//! # Ok::<(), fdholder::TransferError>(())
+//! ```
+//!
+//! # How it is laid out
+//!
+//! Data flows one way: bytes and descriptors ([`transport`]) make frames ([`frame`]),
+//! frames make requests ([`request`]) or replies ([`reply`]). Everything but
+//! [`transport`], [`Client`] and [`Transfer`] does no I/O, reads no clock and is generic
+//! over the descriptor type, so that tests, the simulator and the fuzzers use numbers.
+//! The bytes are described in `docs/protocol.md`.
+
+mod client;
+pub mod environ;
+mod error;
+pub mod frame;
+mod id;
+pub mod limits;
+pub mod reply;
+pub mod request;
+mod time;
+mod transfer;
+pub mod transport;
+
+pub use client::{Client, Deadline, Incoming, Outgoing};
+pub use error::{strerror, Cause, Error, Malformed};
+pub use id::{BadIdentifier, Identifier};
+pub use request::{Entry, Request};
+pub use rustix::io::Errno;
+pub use time::{Limit, Timestamp, TimestampError, LEAP_SECONDS};
+pub use transfer::{Report, Side, Transfer, TransferError};

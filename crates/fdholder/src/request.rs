@@ -1,0 +1,341 @@
+//! Requests: what a client asks, to bytes and back.
+//!
+//! The layout of each is in `docs/protocol.md`, "Requests and replies".
+
+use crate::error::Malformed;
+use crate::frame::{Frame, Message};
+use crate::id::Identifier;
+use crate::limits::{MESSAGE_FDS_MAX, TIMESTAMP_LEN};
+use crate::time::{Limit, Timestamp};
+
+/// The first payload byte of each request.
+mod opcode {
+    pub const STORE: u8 = b'S';
+    pub const DELETE: u8 = b'D';
+    pub const RETRIEVE: u8 = b'R';
+    pub const LIST: u8 = b'L';
+    pub const GETDUMP: u8 = b'?';
+    pub const SETDUMP: u8 = b'!';
+    pub const SETDUMP_DATA: u8 = b'.';
+}
+
+/// A descriptor with what it is held under and until when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<F> {
+    /// Its name in the holder.
+    pub id: Identifier,
+    /// When it expires.
+    pub limit: Limit,
+    /// The descriptor.
+    pub fd: F,
+}
+
+/// What a client asks of a holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request<F> {
+    /// Hold this descriptor.
+    Store(Entry<F>),
+    /// Close what is held under this identifier.
+    Delete(Identifier),
+    /// Hand out a copy of what is held under `id`, and with `delete` stop holding it.
+    Retrieve {
+        /// Which descriptor.
+        id: Identifier,
+        /// Stop holding it.
+        delete: bool,
+    },
+    /// Name all that is held.
+    List,
+    /// Hand out copies of everything.
+    Getdump,
+    /// A set of this many descriptors follows, as [`SetdumpData`](Self::SetdumpData).
+    Setdump(u32),
+    /// A part of the announced set, at most [`MESSAGE_FDS_MAX`] entries.
+    SetdumpData(Vec<Entry<F>>),
+}
+
+/// What came of reading a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed<F> {
+    /// A request that can be carried out.
+    Request(Request<F>),
+    /// A request whose descriptors the receiver had no room for: ENFILE is the answer.
+    FdsLost,
+}
+
+impl<F> Request<F> {
+    /// Reads a request from a frame.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] when it is none. Its descriptors are closed, as the frame is
+    /// consumed.
+    pub fn parse(frame: Frame<'_, F>) -> Result<Parsed<F>, Malformed> {
+        let Frame { payload, mut fds, fds_lost } = frame;
+        let (&command, body) = payload.split_first().ok_or(Malformed("an empty request"))?;
+        if fds_lost {
+            return match command {
+                opcode::STORE | opcode::SETDUMP_DATA => Ok(Parsed::FdsLost),
+                _ => Err(Malformed("descriptors came with a request that takes none")),
+            };
+        }
+        if !matches!(command, opcode::STORE | opcode::SETDUMP_DATA) && !fds.is_empty() {
+            return Err(Malformed("descriptors came with a request that takes none"));
+        }
+        let mut reader = Reader(body);
+        let request = match command {
+            opcode::STORE => {
+                let (limit, id) = (reader.limit()?, reader.id()?);
+                match (fds.pop(), fds.is_empty()) {
+                    (Some(fd), true) => Self::Store(Entry { id, limit, fd }),
+                    _ => return Err(Malformed("a store takes exactly one descriptor")),
+                }
+            }
+            opcode::DELETE => Self::Delete(reader.id()?),
+            opcode::RETRIEVE => {
+                let delete = reader.byte()? != 0;
+                Self::Retrieve { id: reader.id()?, delete }
+            }
+            opcode::LIST => Self::List,
+            opcode::GETDUMP => Self::Getdump,
+            opcode::SETDUMP => Self::Setdump(reader.u32()?),
+            opcode::SETDUMP_DATA => {
+                let entries = reader.entries(fds)?;
+                if entries.is_empty() {
+                    return Err(Malformed("a part of a set without a descriptor"));
+                }
+                Self::SetdumpData(entries)
+            }
+            _ => return Err(Malformed("an unknown request")),
+        };
+        reader.end()?;
+        Ok(Parsed::Request(request))
+    }
+
+    /// Writes the request as a message.
+    ///
+    /// # Panics
+    ///
+    /// When [`SetdumpData`](Self::SetdumpData) has more than [`MESSAGE_FDS_MAX`] entries.
+    pub fn into_message(self) -> Message<F> {
+        let simple = |command: u8| Message::new(Vec::new(), |bytes| bytes.push(command));
+        match self {
+            Self::Store(Entry { id, limit, fd }) => Message::new(vec![fd], |bytes| {
+                bytes.push(opcode::STORE);
+                put_limit_and_id(bytes, limit, &id);
+            }),
+            Self::Delete(id) => Message::new(Vec::new(), |bytes| {
+                bytes.push(opcode::DELETE);
+                put_id(bytes, &id);
+            }),
+            Self::Retrieve { id, delete } => Message::new(Vec::new(), |bytes| {
+                bytes.extend_from_slice(&[opcode::RETRIEVE, u8::from(delete)]);
+                put_id(bytes, &id);
+            }),
+            Self::List => simple(opcode::LIST),
+            Self::Getdump => simple(opcode::GETDUMP),
+            Self::Setdump(count) => Message::new(Vec::new(), |bytes| {
+                bytes.push(opcode::SETDUMP);
+                bytes.extend_from_slice(&count.to_be_bytes());
+            }),
+            Self::SetdumpData(entries) => {
+                let mut fds = Vec::with_capacity(entries.len().min(MESSAGE_FDS_MAX));
+                let mut payload = vec![opcode::SETDUMP_DATA];
+                for Entry { id, limit, fd } in entries {
+                    put_limit_and_id(&mut payload, limit, &id);
+                    fds.push(fd);
+                }
+                Message::new(fds, |bytes| bytes.append(&mut payload))
+            }
+        }
+    }
+}
+
+/// A message of setdump data made from the payload of a getdump message, which has the
+/// same layout but for the command byte in front.
+pub(crate) fn setdump_data_from_getdump<F>(payload: &[u8], fds: Vec<F>) -> Message<F> {
+    Message::new(fds, |bytes| {
+        bytes.reserve_exact(1 + payload.len());
+        bytes.push(opcode::SETDUMP_DATA);
+        bytes.extend_from_slice(payload);
+    })
+}
+
+pub(crate) fn put_limit_and_id(bytes: &mut Vec<u8>, limit: Limit, id: &Identifier) {
+    bytes.extend_from_slice(&limit.timestamp().to_wire());
+    put_id(bytes, id);
+}
+
+fn put_id(bytes: &mut Vec<u8>, id: &Identifier) {
+    let id = id.as_bytes();
+    bytes.push(id.len() as u8); // An identifier has at most 255 bytes.
+    bytes.extend_from_slice(id);
+    bytes.push(0);
+}
+
+/// Reads a payload from front to back; every step checks what it takes.
+pub(crate) struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], Malformed> {
+        let (head, tail) =
+            self.0.split_first_chunk().ok_or(Malformed("a message ends too early"))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    pub fn byte(&mut self) -> Result<u8, Malformed> {
+        self.take::<1>().map(|[byte]| *byte)
+    }
+
+    pub fn u32(&mut self) -> Result<u32, Malformed> {
+        self.take().copied().map(u32::from_be_bytes)
+    }
+
+    fn limit(&mut self) -> Result<Limit, Malformed> {
+        Timestamp::from_wire(self.take::<TIMESTAMP_LEN>()?)
+            .map(Limit::at)
+            .map_err(|_| Malformed("a time stamp with a second or more of nanoseconds"))
+    }
+
+    fn id_bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let len = usize::from(self.byte()?);
+        let (id, tail) =
+            self.0.split_at_checked(len).ok_or(Malformed("an identifier ends too early"))?;
+        self.0 = tail.strip_prefix(b"\0").ok_or(Malformed("an identifier without its NUL"))?;
+        Identifier::check(id).map_err(|_| Malformed("an identifier is empty or holds a NUL"))?;
+        Ok(id)
+    }
+
+    fn id(&mut self) -> Result<Identifier, Malformed> {
+        // The bytes were checked just now; a second check cannot fail.
+        Identifier::new(self.id_bytes()?).map_err(|_| Malformed("an identifier that is none"))
+    }
+
+    /// As many entries as there are descriptors, and nothing behind them.
+    pub fn entries<F>(&mut self, fds: Vec<F>) -> Result<Vec<Entry<F>>, Malformed> {
+        let entries = fds
+            .into_iter()
+            .map(|fd| Ok(Entry { limit: self.limit()?, id: self.id()?, fd }))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.end()?;
+        Ok(entries)
+    }
+
+    /// Checks what [`entries`](Self::entries) would read, without making it.
+    pub fn check_entries(&mut self, count: usize) -> Result<(), Malformed> {
+        for _ in 0..count {
+            self.limit()?;
+            self.id_bytes()?;
+        }
+        self.end()
+    }
+
+    pub fn end(&self) -> Result<(), Malformed> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Malformed("a message is longer than its content"))
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::frame::Decoder;
+    use crate::limits::REQUEST_PAYLOAD_MAX;
+    use proptest::prelude::*;
+
+    fn any_id() -> impl Strategy<Value = Identifier> {
+        proptest::collection::vec(1u8..=255, 1..=255).prop_map(|id| Identifier::new(id).unwrap())
+    }
+
+    pub fn any_entry() -> impl Strategy<Value = Entry<u32>> {
+        (any_id(), any::<u64>(), 0u32..1_000_000_000, any::<u32>()).prop_map(
+            |(id, label, nanos, fd)| {
+                let limit = Limit::at(Timestamp::new(label, nanos).unwrap());
+                Entry { id, limit, fd }
+            },
+        )
+    }
+
+    fn any_request() -> impl Strategy<Value = Request<u32>> {
+        prop_oneof![
+            any_entry().prop_map(Request::Store),
+            any_id().prop_map(Request::Delete),
+            (any_id(), any::<bool>()).prop_map(|(id, delete)| Request::Retrieve { id, delete }),
+            Just(Request::List),
+            Just(Request::Getdump),
+            any::<u32>().prop_map(Request::Setdump),
+            proptest::collection::vec(any_entry(), 1..=MESSAGE_FDS_MAX)
+                .prop_map(Request::SetdumpData),
+        ]
+    }
+
+    fn parse(payload: &[u8], fds: &[u32]) -> Result<Parsed<u32>, Malformed> {
+        Request::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })
+    }
+
+    proptest! {
+        #[test]
+        fn every_request_comes_back_as_it_was(request in any_request()) {
+            let (bytes, fds) = request.clone().into_message().into_parts();
+            let mut decoder = Decoder::new(REQUEST_PAYLOAD_MAX);
+            decoder.push(&bytes, fds, false);
+            let parsed = Request::parse(decoder.next().unwrap().unwrap()).unwrap();
+            prop_assert_eq!(parsed, Parsed::Request(request));
+        }
+
+        /// A request with a byte too many or too few is no request.
+        #[test]
+        fn lengths_are_exact(request in any_request(), cut in 1usize..20) {
+            let (bytes, fds) = request.into_message().into_parts();
+            let payload = &bytes[crate::limits::HEADER_LEN..];
+            let longer = [payload, b"\0"].concat();
+            prop_assert!(parse(&longer, &fds).is_err());
+            prop_assert!(parse(&payload[..payload.len().saturating_sub(cut)], &fds).is_err());
+        }
+
+        #[test]
+        fn noise_is_refused_or_read_but_never_panics(
+            payload in proptest::collection::vec(any::<u8>(), 0..300), fds in 0u32..4
+        ) {
+            let fds: Vec<u32> = (0..fds).collect();
+            let _ = parse(&payload, &fds);
+            let _ = Reader(&payload).check_entries(fds.len());
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_protocol() {
+        let id = Identifier::new("ab").unwrap();
+        let limit = Limit::at(Timestamp::new(0x0102_0304_0506_0708, 9).unwrap());
+        let bytes = |request: Request<u32>| request.into_message().into_parts().0;
+        assert_eq!(
+            bytes(Request::Store(Entry { id: id.clone(), limit, fd: 1 })),
+            b"\0\0\0\x11\0\x01S\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\x09\x02ab\0"
+        );
+        assert_eq!(bytes(Request::Delete(id.clone())), b"\0\0\0\x05\0\0D\x02ab\0");
+        assert_eq!(
+            bytes(Request::Retrieve { id, delete: true }),
+            b"\0\0\0\x06\0\0R\x01\x02ab\0"
+        );
+        assert_eq!(bytes(Request::List), b"\0\0\0\x01\0\0L");
+        assert_eq!(bytes(Request::Getdump), b"\0\0\0\x01\0\0?");
+        assert_eq!(bytes(Request::Setdump(258)), b"\0\0\0\x05\0\0!\0\0\x01\x02");
+    }
+
+    #[test]
+    fn descriptors_must_fit_the_request() {
+        let store = b"S\x40\0\0\0\0\0\0\0\0\0\0\0\x01a\0";
+        assert!(parse(store, &[1]).is_ok());
+        assert!(parse(store, &[]).is_err());
+        assert!(parse(store, &[1, 2]).is_err());
+        assert!(parse(b"L", &[1]).is_err());
+        assert!(parse(b".", &[]).is_err());
+        let lost = |payload| Request::<u32>::parse(Frame { payload, fds: vec![], fds_lost: true });
+        assert_eq!(lost(store), Ok(Parsed::FdsLost));
+        assert!(lost(b"L").is_err());
+    }
+}

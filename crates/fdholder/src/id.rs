@@ -1,7 +1,9 @@
 //! Identifiers: the names under which descriptors are held.
 
 use crate::limits::ID_LEN_MAX;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 /// The name of a held descriptor: 1 to 255 bytes, any byte but NUL.
 ///
@@ -17,8 +19,18 @@ use std::fmt;
 /// assert_eq!(Identifier::new(b"bell\x07 esc\x1b")?.to_string(), "bell\\a esc\\0x1b");
 /// # Ok::<(), fdholder::BadIdentifier>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identifier(Box<[u8]>);
+#[derive(Clone)]
+pub struct Identifier(Bytes);
+
+/// Most identifiers are short; those need no memory of their own.
+#[derive(Clone)]
+enum Bytes {
+    Inline { len: u8, bytes: [u8; INLINE_LEN] },
+    Boxed(Box<[u8]>),
+}
+
+/// What fits beside the tag and the length into the size that a box would make it.
+const INLINE_LEN: usize = 22;
 
 /// Why some bytes are not an [`Identifier`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +52,14 @@ impl Identifier {
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, BadIdentifier> {
         let bytes = bytes.as_ref();
         Self::check(bytes)?;
-        Ok(Self(bytes.into()))
+        let mut inline = [0; INLINE_LEN];
+        Ok(Self(match inline.get_mut(..bytes.len()) {
+            Some(start) => {
+                start.copy_from_slice(bytes);
+                Bytes::Inline { len: bytes.len() as u8, bytes: inline } // At most INLINE_LEN.
+            }
+            None => Bytes::Boxed(bytes.into()),
+        }))
     }
 
     /// What [`new`](Self::new) checks, without the copy.
@@ -58,7 +77,10 @@ impl Identifier {
 
     /// The bytes themselves, without a terminator.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            Bytes::Boxed(bytes) => bytes,
+        }
     }
 
     /// Reads back what [`Display`](fmt::Display) printed.
@@ -101,7 +123,7 @@ const ESCAPE_BASE: u8 = 7;
 impl fmt::Display for Identifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write;
-        for &byte in &self.0 {
+        for &byte in self.as_bytes() {
             match byte {
                 7..=13 => {
                     f.write_char('\\')?;
@@ -124,13 +146,33 @@ impl fmt::Debug for Identifier {
 
 impl AsRef<[u8]> for Identifier {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
-impl std::borrow::Borrow<[u8]> for Identifier {
-    fn borrow(&self) -> &[u8] {
-        &self.0
+impl PartialEq for Identifier {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Identifier {}
+
+impl PartialOrd for Identifier {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Identifier {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Identifier {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 
@@ -163,6 +205,13 @@ mod tests {
             prop_assert!(quoted.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
             prop_assert_eq!(Identifier::from_quoted(&quoted).unwrap(), id);
         }
+    }
+
+    /// A holder of many keeps one of these for each.
+    #[test]
+    fn an_entry_is_small() {
+        assert_eq!(size_of::<Identifier>(), 24);
+        assert_eq!(size_of::<crate::Entry<std::os::fd::OwnedFd>>(), 40);
     }
 
     #[test]

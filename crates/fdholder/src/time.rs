@@ -41,7 +41,9 @@ const NANOS_PER_SEC: u32 = 1_000_000_000;
 /// assert_eq!(moment.to_string(), "@400000006553f1251dcd6500");
 /// assert_eq!("@400000006553f1251dcd6500".parse(), Ok(moment));
 /// ```
+// Packed: 12 bytes instead of 16 for each descriptor that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(Rust, packed(4))]
 pub struct Timestamp {
     label: u64,
     nanos: u32,
@@ -132,7 +134,7 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "@{:016x}{:08x}", self.label, self.nanos)
+        write!(f, "@{:016x}{:08x}", self.label(), self.nanos())
     }
 }
 

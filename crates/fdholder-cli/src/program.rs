@@ -109,12 +109,10 @@ impl Invocation {
 
     fn of_s6(program: &'static Program, arguments: Vec<OsString>) -> Result<Self, Answer> {
         let command = definition(program).disable_help_flag(true);
-        let command = command.mut_args(|arg| if arg.is_positional() { arg } else { arg.long(None) });
-        let arguments = stop_at_first_operand(&command, arguments);
         let called = program.s6_name;
-        let matches = command.try_get_matches_from(arguments).map_err(|_| {
-            Answer::Usage(format!("{called}: usage: {called} {}", program.s6_usage))
-        })?;
+        let matches = as_getopt_reads(&command, arguments)
+            .and_then(|arguments| command.try_get_matches_from(arguments).ok())
+            .ok_or_else(|| Answer::Usage(format!("{called}: usage: {called} {}", program.s6_usage)))?;
         Ok(Self { called: called.to_owned(), as_s6: true, program, matches })
     }
 
@@ -153,8 +151,9 @@ fn everything() -> Command {
         .subcommands(PROGRAMS.iter().filter(|p| !p.subcommand.is_empty()).map(definition))
 }
 
-/// Puts `--` before the first operand, where getopt stops looking for options.
-fn stop_at_first_operand(command: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
+/// Puts `--` before the first operand, where getopt stops looking for options. `None` for
+/// a long option, as getopt has none.
+fn as_getopt_reads(command: &Command, arguments: Vec<OsString>) -> Option<Vec<OsString>> {
     let takes_value = |letter: char| {
         command
             .get_arguments()
@@ -172,6 +171,9 @@ fn stop_at_first_operand(command: &Command, arguments: Vec<OsString>) -> Vec<OsS
             ordered.push(argument);
             break;
         }
+        if bytes.starts_with(b"--") {
+            return None;
+        }
         // The first letter of a cluster that takes a value takes the rest of it, or the
         // next argument.
         let value_at = bytes[1..].iter().position(|&letter| takes_value(letter as char));
@@ -182,7 +184,7 @@ fn stop_at_first_operand(command: &Command, arguments: Vec<OsString>) -> Vec<OsS
         }
     }
     ordered.extend(arguments);
-    ordered
+    Some(ordered)
 }
 
 fn answer_to(called: &str, error: &clap::Error) -> Answer {

@@ -1,0 +1,44 @@
+//! Access rules that need another tool of s6.
+
+use crate::support::{assert_exit, eventually, Daemon, Rules, Suite};
+use crate::Pair;
+use rustix::process::Signal;
+
+/// Rules in a cdb, as s6's own tool makes it; SIGHUP has it read again.
+pub fn in_a_cdb(pair: &Pair) {
+    let rules = Rules::all(pair.folder().join("rules"));
+    let cdb = pair.folder().join("rules.cdb");
+    let make = || {
+        let maker = if pair.daemon == Suite::Ours { pair.client } else { pair.daemon };
+        let maker = if maker == Suite::Ours { Suite::S6V213 } else { maker };
+        if !maker.is_installed() {
+            // Only ours meets ours, and s6's tool is not there.
+            return false;
+        }
+        let mut command = maker.command("s6-accessrules-cdb-from-fs");
+        assert!(command.arg(&cdb).arg(&rules.dir).status().unwrap().success());
+        true
+    };
+    if !make() {
+        return eprintln!("not run: s6-accessrules-cdb-from-fs is not installed");
+    }
+    let options = ["-x", cdb.to_str().unwrap()];
+    let daemon = Daemon::start(pair.daemon, &pair.socket("holder"), &options);
+    let path = daemon.path.to_str().unwrap();
+    assert_exit(&pair.run("store", &[path, "a"]), 0);
+    assert_exit(&pair.run("list", &[path]), 0);
+
+    std::fs::remove_file(rules.dir.join("uid/self/env/S6_FDHOLDER_LIST")).unwrap();
+    make();
+    assert_exit(&pair.run("list", &[path]), 0);
+    daemon.signal(Signal::HUP);
+    eventually("the new rules hold", || pair.run("list", &[path]).status.code() == Some(1));
+    assert_exit(&pair.run("retrieve", &[path, "a", "true"]), 0);
+
+    // A file that is no cdb any more leaves the rules in force.
+    let broken = pair.folder().join("broken");
+    std::fs::write(&broken, "").unwrap();
+    std::fs::rename(&broken, &cdb).unwrap();
+    daemon.signal(Signal::HUP);
+    assert_exit(&pair.run("retrieve", &[path, "a", "true"]), 0);
+}

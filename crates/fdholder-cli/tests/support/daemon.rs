@@ -1,0 +1,123 @@
+//! A daemon of either suite, and its access rules.
+
+use super::Suite;
+use fdholder::Client;
+use rustix::process::{kill_process, Pid, Signal};
+use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A folder of access rules.
+pub struct Rules {
+    pub dir: PathBuf,
+}
+
+impl Rules {
+    /// No rule yet.
+    pub fn none(dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
+        fs::create_dir_all(&dir).unwrap();
+        Self { dir }
+    }
+
+    /// The daemon's own user may do everything.
+    pub fn all(dir: impl Into<PathBuf>) -> Self {
+        Self::none(dir)
+            .allow("uid/self")
+            .regexes("uid/self", ".*", ".*")
+            .may("uid/self", &["LIST", "GETDUMP", "SETDUMP"])
+    }
+
+    pub fn write(self, file: &str, content: impl AsRef<[u8]>) -> Self {
+        let path = self.dir.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+        self
+    }
+
+    pub fn allow(self, key: &str) -> Self {
+        self.write(&format!("{key}/allow"), "")
+    }
+
+    pub fn deny(self, key: &str) -> Self {
+        self.write(&format!("{key}/deny"), "")
+    }
+
+    pub fn regexes(self, key: &str, store: &str, retrieve: &str) -> Self {
+        self.write(&format!("{key}/env/S6_FDHOLDER_STORE_REGEX"), store)
+            .write(&format!("{key}/env/S6_FDHOLDER_RETRIEVE_REGEX"), retrieve)
+    }
+
+    pub fn may(self, key: &str, rights: &[&str]) -> Self {
+        rights.iter().fold(self, |rules, right| {
+            rules.write(&format!("{key}/env/S6_FDHOLDER_{right}"), "\n")
+        })
+    }
+}
+
+/// A running daemon. Killed when dropped.
+pub struct Daemon {
+    pub path: PathBuf,
+    child: Child,
+}
+
+impl Daemon {
+    /// `s6-fdholderd` of a suite on a new socket, with options, ready.
+    pub fn start(suite: Suite, path: &Path, options: &[&str]) -> Self {
+        let _ = fs::remove_file(path);
+        let listener = UnixListener::bind(path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut command = suite.command("s6-fdholderd");
+        command.args(["-1", "-v0"]).args(options).stdin(Stdio::from(OwnedFd::from(listener)));
+        Self::spawn(command, path)
+    }
+
+    /// A daemon with rules in a folder.
+    pub fn with_rules(suite: Suite, path: &Path, rules: &Rules, options: &[&str]) -> Self {
+        let rules = ["-i", rules.dir.to_str().unwrap()];
+        Self::start(suite, path, &[&rules, options].concat())
+    }
+
+    /// A daemon by a command that has it say when it is ready (option -1).
+    pub fn spawn(mut command: Command, path: &Path) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut newline = [0];
+        let ready = child.stdout.take().unwrap().read(&mut newline).unwrap();
+        assert_eq!(&newline[..ready], b"\n", "the daemon did not say that it is ready");
+        Self { path: path.to_owned(), child }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.path, super::deadline()).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// The exit code after SIGTERM.
+    pub fn terminate(mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        self.wait().code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

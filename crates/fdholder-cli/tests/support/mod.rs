@@ -1,0 +1,91 @@
+//! What the tests of the whole programs share: suites of programs (ours, s6's), daemons,
+//! and things to hold.
+// Each test binary uses its own part of this.
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+
+pub mod daemon;
+pub mod suite;
+
+pub use daemon::{Daemon, Rules};
+pub use suite::Suite;
+
+use fdholder::{Client, Deadline, Entry, Identifier, Limit};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+/// No test waits longer than this for what must happen; only a broken program reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn deadline() -> Deadline {
+    Deadline::after(PATIENCE)
+}
+
+pub fn id(name: &str) -> Identifier {
+    Identifier::new(name).unwrap()
+}
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "this never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A file whose path tells descriptors of it from others.
+pub fn marked_file(dir: &Path, name: &str) -> (File, PathBuf) {
+    let path = dir.canonicalize().unwrap().join(name);
+    (File::options().create(true).append(true).read(true).open(&path).unwrap(), path)
+}
+
+/// The path behind a descriptor, which says what it is.
+pub fn path_of(fd: impl AsFd) -> PathBuf {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap()
+}
+
+/// The content of a holder: what is behind each identifier, and its limit.
+pub type Content = BTreeMap<Identifier, (PathBuf, Limit)>;
+
+pub fn content_of(dump: &[Entry<OwnedFd>]) -> Content {
+    dump.iter().map(|entry| (entry.id.clone(), (path_of(&entry.fd), entry.limit))).collect()
+}
+
+/// The content of a holder, by our client.
+pub fn content_at(path: &Path) -> Content {
+    let mut client = Client::connect(path, deadline()).unwrap();
+    content_of(&client.getdump(deadline()).unwrap())
+}
+
+/// The content of a holder whose dump nobody can read: identifiers, and what is behind.
+pub fn paths_at(path: &Path) -> BTreeMap<Identifier, PathBuf> {
+    let mut client = Client::connect(path, deadline()).unwrap();
+    let ids = client.list(deadline()).unwrap();
+    ids.into_iter()
+        .map(|id| {
+            let fd = client.retrieve(&id, deadline()).unwrap();
+            (id, path_of(fd))
+        })
+        .collect()
+}
+
+pub fn assert_exit(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// How many descriptors a process has open.
+pub fn open_fds(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}

@@ -5,6 +5,7 @@
 //! the same operations as subcommands.
 
 mod commands;
+mod describe;
 mod failure;
 mod inherited;
 mod log;

@@ -1,0 +1,135 @@
+//! What was measured, and how it is told.
+
+use std::fmt;
+
+/// The same of ours and of s6.
+#[derive(Debug, Default)]
+pub struct Both<T> {
+    pub ours: T,
+    pub s6: T,
+}
+
+/// Measurements of one thing, in one unit.
+#[derive(Debug, Default)]
+pub struct Sample(Vec<f64>);
+
+impl Sample {
+    pub fn push(&mut self, value: f64) {
+        let place = self.0.partition_point(|&other| other < value);
+        self.0.insert(place, value);
+    }
+
+    /// `None` when nothing could be measured.
+    pub fn median(&self) -> Option<f64> {
+        let middle = self.0.len() / 2;
+        let upper = self.0.get(middle)?;
+        if self.0.len() % 2 == 1 {
+            return Some(*upper);
+        }
+        Some(f64::midpoint(self.0[middle - 1], *upper)) // Even and not 0: there is one before.
+    }
+
+    /// The median with the least and the greatest, as milliseconds.
+    pub fn milliseconds(&self) -> String {
+        match (self.median(), self.0.first(), self.0.last()) {
+            (Some(median), Some(least), Some(greatest)) => {
+                format!("{median:.2} ms ({least:.2}–{greatest:.2})")
+            }
+            _ => NOTHING.to_owned(),
+        }
+    }
+
+    /// The median with the least and the greatest, as so many a second.
+    pub fn rate(&self) -> String {
+        match (self.median(), self.0.as_slice()) {
+            (Some(median), [_]) => format!("{}/s", Thousands(median)),
+            (Some(median), [least, .., greatest]) => {
+                format!(
+                    "{}/s ({}–{})",
+                    Thousands(median),
+                    Thousands(*least),
+                    Thousands(*greatest)
+                )
+            }
+            _ => NOTHING.to_owned(),
+        }
+    }
+}
+
+/// One median over another, if both were measured.
+pub fn ratio(above: &Sample, below: &Sample) -> Option<f64> {
+    Some(above.median()? / below.median()?)
+}
+
+/// A ratio as it is printed. Cut off, not rounded: what misses its target by a hair must
+/// not look as if it met it.
+pub fn times(ratio: Option<f64>) -> String {
+    ratio.map_or_else(
+        || NOTHING.to_owned(),
+        |ratio| format!("{:.2} ×", (ratio * 100.0).floor() / 100.0),
+    )
+}
+
+/// A target and whether it was met.
+pub fn target(text: &str, met: Option<bool>) -> String {
+    let verdict = match met {
+        Some(true) => "met",
+        Some(false) => "**NOT MET**",
+        None => "**not measured**",
+    };
+    format!("{text}: {verdict}")
+}
+
+const NOTHING: &str = "—";
+
+/// A number, cut into groups of three digits.
+pub struct Thousands<T>(pub T);
+
+impl<T: fmt::Display> fmt::Display for Thousands<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = format!("{:.0}", self.0);
+        let mut text = String::new();
+        for (place, digit) in digits.chars().enumerate() {
+            if place > 0 && (digits.len() - place).is_multiple_of(3) {
+                text.push(',');
+            }
+            text.push(digit);
+        }
+        f.write_str(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(values: &[f64]) -> Sample {
+        let mut sample = Sample::default();
+        for &value in values {
+            sample.push(value);
+        }
+        sample
+    }
+
+    #[test]
+    fn a_median_is_the_middle_whatever_the_order() {
+        assert_eq!(sample(&[]).median(), None);
+        assert_eq!(sample(&[3.0, 1.0, 2.0]).median(), Some(2.0));
+        assert_eq!(sample(&[4.0, 1.0, 2.0, 3.0]).median(), Some(2.5));
+        assert_eq!(sample(&[3.0, 1.0]).milliseconds(), "2.00 ms (1.00–3.00)");
+    }
+
+    #[test]
+    fn a_ratio_is_never_rounded_up() {
+        assert_eq!(times(Some(1.999)), "1.99 ×");
+        assert_eq!(times(None), "—");
+    }
+
+    #[test]
+    fn digits_come_in_groups_of_three() {
+        assert_eq!(Thousands(1).to_string(), "1");
+        assert_eq!(Thousands(253).to_string(), "253");
+        assert_eq!(Thousands(19_000).to_string(), "19,000");
+        assert_eq!(Thousands(1_234_567.4).to_string(), "1,234,567");
+    }
+}

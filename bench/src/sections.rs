@@ -1,0 +1,6 @@
+//! What is measured.
+
+pub mod memory;
+pub mod retrieve;
+pub mod store;
+pub mod transfer;

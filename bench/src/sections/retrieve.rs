@@ -1,0 +1,47 @@
+//! How many times a second a client connects, retrieves a descriptor and goes: what a
+//! service does at its start.
+
+use crate::bench::{say, Bench};
+use crate::daemon::{identifiers, Daemon};
+use crate::figures::{ratio, target, times, Sample};
+use crate::Result;
+use fdholder::{Deadline, Identifier};
+use std::time::Instant;
+
+const HELD: u32 = 1_000;
+const BATCH: u32 = 500;
+const AT_LEAST: f64 = 1.4;
+
+pub fn run(bench: &Bench) -> Result<String> {
+    let batches = if bench.quick { 6 } else { 20 };
+    say(&format!("retrieve: {batches} batches of {BATCH} from each"));
+    let ids = identifiers(HELD)?;
+    let daemons = bench.daemons()?;
+    daemons.ours.fill(HELD)?;
+    daemons.s6.fill(HELD)?;
+    let (mut ours, mut s6) = (Sample::default(), Sample::default());
+    for _ in 0..batches {
+        ours.push(batch_rate(&daemons.ours, &ids)?);
+        s6.push(batch_rate(&daemons.s6, &ids)?);
+    }
+    let faster = ratio(&ours, &s6);
+    let met = faster.map(|faster| faster >= AT_LEAST);
+    Ok(format!(
+        "## Retrieve\n\n\
+         One client connects, retrieves one of 1,000 descriptors, closes both; {batches} batches \
+         of {BATCH} from each daemon in turns. Rules are in a folder.\n\n\
+         | ours | s6 | ours / s6 | target |\n| --- | --- | --- | --- |\n| {} | {} | {} | {} |\n",
+        ours.rate(),
+        s6.rate(),
+        times(faster),
+        target("at least 1.4 × s6", met),
+    ))
+}
+
+fn batch_rate(daemon: &Daemon, ids: &[Identifier]) -> Result<f64> {
+    let start = Instant::now();
+    for id in ids.iter().cycle().take(BATCH as usize) {
+        daemon.connect()?.retrieve(id, Deadline::NEVER)?;
+    }
+    Ok(f64::from(BATCH) / start.elapsed().as_secs_f64())
+}

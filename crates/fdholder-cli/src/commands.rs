@@ -24,7 +24,9 @@ use std::process::Command;
 /// Connects to the holder that the command line names; the deadline is for all that
 /// follows as well.
 fn connect(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
-    let timeout = invocation.optional("timeout").and_then(|Milliseconds(timeout)| timeout);
+    let timeout = invocation
+        .optional("timeout")
+        .and_then(|Milliseconds(timeout)| timeout);
     let deadline = timeout.map_or(Deadline::NEVER, Deadline::after);
     let path: PathBuf = invocation.required("path")?;
     Ok((Client::connect(path, deadline)?, deadline))
@@ -47,7 +49,11 @@ fn become_program(
     invocation: &Invocation,
     variables: impl IntoIterator<Item = fdholder::environ::Variable>,
 ) -> Failure {
-    let mut words = invocation.matches.get_many::<OsString>("prog").into_iter().flatten();
+    let mut words = invocation
+        .matches
+        .get_many::<OsString>("prog")
+        .into_iter()
+        .flatten();
     let Some(name) = words.next() else {
         return Failure::new(exit::USAGE, "no program to become");
     };

@@ -30,7 +30,10 @@ pub struct Failure {
 impl Failure {
     /// A failure with a message that reads behind "fatal: ".
     pub fn new(code: u8, message: impl Display) -> Self {
-        Self { code, message: message.to_string() }
+        Self {
+            code,
+            message: message.to_string(),
+        }
     }
 
     /// A system call that failed.
@@ -82,7 +85,9 @@ fn advice(cause: Cause) -> Option<&'static str> {
     Some(match cause {
         Cause::Connect(Errno::NOENT) => "no such socket: is the daemon running, is the path right?",
         Cause::Connect(Errno::CONNREFUSED) => "nobody listens there: start the daemon again",
-        Cause::Connect(Errno::ACCESS) => "the socket's or a folder's permissions keep this user out",
+        Cause::Connect(Errno::ACCESS) => {
+            "the socket's or a folder's permissions keep this user out"
+        }
         Cause::Connect(Errno::NAMETOOLONG) => "the path of a socket has at most 107 bytes",
         Cause::Connect(Errno::PROTOTYPE) => "that socket is not a stream: is the path right?",
         Cause::Connect(Errno::TIMEDOUT) => "the daemon accepts nobody: is it stopped, is it full?",

@@ -14,7 +14,9 @@ pub fn start(called: &str, verbosity: u32) {
         1 => Level::INFO,
         _ => Level::DEBUG,
     };
-    let format = Lines { called: called.to_owned() };
+    let format = Lines {
+        called: called.to_owned(),
+    };
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
@@ -44,7 +46,9 @@ where
             Level::DEBUG | Level::TRACE => "debug",
         };
         write!(writer, "{}: {level}: ", self.called)?;
-        context.field_format().format_fields(writer.by_ref(), event)?;
+        context
+            .field_format()
+            .format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
 }

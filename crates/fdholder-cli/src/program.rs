@@ -85,12 +85,20 @@ impl Invocation {
             .first()
             .and_then(|path| Path::new(path).file_name())
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        if let Some(program) = PROGRAMS.iter().find(|p| !p.s6_name.is_empty() && p.s6_name == name) {
+        if let Some(program) = PROGRAMS
+            .iter()
+            .find(|p| !p.s6_name.is_empty() && p.s6_name == name)
+        {
             return Self::of_s6(program, arguments);
         }
         // A known subcommand is the only one defined: starting is most of what it takes.
-        let wanted = arguments.get(1).and_then(|argument| argument.to_str()).unwrap_or_default();
-        let known = PROGRAMS.iter().find(|p| !p.subcommand.is_empty() && p.subcommand == wanted);
+        let wanted = arguments
+            .get(1)
+            .and_then(|argument| argument.to_str())
+            .unwrap_or_default();
+        let known = PROGRAMS
+            .iter()
+            .find(|p| !p.subcommand.is_empty() && p.subcommand == wanted);
         let Some(program) = known else {
             let called = "fdholder";
             return Err(match everything().try_get_matches_from(arguments) {
@@ -104,7 +112,12 @@ impl Invocation {
             .bin_name(&called)
             .try_get_matches_from(arguments)
             .map_err(|error| answer_to(&called, &error))?;
-        Ok(Self { called, as_s6: false, program, matches })
+        Ok(Self {
+            called,
+            as_s6: false,
+            program,
+            matches,
+        })
     }
 
     fn of_s6(program: &'static Program, arguments: Vec<OsString>) -> Result<Self, Answer> {
@@ -112,8 +125,15 @@ impl Invocation {
         let called = program.s6_name;
         let matches = as_getopt_reads(&command, arguments)
             .and_then(|arguments| command.try_get_matches_from(arguments).ok())
-            .ok_or_else(|| Answer::Usage(format!("{called}: usage: {called} {}", program.s6_usage)))?;
-        Ok(Self { called: called.to_owned(), as_s6: true, program, matches })
+            .ok_or_else(|| {
+                Answer::Usage(format!("{called}: usage: {called} {}", program.s6_usage))
+            })?;
+        Ok(Self {
+            called: called.to_owned(),
+            as_s6: true,
+            program,
+            matches,
+        })
     }
 
     /// An argument of the command line. The definition of the program says that it is
@@ -129,16 +149,28 @@ impl Invocation {
     }
 }
 
+/// Columns of help, on terminals that have as many.
+const HELP_WIDTH: usize = 80;
+
 /// The command of one program.
 fn definition(program: &Program) -> Command {
-    let name = if program.subcommand.is_empty() { program.s6_name } else { program.subcommand };
+    let name = if program.subcommand.is_empty() {
+        program.s6_name
+    } else {
+        program.subcommand
+    };
     // As with getopt, the last of an option's several values counts.
-    (program.define)(Command::new(name).args_override_self(true))
+    (program.define)(
+        Command::new(name)
+            .args_override_self(true)
+            .max_term_width(HELP_WIDTH),
+    )
 }
 
 /// The command with everything, for help and for what is wrong.
 fn everything() -> Command {
     Command::new("fdholder")
+        .max_term_width(HELP_WIDTH)
         .version(env!("CARGO_PKG_VERSION"))
         .about("Hold open file descriptors for programs that come and go")
         .after_help(
@@ -148,7 +180,12 @@ fn everything() -> Command {
              fdholder programs (a symlink), it behaves as that program does.",
         )
         .subcommand_required(true)
-        .subcommands(PROGRAMS.iter().filter(|p| !p.subcommand.is_empty()).map(definition))
+        .subcommands(
+            PROGRAMS
+                .iter()
+                .filter(|p| !p.subcommand.is_empty())
+                .map(definition),
+        )
 }
 
 /// Puts `--` before the first operand, where getopt stops looking for options. `None` for
@@ -176,7 +213,9 @@ fn as_getopt_reads(command: &Command, arguments: Vec<OsString>) -> Option<Vec<Os
         }
         // The first letter of a cluster that takes a value takes the rest of it, or the
         // next argument.
-        let value_at = bytes[1..].iter().position(|&letter| takes_value(letter as char));
+        let value_at = bytes[1..]
+            .iter()
+            .position(|&letter| takes_value(letter as char));
         let value_follows = value_at == Some(bytes.len() - 2);
         ordered.push(argument);
         if value_follows {
@@ -200,7 +239,9 @@ fn answer_to(called: &str, error: &clap::Error) -> Answer {
 }
 
 fn usage_answer(called: &str, problem: &str) -> Answer {
-    Answer::Usage(format!("{called}: usage: {problem} (see '{called} --help')"))
+    Answer::Usage(format!(
+        "{called}: usage: {problem} (see '{called} --help')"
+    ))
 }
 
 /// The operand that says where the holder listens.
@@ -266,7 +307,9 @@ pub struct Milliseconds(pub Option<Duration>);
 
 pub fn milliseconds(text: impl AsRef<std::ffi::OsStr>) -> Result<Milliseconds, String> {
     let span = number(text)?;
-    Ok(Milliseconds((span != 0).then(|| Duration::from_millis(span.into()))))
+    Ok(Milliseconds(
+        (span != 0).then(|| Duration::from_millis(span.into())),
+    ))
 }
 
 /// A number as s6's programs read it: digits, and not more than an unsigned int holds.
@@ -299,13 +342,22 @@ mod tests {
         let operands = |line| {
             let invocation = s6(line).ok().expect(line);
             let of = |id: &str| invocation.matches.get_raw(id).into_iter().flatten();
-            let operands: Vec<_> = ["path", "id", "prog"].iter()
+            let operands: Vec<_> = ["path", "id", "prog"]
+                .iter()
                 .filter(|id| invocation.matches.try_contains_id(id).is_ok())
-                .flat_map(|id| of(id)).map(|value| value.to_str().unwrap().to_owned()).collect();
+                .flat_map(|id| of(id))
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect();
             operands.join(" ")
         };
-        assert_eq!(operands("s6-fdholder-retrieve -Dt5 p id prog -D -- x"), "p id prog -D -- x");
-        assert_eq!(operands("/usr/bin/s6-fdholder-retrieve -D -t 5 -- p id prog"), "p id prog");
+        assert_eq!(
+            operands("s6-fdholder-retrieve -Dt5 p id prog -D -- x"),
+            "p id prog -D -- x"
+        );
+        assert_eq!(
+            operands("/usr/bin/s6-fdholder-retrieve -D -t 5 -- p id prog"),
+            "p id prog"
+        );
         assert_eq!(operands("s6-fdholder-list -t 1 -t 2 p"), "p");
         assert_eq!(operands("s6-fdholder-list -"), "-");
         assert_eq!(operands("s6-fdholder-getdump p prog -t x"), "p prog -t x");
@@ -313,20 +365,37 @@ mod tests {
 
     #[test]
     fn what_getopt_refuses_is_wrong_usage() {
-        for line in ["s6-fdholder-list", "s6-fdholder-list -z p", "s6-fdholder-list --timeout 5 p",
-            "s6-fdholder-list -t x p", "s6-fdholder-list -t +5 p", "s6-fdholder-list -t -5 p",
-            "s6-fdholder-list -t 4294967296 p", "s6-fdholder-store p", "s6-fdholder-list --help",
-            "s6-fdholder-retrieve p id", "fdholder list", "fdholder list -t", "fdholder nope",
-            "fdholder"]
-        {
+        for line in [
+            "s6-fdholder-list",
+            "s6-fdholder-list -z p",
+            "s6-fdholder-list --timeout 5 p",
+            "s6-fdholder-list -t x p",
+            "s6-fdholder-list -t +5 p",
+            "s6-fdholder-list -t -5 p",
+            "s6-fdholder-list -t 4294967296 p",
+            "s6-fdholder-store p",
+            "s6-fdholder-list --help",
+            "s6-fdholder-retrieve p id",
+            "fdholder list",
+            "fdholder list -t",
+            "fdholder nope",
+            "fdholder",
+        ] {
             assert!(matches!(s6(line), Err(Answer::Usage(_))), "{line}");
         }
     }
 
     #[test]
     fn usage_errors_are_one_line() {
-        for line in ["fdholder store", "fdholder list --tiemout 5 p", "fdholder", "fdholder lst"] {
-            let Err(Answer::Usage(text)) = s6(line) else { panic!("{line}") };
+        for line in [
+            "fdholder store",
+            "fdholder list --tiemout 5 p",
+            "fdholder",
+            "fdholder lst",
+        ] {
+            let Err(Answer::Usage(text)) = s6(line) else {
+                panic!("{line}")
+            };
             assert_eq!(text.lines().count(), 1, "{text}");
             assert!(text.starts_with("fdholder"), "{text}");
         }

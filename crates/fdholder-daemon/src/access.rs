@@ -113,7 +113,13 @@ pub const VARIABLES: [&str; 5] = [
 impl Rights {
     /// The right to everything.
     pub fn all() -> Self {
-        Self { store: Ids::All, retrieve: Ids::All, list: true, getdump: true, setdump: true }
+        Self {
+            store: Ids::All,
+            retrieve: Ids::All,
+            list: true,
+            getdump: true,
+            setdump: true,
+        }
     }
 
     /// Whether the client may store and delete under `id`.
@@ -219,7 +225,10 @@ enum Source {
     /// The daemon's own user may do everything, nobody else anything.
     OwnerOnly,
     Dir(PathBuf),
-    Cdb { path: PathBuf, content: cdb::Cdb },
+    Cdb {
+        path: PathBuf,
+        content: cdb::Cdb,
+    },
 }
 
 /// A remembered decision, and what it was read from.
@@ -262,7 +271,10 @@ impl Rules {
     }
 
     fn from(source: Source) -> Self {
-        Self { source, remembered: HashMap::new() }
+        Self {
+            source,
+            remembered: HashMap::new(),
+        }
     }
 
     /// Whether there are no rules but that the owner may do everything.
@@ -299,7 +311,13 @@ impl Rules {
         if self.remembered.len() >= RIGHTS_CACHED_MAX {
             self.remembered.clear();
         }
-        self.remembered.insert(user, Remembered { decision: decision.clone(), read });
+        self.remembered.insert(
+            user,
+            Remembered {
+                decision: decision.clone(),
+                read,
+            },
+        );
         decision
     }
 
@@ -339,7 +357,10 @@ impl Source {
 
 /// A refusal because `place` is broken.
 fn broken(place: &Path, problem: impl fmt::Display) -> Refusal {
-    Refusal::Broken { place: place.display().to_string(), problem: problem.to_string() }
+    Refusal::Broken {
+        place: place.display().to_string(),
+        problem: problem.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -350,7 +371,10 @@ mod tests {
     fn keys_are_looked_up_in_order() {
         let daemon = User { uid: 5, gid: 6 };
         let keys = |uid, gid| keys(User { uid, gid }, daemon).collect::<Vec<_>>();
-        assert_eq!(keys(5, 6), ["uid/self", "uid/5", "gid/self", "gid/6", "uid/default"]);
+        assert_eq!(
+            keys(5, 6),
+            ["uid/self", "uid/5", "gid/self", "gid/6", "uid/default"]
+        );
         assert_eq!(keys(0, 6), ["uid/0", "gid/self", "gid/6", "uid/default"]);
         assert_eq!(keys(0, 0), ["uid/0", "gid/0", "uid/default"]);
     }
@@ -359,8 +383,16 @@ mod tests {
     fn without_rules_only_the_owner_gets_in() {
         let daemon = User { uid: 5, gid: 6 };
         let mut rules = Rules::owner_only();
-        assert!(rules.rights(User { uid: 5, gid: 1 }, daemon).unwrap().setdump);
-        assert_eq!(rules.rights(User { uid: 0, gid: 6 }, daemon).unwrap_err(), Refusal::NoRule);
+        assert!(
+            rules
+                .rights(User { uid: 5, gid: 1 }, daemon)
+                .unwrap()
+                .setdump
+        );
+        assert_eq!(
+            rules.rights(User { uid: 0, gid: 6 }, daemon).unwrap_err(),
+            Refusal::NoRule
+        );
     }
 
     #[test]

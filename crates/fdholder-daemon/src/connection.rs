@@ -79,7 +79,9 @@ impl<F> Connection<F> {
         if !self.wants_input() {
             return Ok(Step::Wait);
         }
-        let Some(frame) = self.decoder.next()? else { return Ok(Step::Wait) };
+        let Some(frame) = self.decoder.next()? else {
+            return Ok(Step::Wait);
+        };
         let changes = match Request::parse(frame)? {
             Parsed::Request(request) => self.carry_out(request, store, now)?,
             Parsed::FdsLost => {
@@ -121,13 +123,15 @@ impl<F> Connection<F> {
             }
             Request::Retrieve { id, delete } => {
                 let Outcome { answer, changes } = store.retrieve(&id, delete, now);
-                self.outbox.push(answer.map_or_else(refusal, reply::retrieved));
+                self.outbox
+                    .push(answer.map_or_else(refusal, reply::retrieved));
                 changes
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
             Request::List => {
                 let (entries, changes) = store.dump(now);
-                self.outbox.push(reply::list(entries.iter().map(|entry| &entry.id)));
+                self.outbox
+                    .push(reply::list(entries.iter().map(|entry| &entry.id)));
                 changes
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
@@ -154,7 +158,10 @@ impl<F> Connection<F> {
             return self.refuse(Errno::NFILE);
         }
         if announced > 0 {
-            self.set = Some(Set { entries: Vec::new(), announced });
+            self.set = Some(Set {
+                entries: Vec::new(),
+                announced,
+            });
         }
         self.outbox.push(reply::setdump_head(count));
         Vec::new()

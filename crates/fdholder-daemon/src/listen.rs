@@ -74,7 +74,11 @@ impl fmt::Display for ListenError {
                 write!(f, "unable to {doing}: {}", fdholder::strerror(*errno))
             }
             Self::InUse { path, pid, uid } => {
-                write!(f, "unable to bind to {}: a daemon listens there (", path.display())?;
+                write!(
+                    f,
+                    "unable to bind to {}: a daemon listens there (",
+                    path.display()
+                )?;
                 if let Some(pid) = pid {
                     write!(f, "pid {pid}, ")?;
                 }
@@ -102,7 +106,13 @@ impl std::error::Error for ListenError {}
 ///
 /// [`ListenError`].
 pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
-    let Listen { path, backlog, mode, reuse, owner } = wanted;
+    let Listen {
+        path,
+        backlog,
+        mode,
+        reuse,
+        owner,
+    } = wanted;
     let doing = || format!("bind to {}", path.display());
     let address = SocketAddrUnix::new(path).map_err(ListenError::system(doing()))?;
     // What is looked at must still be true when it is acted upon.
@@ -119,8 +129,9 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
     rustix::process::umask(umask);
     bound.map_err(ListenError::system(doing()))?;
     if let Some(User { uid, gid }) = *owner {
-        chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .map_err(ListenError::system(format!("give {} to uid {uid}", path.display())))?;
+        chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(
+            ListenError::system(format!("give {} to uid {uid}", path.display())),
+        )?;
     }
     listen(&socket, *backlog)
         .map_err(ListenError::system(format!("listen to {}", path.display())))?;
@@ -193,9 +204,10 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError>
                 uid: owner.map_or(u32::MAX, |owner| owner.uid.as_raw()),
             })
         }
-        Err(errno) => {
-            Err(ListenError::system(format!("see who listens on {}", path.display()))(errno))
-        }
+        Err(errno) => Err(ListenError::system(format!(
+            "see who listens on {}",
+            path.display()
+        ))(errno)),
     }
 }
 
@@ -207,7 +219,13 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn at(path: &Path) -> Listen {
-        Listen { path: path.into(), backlog: 8, mode: 0o600, reuse: true, owner: None }
+        Listen {
+            path: path.into(),
+            backlog: 8,
+            mode: 0o600,
+            reuse: true,
+            owner: None,
+        }
     }
 
     #[test]
@@ -215,13 +233,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
-        let without_reuse = Listen { reuse: false, ..at(&path) };
+        let without_reuse = Listen {
+            reuse: false,
+            ..at(&path)
+        };
         assert!(matches!(
             listen_at(&without_reuse),
-            Err(ListenError::System { errno: Errno::ADDRINUSE, .. })
+            Err(ListenError::System {
+                errno: Errno::ADDRINUSE,
+                ..
+            })
         ));
         let listener = listen_at(&at(&path)).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         check_inherited(&listener).unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
         let error = listen_at(&at(&path)).unwrap_err();
@@ -234,7 +261,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(listen_at(&at(&path)), Err(ListenError::NotASocket(_))));
+        assert!(matches!(
+            listen_at(&at(&path)),
+            Err(ListenError::NotASocket(_))
+        ));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 

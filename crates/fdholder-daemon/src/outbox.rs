@@ -28,7 +28,10 @@ pub struct Outbox<F> {
 
 impl<F> Default for Outbox<F> {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), sent: 0 }
+        Self {
+            queue: VecDeque::new(),
+            sent: 0,
+        }
     }
 }
 
@@ -60,7 +63,8 @@ impl<F> Outbox<F> {
             let part: Vec<_> = entries.by_ref().take(MESSAGE_FDS_MAX).collect();
             let done = entries.len() == 0;
             let message = reply::getdump_data(
-                part.iter().map(|entry| (&entry.id, entry.limit, Arc::clone(entry))),
+                part.iter()
+                    .map(|entry| (&entry.id, entry.limit, Arc::clone(entry))),
             );
             if done {
                 self.queue.pop_front();

@@ -88,7 +88,8 @@ impl Peer {
             Ok(received) if received.len == 0 => self.half_closed = true,
             Ok(received) => {
                 let bytes = &buffer[..received.len];
-                self.connection.receive(bytes, received.fds, received.fds_lost);
+                self.connection
+                    .receive(bytes, received.fds, received.fds_lost);
             }
             Err(Errno::AGAIN) => return Ok(false),
             Err(errno) => return Err(Gone::Failed(errno)),
@@ -104,8 +105,10 @@ impl Peer {
         loop {
             let mut idle = true;
             // What a request changed is dropped here: descriptors nobody carries close.
-            while let Step::Did(_changes) =
-                self.connection.step(store, Timestamp::now()).map_err(Gone::Malformed)?
+            while let Step::Did(_changes) = self
+                .connection
+                .step(store, Timestamp::now())
+                .map_err(Gone::Malformed)?
             {
                 idle = false;
             }

@@ -39,7 +39,15 @@ pub fn drop_to(wanted: &Become) -> Result<(), (&'static str, Errno)> {
 /// Raises the soft limit on open files to the hard one, and returns it.
 pub fn raise_open_files() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum && setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err()
+    if current != maximum
+        && setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: maximum,
+                maximum,
+            },
+        )
+        .is_err()
     {
         return current.unwrap_or(u64::MAX);
     }

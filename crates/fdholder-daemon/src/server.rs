@@ -119,8 +119,14 @@ impl Server {
     ) -> io::Result<Self> {
         let open_files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
         let available = open_files.saturating_sub(FDS_RESERVED);
-        let connections_max = options.connections_max.clamp(1, CONNECTIONS_MAX).min(available / 2);
-        let capacity = options.fds_max.clamp(1, FDS_MAX).min(available - connections_max);
+        let connections_max = options
+            .connections_max
+            .clamp(1, CONNECTIONS_MAX)
+            .min(available / 2);
+        let capacity = options
+            .fds_max
+            .clamp(1, FDS_MAX)
+            .min(available - connections_max);
         if connections_max == 0 || capacity == 0 {
             return Err(io::Error::other(format!(
                 "the limit on open files, {open_files}, is too low to hold anything"
@@ -141,7 +147,12 @@ impl Server {
             (expiry_timer.as_fd(), EXPIRY),
         ];
         for (source, token) in sources {
-            epoll::add(&epoll, source, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+            epoll::add(
+                &epoll,
+                source,
+                epoll::EventData::new_u64(token),
+                epoll::EventFlags::IN,
+            )?;
         }
         Ok(Self {
             listener,
@@ -155,7 +166,10 @@ impl Server {
             peers: Slab::new(),
             deadlines: Deadlines::default(),
             retries: Deadlines::default(),
-            options: Options { connections_max, ..options },
+            options: Options {
+                connections_max,
+                ..options
+            },
             accepting: Accepting::Yes,
             listening: true,
             buffer: vec![0; READ_LEN],
@@ -179,8 +193,11 @@ impl Server {
             self.set_expiry_timer()?;
             let timeout = self.timeout();
             events.clear();
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref())
-            {
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -196,7 +213,10 @@ impl Server {
             self.store.expire(Timestamp::now());
             self.attend_to_clocks(Instant::now());
         }
-        Ok(Ended { held: self.store.len(), clients: self.peers.len() })
+        Ok(Ended {
+            held: self.store.len(),
+            clients: self.peers.len(),
+        })
     }
 
     /// A lame duck ends when nobody is in the middle of anything, or its time is up.
@@ -222,7 +242,10 @@ impl Server {
                 // The client gave up, or a signal came.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 Err(errno) => {
-                    warn!("unable to accept a client: {}; trying again", strerror(errno));
+                    warn!(
+                        "unable to accept a client: {}; trying again",
+                        strerror(errno)
+                    );
                     self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
@@ -233,9 +256,10 @@ impl Server {
     /// Lets a client in, or closes the connection.
     fn admit(&mut self, socket: OwnedFd) {
         let user = match socket_peercred(&socket) {
-            Ok(credentials) => {
-                User { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() }
-            }
+            Ok(credentials) => User {
+                uid: credentials.uid.as_raw(),
+                gid: credentials.gid.as_raw(),
+            },
             Err(errno) => return warn!("unable to see who connects: {}", strerror(errno)),
         };
         let rights = match self.rules.rights(user, self.user) {
@@ -254,14 +278,19 @@ impl Server {
         }
         debug!(client = token, "{user} connected");
         let peer = entry.insert(peer);
-        let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = self
+            .options
+            .client_timeout
+            .map(|timeout| Instant::now() + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
     /// just gone, or of its place's next owner: either is harmless.
     fn serve(&mut self, token: usize) {
-        let Some(peer) = self.peers.get_mut(token) else { return };
+        let Some(peer) = self.peers.get_mut(token) else {
+            return;
+        };
         let watched = peer.interest;
         let served = peer.receive(&mut self.buffer).and_then(|received| {
             let sent = peer.serve(&mut self.store)?;
@@ -315,7 +344,11 @@ impl Server {
         };
         let listen = self.accepting == Accepting::Yes;
         if listen != self.listening {
-            let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+            let flags = if listen {
+                epoll::EventFlags::IN
+            } else {
+                epoll::EventFlags::empty()
+            };
             let data = epoll::EventData::new_u64(LISTENER);
             match epoll::modify(&self.epoll, &self.listener, data, flags) {
                 Ok(()) => self.listening = listen,
@@ -359,7 +392,10 @@ impl Server {
         if next == self.expiry_armed {
             return Ok(());
         }
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let never = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         let value = next.map_or(never, |moment| {
             let unix = moment.label().saturating_sub((1 << 62) + LEAP_SECONDS);
             Timespec {
@@ -369,7 +405,14 @@ impl Server {
             }
         });
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        timerfd_settime(&self.expiry_timer, flags, &Itimerspec { it_interval: never, it_value: value })?;
+        timerfd_settime(
+            &self.expiry_timer,
+            flags,
+            &Itimerspec {
+                it_interval: never,
+                it_value: value,
+            },
+        )?;
         self.expiry_armed = next;
         Ok(())
     }

@@ -11,9 +11,7 @@ use crate::transport::{self, Wait};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_timeout, Timeout};
-use rustix::net::{
-    connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,7 +32,8 @@ impl Deadline {
 
     /// What is left: `None` when there is no end, zero once it has passed.
     pub fn remaining(self) -> Option<Duration> {
-        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+        self.0
+            .map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Whether it has passed.
@@ -44,7 +43,11 @@ impl Deadline {
 
     /// Calls that can wait by themselves do so when nothing bounds the wait.
     fn wait(self) -> Wait {
-        if self.0.is_none() { Wait::Yes } else { Wait::No }
+        if self.0.is_none() {
+            Wait::Yes
+        } else {
+            Wait::No
+        }
     }
 }
 
@@ -88,10 +91,12 @@ impl Client {
     /// ENAMETOOLONG a path of over 107 bytes, ETIMEDOUT …
     pub fn connect(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
         let path = path.as_ref();
-        connect_socket(path, deadline).map(Self::over).map_err(|errno| {
-            let doing = format!("connect to a fd-holder daemon at {}", path.display());
-            Error::new(doing, Cause::Connect(errno))
-        })
+        connect_socket(path, deadline)
+            .map(Self::over)
+            .map_err(|errno| {
+                let doing = format!("connect to a fd-holder daemon at {}", path.display());
+                Error::new(doing, Cause::Connect(errno))
+            })
     }
 
     /// A client over a connected socket that was made elsewhere.
@@ -118,7 +123,11 @@ impl Client {
         fd: impl AsFd,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let request = Request::Store(Entry { id: id.clone(), limit, fd: fd.as_fd() });
+        let request = Request::Store(Entry {
+            id: id.clone(),
+            limit,
+            fd: fd.as_fd(),
+        });
         self.ask(request, deadline, |frame| reply::parse_status(&frame))
             .map_err(|cause| Error::new("store fd", cause))
     }
@@ -130,8 +139,10 @@ impl Client {
     /// ENOENT nothing is held under it · EPERM the rules do not let this user store, and
     /// so delete, under that identifier.
     pub fn delete(&mut self, id: &Identifier, deadline: Deadline) -> Result<(), Error> {
-        self.ask(Request::Delete(id.clone()), deadline, |frame| reply::parse_status(&frame))
-            .map_err(|cause| Error::new(format!("delete fd for id {id}"), cause))
+        self.ask(Request::Delete(id.clone()), deadline, |frame| {
+            reply::parse_status(&frame)
+        })
+        .map_err(|cause| Error::new(format!("delete fd for id {id}"), cause))
     }
 
     /// A copy of the descriptor held under `id`, close-on-exec; the holder keeps its own.
@@ -156,7 +167,10 @@ impl Client {
         delete: bool,
         deadline: Deadline,
     ) -> Result<OwnedFd, Error> {
-        let request = Request::Retrieve { id: id.clone(), delete };
+        let request = Request::Retrieve {
+            id: id.clone(),
+            delete,
+        };
         self.ask(request, deadline, reply::parse_retrieved)
             .map_err(|cause| Error::new(format!("retrieve fd for id {id}"), cause))
     }
@@ -215,10 +229,15 @@ impl Client {
     /// As [`getdump`](Self::getdump).
     pub fn begin_getdump(&mut self, deadline: Deadline) -> Result<Incoming<'_>, Error> {
         let remaining = self
-            .ask(Request::Getdump, deadline, |frame| reply::parse_getdump_head(&frame))
+            .ask(Request::Getdump, deadline, |frame| {
+                reply::parse_getdump_head(&frame)
+            })
             .map_err(|cause| Error::new(GET_DUMP, cause))?;
         self.in_step = remaining == 0;
-        Ok(Incoming { client: self, remaining })
+        Ok(Incoming {
+            client: self,
+            remaining,
+        })
     }
 
     /// Announces a set of `count` descriptors, to be sent in parts of up to 253.
@@ -228,17 +247,18 @@ impl Client {
     /// # Errors
     ///
     /// As [`setdump`](Self::setdump).
-    pub fn begin_setdump(
-        &mut self,
-        count: u32,
-        deadline: Deadline,
-    ) -> Result<Outgoing<'_>, Error> {
+    pub fn begin_setdump(&mut self, count: u32, deadline: Deadline) -> Result<Outgoing<'_>, Error> {
         if count != 0 {
-            self.ask(Request::Setdump(count), deadline, |frame| reply::parse_setdump_head(&frame))
-                .map_err(|cause| Error::new(SET_DUMP, cause))?;
+            self.ask(Request::Setdump(count), deadline, |frame| {
+                reply::parse_setdump_head(&frame)
+            })
+            .map_err(|cause| Error::new(SET_DUMP, cause))?;
             self.in_step = false;
         }
-        Ok(Outgoing { client: self, remaining: count })
+        Ok(Outgoing {
+            client: self,
+            remaining: count,
+        })
     }
 
     /// Sends a request and reads its reply.
@@ -287,7 +307,10 @@ impl Client {
         while !self.decoder.has_frame() {
             self.fill(deadline)?;
         }
-        Ok(self.decoder.next()?.ok_or(Malformed("an incomplete message"))?)
+        Ok(self
+            .decoder
+            .next()?
+            .ok_or(Malformed("an incomplete message"))?)
     }
 
     fn fill(&mut self, deadline: Deadline) -> Result<(), Cause> {
@@ -402,7 +425,7 @@ pub struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// How many descriptors are still to be sent; 0 once the holder has them all.
+    /// How many descriptors are still to be sent.
     pub fn remaining(&self) -> u32 {
         self.remaining
     }
@@ -426,42 +449,57 @@ impl Outgoing<'_> {
             fd: entry.fd.as_fd(),
         });
         let message = Request::SetdumpData(entries.collect()).into_message();
-        self.exchange(message.bytes(), message.fds(), deadline)
+        self.send_part(message.bytes(), message.fds(), deadline)
+            .and_then(|()| self.read_answer(deadline))
             .map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
-    /// Sends a message that [`Incoming::next_message`] made.
+    /// Sends a message that [`Incoming::next_message`] made, without waiting for the
+    /// answer: [`confirm`](Self::confirm) does, before the next is sent.
     pub(crate) fn send_message(
         &mut self,
         message: &Message<OwnedFd>,
         deadline: Deadline,
     ) -> Result<(), Error> {
         let fds: Vec<_> = message.fds().iter().map(AsFd::as_fd).collect();
-        self.exchange(message.bytes(), &fds, deadline)
+        self.send_part(message.bytes(), &fds, deadline)
             .map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
-    fn exchange(
+    /// Reads the answer to the message sent last.
+    pub(crate) fn confirm(&mut self, deadline: Deadline) -> Result<(), Error> {
+        self.read_answer(deadline)
+            .map_err(|cause| Error::new(SET_DUMP, cause))
+    }
+
+    fn send_part(
         &mut self,
         bytes: &[u8],
         fds: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<(), Cause> {
         let count = fds.len() as u32; // 253 at most.
-        let Some(remaining) = self.remaining.checked_sub(count) else {
-            return Err(Cause::Exchange(Errno::INVAL));
-        };
+        let remaining = self
+            .remaining
+            .checked_sub(count)
+            .ok_or(Cause::Exchange(Errno::INVAL))?;
         self.client.send(bytes, fds, deadline)?;
+        self.remaining = remaining;
+        Ok(())
+    }
+
+    fn read_answer(&mut self, deadline: Deadline) -> Result<(), Cause> {
         let answer = reply::parse_status(&self.client.receive(deadline)?)?;
-        match (answer, remaining) {
+        match (answer, self.remaining) {
             // EAGAIN is "go on", and only that while there is more to come.
             (Ok(()), 0) => self.client.in_step = true,
             (Err(Errno::AGAIN), 1..) => {}
-            (Err(Errno::AGAIN), 0) => return Err(Malformed("the set is whole, not so for it").into()),
+            (Err(Errno::AGAIN), 0) => {
+                return Err(Malformed("the set is whole, not so for it").into())
+            }
             (Ok(()), 1..) => return Err(Malformed("an end before the set is whole").into()),
             (Err(errno), _) => return Err(Cause::Denied(errno)),
         }
-        self.remaining = remaining;
         Ok(())
     }
 }
@@ -471,8 +509,12 @@ impl Outgoing<'_> {
 /// listener has a full queue.
 fn connect_socket(path: &Path, deadline: Deadline) -> Result<OwnedFd, Errno> {
     let address = SocketAddrUnix::new(path)?;
-    let socket =
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     loop {
         if let Some(remaining) = deadline.remaining() {
             if remaining.is_zero() {
@@ -500,8 +542,12 @@ mod tests {
 
     fn pair() -> (Client, UnixStream) {
         let (ours, theirs) = socketpair(
-            AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None,
-        ).unwrap();
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         (Client::over(ours), UnixStream::from(theirs))
     }
 
@@ -518,14 +564,22 @@ mod tests {
     fn a_closed_connection_is_epipe() {
         let (mut client, server) = pair();
         drop(server);
-        assert_eq!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Exchange(Errno::PIPE));
+        assert_eq!(
+            client.list(Deadline::NEVER).unwrap_err().cause(),
+            Cause::Exchange(Errno::PIPE)
+        );
     }
 
     #[test]
     fn a_refusal_leaves_the_connection_usable() {
         let (mut client, mut server) = pair();
-        server.write_all(b"\0\0\0\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0").unwrap();
-        assert_eq!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Denied(Errno::PERM));
+        server
+            .write_all(b"\0\0\0\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0")
+            .unwrap();
+        assert_eq!(
+            client.list(Deadline::NEVER).unwrap_err().cause(),
+            Cause::Denied(Errno::PERM)
+        );
         assert_eq!(client.list(Deadline::NEVER), Ok(vec![]));
     }
 
@@ -533,6 +587,9 @@ mod tests {
     fn garbage_is_malformed() {
         let (mut client, mut server) = pair();
         server.write_all(b"HTTP/1.1 400 Bad Request\r\n").unwrap();
-        assert!(matches!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Malformed(_)));
+        assert!(matches!(
+            client.list(Deadline::NEVER).unwrap_err().cause(),
+            Cause::Malformed(_)
+        ));
     }
 }

@@ -53,7 +53,9 @@ struct Allowance(Option<Duration>);
 
 impl Allowance {
     fn spend<T>(&mut self, operation: impl FnOnce(Deadline) -> T) -> T {
-        let Some(left) = self.0 else { return operation(Deadline::NEVER) };
+        let Some(left) = self.0 else {
+            return operation(Deadline::NEVER);
+        };
         let start = Instant::now();
         let value = operation(Deadline::after(left));
         self.0 = Some(left.saturating_sub(start.elapsed()));
@@ -106,14 +108,21 @@ impl Transfer {
         let start = Instant::now();
         let (mut from_time, mut to_time) =
             (Allowance(self.timeout_from), Allowance(self.timeout_to));
-        let source = |error| TransferError { side: Side::Source, error };
-        let destination = |error| TransferError { side: Side::Destination, error };
+        let source = |error| TransferError {
+            side: Side::Source,
+            error,
+        };
+        let destination = |error| TransferError {
+            side: Side::Destination,
+            error,
+        };
 
         let mut from = from_time
             .spend(|deadline| connect(&self.from, "source", deadline))
             .map_err(source)?;
-        let mut incoming =
-            from_time.spend(|deadline| from.begin_getdump(deadline)).map_err(source)?;
+        let mut incoming = from_time
+            .spend(|deadline| from.begin_getdump(deadline))
+            .map_err(source)?;
         let mut to = to_time
             .spend(|deadline| connect(&self.to, "destination", deadline))
             .map_err(destination)?;
@@ -122,21 +131,44 @@ impl Transfer {
             .spend(|deadline| to.begin_setdump(descriptors, deadline))
             .map_err(destination)?;
         let mut bytes = 0;
-        while let Some(message) =
-            from_time.spend(|deadline| incoming.next_message(deadline)).map_err(source)?
+        // The destination answers one message before it is sent the next, as s6's has room
+        // for the descriptors of one only. While it works on one, this side closes that
+        // one's descriptors and takes the next from the source.
+        let mut unconfirmed = false;
+        while let Some(message) = from_time
+            .spend(|deadline| incoming.next_message(deadline))
+            .map_err(source)?
         {
-            bytes += message.bytes().len() as u64;
             to_time
-                .spend(|deadline| outgoing.send_message(&message, deadline))
+                .spend(|deadline| {
+                    if unconfirmed {
+                        outgoing.confirm(deadline)?;
+                    }
+                    outgoing.send_message(&message, deadline)
+                })
+                .map_err(destination)?;
+            unconfirmed = true;
+            bytes += message.bytes().len() as u64;
+        }
+        if unconfirmed {
+            to_time
+                .spend(|deadline| outgoing.confirm(deadline))
                 .map_err(destination)?;
         }
-        Ok(Report { descriptors, bytes, elapsed: start.elapsed() })
+        Ok(Report {
+            descriptors,
+            bytes,
+            elapsed: start.elapsed(),
+        })
     }
 }
 
 fn connect(path: &Path, which: &str, deadline: Deadline) -> Result<Client, Error> {
     Client::connect(path, deadline).map_err(|error| {
-        let doing = format!("connect to a {which} fd-holder daemon at {}", path.display());
+        let doing = format!(
+            "connect to a {which} fd-holder daemon at {}",
+            path.display()
+        );
         Error::new(doing, Cause::Connect(error.errno()))
     })
 }

@@ -6,8 +6,9 @@ use crate::failure::Failure;
 use crate::program::{path_operand, prog_operands, timeout_option, Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Entry};
+use fdholder_daemon::privileges::raise_open_files;
 use rustix::io::{fcntl_setfd, FdFlags};
-use rustix::process::{getrlimit, Resource};
+use rustix::process::{getrlimit, setrlimit, Resource};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
@@ -38,22 +39,27 @@ const SPARE_FDS: u64 = 16;
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
-    let mut incoming = holder.begin_getdump(deadline)?;
-    let needed = u64::from(incoming.remaining()) + SPARE_FDS;
-    if getrlimit(Resource::Nofile).current.is_some_and(|limit| limit < needed) {
-        fdholder_daemon::privileges::raise_open_files();
-    }
-    let mut dump = Vec::new();
-    while let Some(entries) = incoming.next_entries(deadline)? {
-        dump.extend(entries);
-    }
+    // Before the first descriptor comes, which may be together with their number.
+    let limit = getrlimit(Resource::Nofile);
+    raise_open_files();
+    let dump = holder.getdump(deadline)?;
     drop(holder);
+    let needed = dump.len() as u64 + SPARE_FDS;
+    if limit.current.is_some_and(|current| current >= needed) {
+        // The program gets the limit it would have had.
+        setrlimit(Resource::Nofile, limit)
+            .map_err(|errno| Failure::system("set a limit", errno))?;
+    }
     let mut numbers = Vec::with_capacity(dump.len());
     for Entry { id, limit, fd } in &dump {
         fcntl_setfd(fd, FdFlags::empty())
             .map_err(|errno| Failure::system("keep fd open", errno))?;
         let fd = fd.as_raw_fd().unsigned_abs(); // A descriptor is never negative.
-        numbers.push(Entry { id: id.clone(), limit: *limit, fd });
+        numbers.push(Entry {
+            id: id.clone(),
+            limit: *limit,
+            fd,
+        });
     }
     Err(become_program(invocation, environ::variables(&numbers)))
 }

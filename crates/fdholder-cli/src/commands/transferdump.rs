@@ -5,6 +5,7 @@ use crate::program::{milliseconds, path_operand, Invocation, Milliseconds, Progr
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, Command};
 use fdholder::Transfer;
+use fdholder_daemon::privileges::raise_open_files;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,8 +34,18 @@ fn define(command: Command) -> Command {
                 .value_parser(OsStringValueParser::new().try_map(|text| timeouts(&text)))
                 .help("Give up after waiting so many milliseconds for either (0 or none: never)"),
         )
-        .arg(path_operand().id("from").value_name("FROM").help("Where the source listens"))
-        .arg(path_operand().id("to").value_name("TO").help("Where the destination listens"))
+        .arg(
+            path_operand()
+                .id("from")
+                .value_name("FROM")
+                .help("Where the source listens"),
+        )
+        .arg(
+            path_operand()
+                .id("to")
+                .value_name("TO")
+                .help("Where the destination listens"),
+        )
 }
 
 /// `100:200`, `100:`, `:200`, `100`, `:`.
@@ -51,12 +62,15 @@ fn timeouts(text: &OsStr) -> Result<(Milliseconds, Milliseconds), String> {
 }
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    let (from, to): (PathBuf, PathBuf) =
-        (invocation.required("from")?, invocation.required("to")?);
+    let (from, to): (PathBuf, PathBuf) = (invocation.required("from")?, invocation.required("to")?);
     let timeouts = invocation.optional("timeouts");
     let (Milliseconds(from_timeout), Milliseconds(to_timeout)) =
         timeouts.unwrap_or((Milliseconds(None), Milliseconds(None)));
-    Transfer::new(from, to).timeouts(from_timeout, to_timeout).run()?;
+    // The descriptors that a user has in flight are counted against the sender's soft limit.
+    raise_open_files();
+    Transfer::new(from, to)
+        .timeouts(from_timeout, to_timeout)
+        .run()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -77,7 +91,18 @@ mod tests {
         assert_eq!(read("100"), Ok((ms(100), None)));
         assert_eq!(read(":"), Ok((None, None)));
         assert_eq!(read("0:0"), Ok((None, None)));
-        for bad in ["", "x", "1:x", "1:2:3", "-1", "1 ", "+1", "1.5", ":-2", "4294967296"] {
+        for bad in [
+            "",
+            "x",
+            "1:x",
+            "1:2:3",
+            "-1",
+            "1 ",
+            "+1",
+            "1.5",
+            ":-2",
+            "4294967296",
+        ] {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }

@@ -83,8 +83,10 @@ fn main() {
 }
 
 fn trial(name: &str, scenario: scenarios::Scenario, client: Suite, daemon: Suite) -> Trial {
-    let missing: Vec<_> =
-        [client, daemon].into_iter().filter(|suite| !suite.is_installed()).collect();
+    let missing: Vec<_> = [client, daemon]
+        .into_iter()
+        .filter(|suite| !suite.is_installed())
+        .collect();
     let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
     let name = format!("{name}::{client}_client_{daemon}_daemon");
     if let Some(peer) = missing.first().copied() {
@@ -94,7 +96,11 @@ fn trial(name: &str, scenario: scenarios::Scenario, client: Suite, daemon: Suite
             .with_ignored_flag(!required);
     }
     Trial::test(name, move || {
-        let pair = Pair { client, daemon, folder: tempfile::tempdir().unwrap() };
+        let pair = Pair {
+            client,
+            daemon,
+            folder: tempfile::tempdir().unwrap(),
+        };
         catch_unwind(AssertUnwindSafe(|| scenario(&pair))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));

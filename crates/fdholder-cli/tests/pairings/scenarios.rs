@@ -23,7 +23,10 @@ pub fn all() -> Vec<(String, Scenario)> {
         ("programs_to_become", hold::programs_to_become),
         ("expiry", expiry::expiry),
         ("overlapping_transfer", dumps::overlapping_transfer),
-        ("transfer_into_a_full_holder", dumps::transfer_into_a_full_holder),
+        (
+            "transfer_into_a_full_holder",
+            dumps::transfer_into_a_full_holder,
+        ),
         ("transfer_of_limits", dumps::transfer_of_limits),
         ("denied_operations", refusals::denied_operations),
         ("no_daemon", refusals::no_daemon),
@@ -31,8 +34,10 @@ pub fn all() -> Vec<(String, Scenario)> {
         ("bad_environment", refusals::bad_environment),
         ("rules_in_a_cdb", rules::in_a_cdb),
     ];
-    let mut scenarios: Vec<(String, Scenario)> =
-        plain.into_iter().map(|(name, run)| (name.to_owned(), Arc::new(run) as Scenario)).collect();
+    let mut scenarios: Vec<(String, Scenario)> = plain
+        .into_iter()
+        .map(|(name, run)| (name.to_owned(), Arc::new(run) as Scenario))
+        .collect();
     for count in [0, 1, 253, 254, 255, 256, 506, 1000, 5000] {
         let dump = move |pair: &Pair| dumps::dump_of(pair, count);
         scenarios.push((format!("dump_of_{count}"), Arc::new(dump)));

@@ -58,6 +58,16 @@ impl Rules {
     }
 }
 
+/// Our daemon without rules, on a socket in a folder of its own.
+pub fn serve(options: &[&str]) -> (tempfile::TempDir, Daemon) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = super::suite::fdholder(["serve", "-1", "-v0"]);
+    command.args(options).arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    (folder, daemon)
+}
+
 /// A running daemon. Killed when dropped.
 pub struct Daemon {
     pub path: PathBuf,
@@ -71,7 +81,10 @@ impl Daemon {
         let listener = UnixListener::bind(path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let mut command = suite.command("s6-fdholderd");
-        command.args(["-1", "-v0"]).args(options).stdin(Stdio::from(OwnedFd::from(listener)));
+        command
+            .args(["-1", "-v0"])
+            .args(options)
+            .stdin(Stdio::from(OwnedFd::from(listener)));
         Self::spawn(command, path)
     }
 
@@ -86,8 +99,15 @@ impl Daemon {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut newline = [0];
         let ready = child.stdout.take().unwrap().read(&mut newline).unwrap();
-        assert_eq!(&newline[..ready], b"\n", "the daemon did not say that it is ready");
-        Self { path: path.to_owned(), child }
+        assert_eq!(
+            &newline[..ready],
+            b"\n",
+            "the daemon did not say that it is ready"
+        );
+        Self {
+            path: path.to_owned(),
+            child,
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -96,6 +116,15 @@ impl Daemon {
 
     pub fn client(&self) -> Client {
         Client::connect(&self.path, super::deadline()).unwrap()
+    }
+
+    /// How many descriptors it has open besides those of clients that have gone.
+    pub fn open_fds(&self) -> usize {
+        let mut client = self.client();
+        // Whoever hung up before this one came is noticed no later than its second request.
+        client.list(super::deadline()).unwrap();
+        client.list(super::deadline()).unwrap();
+        super::open_fds(self.pid()) - 1
     }
 
     pub fn signal(&self, signal: Signal) {

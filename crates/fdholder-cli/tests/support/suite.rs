@@ -76,7 +76,12 @@ impl Suite {
 fn loader(root: &Path) -> Option<(PathBuf, PathBuf)> {
     let folders = std::fs::read_dir(root.join("usr/lib")).ok()?;
     for folder in folders.flatten().map(|entry| entry.path()) {
-        for file in std::fs::read_dir(&folder).ok().into_iter().flatten().flatten() {
+        for file in std::fs::read_dir(&folder)
+            .ok()
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = file.file_name();
             let name = name.to_string_lossy();
             if name.starts_with("ld-linux") && name.contains(".so") {

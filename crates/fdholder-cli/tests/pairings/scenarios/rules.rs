@@ -9,14 +9,27 @@ pub fn in_a_cdb(pair: &Pair) {
     let rules = Rules::all(pair.folder().join("rules"));
     let cdb = pair.folder().join("rules.cdb");
     let make = || {
-        let maker = if pair.daemon == Suite::Ours { pair.client } else { pair.daemon };
-        let maker = if maker == Suite::Ours { Suite::S6V213 } else { maker };
+        let maker = if pair.daemon == Suite::Ours {
+            pair.client
+        } else {
+            pair.daemon
+        };
+        let maker = if maker == Suite::Ours {
+            Suite::S6V213
+        } else {
+            maker
+        };
         if !maker.is_installed() {
             // Only ours meets ours, and s6's tool is not there.
             return false;
         }
         let mut command = maker.command("s6-accessrules-cdb-from-fs");
-        assert!(command.arg(&cdb).arg(&rules.dir).status().unwrap().success());
+        assert!(command
+            .arg(&cdb)
+            .arg(&rules.dir)
+            .status()
+            .unwrap()
+            .success());
         true
     };
     if !make() {
@@ -32,7 +45,9 @@ pub fn in_a_cdb(pair: &Pair) {
     make();
     assert_exit(&pair.run("list", &[path]), 0);
     daemon.signal(Signal::HUP);
-    eventually("the new rules hold", || pair.run("list", &[path]).status.code() == Some(1));
+    eventually("the new rules hold", || {
+        pair.run("list", &[path]).status.code() == Some(1)
+    });
     assert_exit(&pair.run("retrieve", &[path, "a", "true"]), 0);
 
     // A file that is no cdb any more leaves the rules in force.

@@ -1,0 +1,284 @@
+//! From the start of the daemon to its end.
+
+use crate::serve;
+use crate::support::{
+    assert_exit, deadline, eventually, id, marked_file, stderr, suite, Daemon, Rules, Suite,
+};
+use fdholder::{Client, Entry, Limit};
+use rustix::process::Signal;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+fn null() -> File {
+    File::open("/dev/null").unwrap()
+}
+
+#[test]
+fn without_rules_the_socket_is_for_the_owner() {
+    let (_folder, daemon) = serve(&[]);
+    let metadata = fs::metadata(&daemon.path).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    daemon
+        .client()
+        .store(&id("x"), Limit::never(), null(), deadline())
+        .unwrap();
+    daemon.client().getdump(deadline()).unwrap();
+}
+
+#[test]
+fn with_rules_they_decide_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let rules = Rules::all(folder.path().join("rules"));
+    let mut command = Suite::Ours.command("s6-fdholder-daemon");
+    command.args([
+        "-1",
+        "-v0",
+        "-i",
+        rules.dir.to_str().unwrap(),
+        path.to_str().unwrap(),
+    ]);
+    let daemon = Daemon::spawn(command, &path);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o777
+    );
+    daemon.client().list(deadline()).unwrap();
+}
+
+#[test]
+fn a_changed_rule_holds_for_the_next_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = Rules::all(folder.path().join("rules"));
+    let path = folder.path().join("holder");
+    let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &[]);
+    let list = rules.dir.join("uid/self/env/S6_FDHOLDER_LIST");
+    let mut connected_before = daemon.client();
+    connected_before.list(deadline()).unwrap();
+    for _ in 0..100 {
+        fs::write(&list, "").unwrap();
+        assert!(daemon.client().list(deadline()).is_err());
+        fs::write(&list, "\n").unwrap();
+        daemon.client().list(deadline()).unwrap();
+    }
+    fs::remove_file(&list).unwrap();
+    connected_before
+        .list(deadline())
+        .expect("rights are decided once, at accept");
+}
+
+#[test]
+fn readiness_is_one_newline_and_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = suite::fdholder(["serve", "-1", "-v0"]);
+    let mut child = command.arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert_eq!(said, b"\n");
+    let mut client = Client::connect(&path, deadline()).unwrap();
+    let (file, _) = marked_file(folder.path(), "file");
+    for number in 0..10 {
+        client
+            .store(&id(&number.to_string()), Limit::never(), &file, deadline())
+            .unwrap();
+    }
+    for number in 0..=1 {
+        let behind = fs::read_link(format!("/proc/{}/fd/{number}", child.id())).unwrap();
+        assert_eq!(
+            behind.to_str().unwrap(),
+            "/dev/null",
+            "what is held gets no standard number"
+        );
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_path_in_use_is_left_alone() {
+    let (folder, daemon) = serve(&[]);
+    daemon
+        .client()
+        .store(&id("x"), Limit::never(), null(), deadline())
+        .unwrap();
+    let second = suite::fdholder(["serve", daemon.path.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_exit(&second, 111);
+    assert!(
+        stderr(&second).contains(&format!("pid {}", daemon.pid())),
+        "{second:?}"
+    );
+    assert_eq!(stderr(&second).lines().count(), 1);
+    assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
+
+    let file = folder.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let refused = suite::fdholder(["serve", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_exit(&refused, 111);
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+
+    let nowhere = folder.path().join("no/such/folder");
+    let refused = suite::fdholder(["serve", nowhere.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_exit(&refused, 111);
+    assert_eq!(stderr(&refused).lines().count(), 1, "{refused:?}");
+}
+
+#[test]
+fn the_socket_of_a_dead_daemon_is_replaced() {
+    let (_folder, mut daemon) = serve(&[]);
+    daemon.signal(Signal::KILL);
+    daemon.wait();
+    assert!(daemon.path.exists());
+    let kept = suite::fdholder(["serve", "-D", daemon.path.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_exit(&kept, 111);
+    let mut command = suite::fdholder(["serve", "-1", "-v0"]);
+    command.arg(&daemon.path);
+    let next = Daemon::spawn(command, &daemon.path);
+    assert_eq!(next.client().list(deadline()), Ok(vec![]));
+}
+
+#[test]
+fn the_exit_code_says_what_was_left() {
+    let (_folder, daemon) = serve(&[]);
+    assert_eq!(daemon.terminate(), Some(0));
+    let (_folder, daemon) = serve(&[]);
+    daemon
+        .client()
+        .store(&id("x"), Limit::never(), null(), deadline())
+        .unwrap();
+    assert_eq!(daemon.terminate(), Some(1));
+    let (_folder, daemon) = serve(&["-T", "1"]);
+    // In the middle of a request, for ever.
+    let mut stuck = UnixStream::connect(&daemon.path).unwrap();
+    stuck.write_all(&[0]).unwrap();
+    daemon
+        .client()
+        .store(&id("x"), Limit::never(), null(), deadline())
+        .unwrap();
+    assert_eq!(daemon.terminate(), Some(3));
+}
+
+#[test]
+fn a_lame_duck_lets_clients_finish() {
+    let (_folder, mut daemon) = serve(&[]);
+    let null = null();
+    let mut client = daemon.client();
+    let mut set = client.begin_setdump(2, deadline()).unwrap();
+    let entry = |name| {
+        [Entry {
+            id: id(name),
+            limit: Limit::never(),
+            fd: null.as_fd(),
+        }]
+    };
+    set.send_entries(&entry("a"), deadline()).unwrap();
+    let idle = daemon.client();
+    daemon.signal(Signal::TERM);
+    // From when it is one, nobody is accepted any more: they wait in the queue.
+    eventually("the lame duck begins", || {
+        let mut late = daemon.client();
+        let soon = fdholder::Deadline::after(std::time::Duration::from_millis(20));
+        late.list(soon).is_err()
+    });
+    set.send_entries(&entry("b"), deadline()).unwrap();
+    drop((client, idle));
+    assert_eq!(
+        daemon.wait().code().map(|code| code & 1),
+        Some(1),
+        "it held what came last"
+    );
+}
+
+#[test]
+fn a_client_that_takes_too_long_is_dropped() {
+    let (_folder, daemon) = serve(&["-t", "100"]);
+    let mut idle = daemon.client();
+    idle.list(deadline()).unwrap();
+    // One says nothing at all, one stops half-way; both are hung up on.
+    let mut silent = UnixStream::connect(&daemon.path).unwrap();
+    let mut slow = UnixStream::connect(&daemon.path).unwrap();
+    slow.write_all(&[0, 0]).unwrap();
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    assert_eq!(slow.read(&mut [0]).unwrap(), 0);
+    idle.list(deadline())
+        .expect("one that is in the middle of nothing may stay");
+}
+
+#[test]
+fn clients_beyond_the_limit_wait() {
+    let (_folder, daemon) = serve(&["-c", "1"]);
+    let mut first = daemon.client();
+    first.list(deadline()).unwrap();
+    let mut second = daemon.client();
+    let soon = fdholder::Deadline::after(std::time::Duration::from_millis(50));
+    assert!(second.list(soon).is_err());
+    drop((first, second));
+    daemon.client().list(deadline()).unwrap();
+}
+
+#[test]
+fn the_soft_limit_on_open_files_is_raised() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("sh");
+    let script = "ulimit -Sn 64; exec \"$0\" serve -1 -v0 -n 500 \"$1\"";
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    let (mut client, null) = (daemon.client(), null());
+    for number in 0..500 {
+        client
+            .store(&id(&number.to_string()), Limit::never(), &null, deadline())
+            .unwrap();
+    }
+}
+
+#[test]
+fn it_says_how_many_it_can_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("sh");
+    let script = "ulimit -n 600; exec \"$0\" serve -1 -c 4 -n 1000 \"$1\"";
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&path);
+    let log = File::create(folder.path().join("log")).unwrap();
+    let daemon = Daemon::spawn(
+        {
+            command.stderr(log);
+            command
+        },
+        &path,
+    );
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    let said = log
+        .split("holding up to ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    let capacity: usize = said.unwrap().parse().unwrap();
+    assert!((100..600).contains(&capacity), "{log}");
+    // It holds as many, and the next one is refused with what was held still there.
+    let (mut client, null) = (daemon.client(), null());
+    for number in 0..capacity {
+        client
+            .store(&id(&number.to_string()), Limit::never(), &null, deadline())
+            .unwrap();
+    }
+    let full = client.store(&id("one too many"), Limit::never(), &null, deadline());
+    assert_eq!(full.unwrap_err().errno(), fdholder::Errno::NFILE);
+    assert_eq!(client.list(deadline()).unwrap().len(), capacity);
+}

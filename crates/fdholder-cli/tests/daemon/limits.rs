@@ -1,0 +1,116 @@
+//! Processes with little room for descriptors.
+
+use crate::serve;
+use crate::support::{assert_exit, deadline, id, stderr, Daemon};
+use fdholder::{Entry, Errno, Limit};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::{Command, Output};
+
+/// A daemon that holds so many.
+fn filled(count: u32) -> (tempfile::TempDir, Daemon) {
+    let (folder, daemon) = serve(&["-n", "6000"]);
+    let null = File::open("/dev/null").unwrap();
+    let set: Vec<_> = (0..count)
+        .map(|number| Entry {
+            id: id(&number.to_string()),
+            limit: Limit::never(),
+            fd: null.as_fd(),
+        })
+        .collect();
+    daemon.client().setdump(&set, deadline()).unwrap();
+    (folder, daemon)
+}
+
+/// Runs our binary with a hard limit on open files.
+fn with_open_files(limit: u32, arguments: &[&str]) -> Output {
+    let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_fdholder")]);
+    command.args(arguments).output().unwrap()
+}
+
+#[test]
+fn a_dump_that_does_not_fit_is_enfile() {
+    let (_folder, daemon) = filled(600);
+    let path = daemon.path.to_str().unwrap();
+    for limit in [20, 300, 500] {
+        let output = with_open_files(limit, &["getdump", path, "true"]);
+        assert_exit(&output, 1);
+        assert!(
+            stderr(&output).contains("Too many open files in system"),
+            "{output:?}"
+        );
+        assert!(stderr(&output).contains("ulimit -n"), "{output:?}");
+    }
+    assert_exit(&with_open_files(700, &["getdump", path, "true"]), 0);
+    assert_eq!(daemon.client().list(deadline()).unwrap().len(), 600);
+}
+
+#[test]
+fn a_transfer_needs_room_for_one_message_only() {
+    let (_from_folder, from) = filled(5000);
+    let (_to_folder, to) = filled(0);
+    let paths = [from.path.to_str().unwrap(), to.path.to_str().unwrap()];
+    assert_exit(
+        &with_open_files(300, &["transferdump", paths[0], paths[1]]),
+        0,
+    );
+    assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
+}
+
+#[test]
+fn getdump_raises_its_soft_limit() {
+    let (_folder, daemon) = filled(600);
+    let script = "ulimit -Sn 64; exec \"$0\" getdump \"$1\" sh -c 'echo \"$S6_FD_599\"'";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&daemon.path);
+    let output = command.output().unwrap();
+    assert_exit(&output, 0);
+    assert!(!output.stdout.is_empty());
+
+    // A program that can do with less gets what it would have had.
+    let (_folder, daemon) = filled(10);
+    let script = "ulimit -Sn 64; exec \"$0\" getdump \"$1\" sh -c 'ulimit -Sn'";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&daemon.path);
+    assert_eq!(command.output().unwrap().stdout, b"64\n");
+}
+
+/// A set for which the daemon has no descriptors left is refused, not half taken, and
+/// everybody else goes on.
+#[test]
+fn a_set_that_does_not_fit_the_process_is_enfile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("sh");
+    let script = "ulimit -n 800; exec \"$0\" serve -1 -v0 -c 4 -n 450 \"$1\"";
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    let null = File::open("/dev/null").unwrap();
+    let set: Vec<_> = (0..450)
+        .map(|number| Entry {
+            id: id(&number.to_string()),
+            limit: Limit::never(),
+            fd: null.as_fd(),
+        })
+        .collect();
+    daemon.client().setdump(&set, deadline()).unwrap();
+    // It replaces what is held, so the store would take it; but until it is whole both
+    // are open.
+    let mut other = daemon.client();
+    let error = daemon.client().setdump(&set, deadline()).unwrap_err();
+    assert_eq!(error.errno(), Errno::NFILE);
+    assert_eq!(other.list(deadline()).unwrap().len(), 450);
+    other.retrieve(&id("449"), deadline()).unwrap();
+    other.delete(&id("0"), deadline()).unwrap();
+    other
+        .store(&id("0"), Limit::never(), &null, deadline())
+        .unwrap();
+}

@@ -1,0 +1,11 @@
+//! Our daemon and our programs as processes, beyond what s6's can do as well.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod lifecycle;
+mod limits;
+mod programs;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
+
+use support::daemon::serve;

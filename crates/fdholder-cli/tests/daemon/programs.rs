@@ -1,0 +1,281 @@
+//! What the programs say, beyond what s6's do.
+
+use crate::serve;
+use crate::support::{assert_exit, deadline, id, stderr, stdout, suite, Rules, Suite};
+use fdholder::Limit;
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+
+const SUBCOMMANDS: [&str; 10] = [
+    "serve",
+    "store",
+    "retrieve",
+    "list",
+    "delete",
+    "getdump",
+    "setdump",
+    "transferdump",
+    "rules",
+    "demo",
+];
+
+#[test]
+fn help_is_for_strangers() {
+    let all = suite::fdholder(["--help"]).output().unwrap();
+    assert_exit(&all, 0);
+    for subcommand in SUBCOMMANDS {
+        assert!(stdout(&all).contains(subcommand), "{all:?}");
+        let output = suite::fdholder([subcommand, "--help"]).output().unwrap();
+        assert_exit(&output, 0);
+        let help = stdout(&output);
+        assert!(
+            help.contains(&format!("Usage: fdholder {subcommand}")),
+            "{help}"
+        );
+        let longest = help
+            .lines()
+            .map(|line| line.chars().count())
+            .max()
+            .unwrap_or(0);
+        assert!(longest <= 80, "{longest} columns: {help}");
+    }
+    assert_exit(&suite::fdholder(["--version"]).output().unwrap(), 0);
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_100() {
+    for arguments in [
+        &["list"][..],
+        &["store", "p"],
+        &["retrieve", "p", "x"],
+        &["nope"],
+        &[],
+        &["list", "--nope", "p"],
+        &["serve", "-n", "x", "p"],
+        &["serve"],
+        &["rules"],
+        &["rules", "check"],
+        &["rules", "check", "--uid", "1", "."],
+        &["transferdump", "a"],
+    ] {
+        let output = suite::fdholder(arguments).output().unwrap();
+        assert_exit(&output, 100);
+        assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+        assert!(stderr(&output).starts_with("fdholder"), "{output:?}");
+    }
+}
+
+#[test]
+fn options_may_follow_operands_under_our_own_name() {
+    let (_folder, daemon) = serve(&[]);
+    let path = daemon.path.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        suite::fdholder(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    assert_exit(
+        &run(&[
+            "store",
+            path,
+            "x",
+            "--expire",
+            "3600000",
+            "--timeout",
+            "10000",
+        ]),
+        0,
+    );
+    assert_exit(&run(&["list", path, "-t", "10000"]), 0);
+    let list = run(&["list", path, "--json"]);
+    assert_eq!(stdout(&list), "[{\"id\":\"x\"}]\n");
+    assert_exit(
+        &run(&[
+            "retrieve", "--delete", path, "x", "sh", "-c", "true", "--help",
+        ]),
+        0,
+    );
+    assert_eq!(stdout(&run(&["list", path, "--json"])), "[]\n");
+}
+
+/// A socket that takes connections and never answers.
+#[test]
+fn silence_is_a_refusal_of_that_side() {
+    let (folder, daemon) = serve(&[]);
+    daemon
+        .client()
+        .store(
+            &id("x"),
+            Limit::never(),
+            File::open("/dev/null").unwrap(),
+            deadline(),
+        )
+        .unwrap();
+    let silent = folder.path().join("silent");
+    let _listener = UnixListener::bind(&silent).unwrap();
+    let (silent, path) = (silent.to_str().unwrap(), daemon.path.to_str().unwrap());
+    for (arguments, code) in [
+        (&["list", "-t", "50", silent][..], 1),
+        (&["store", "-t", "50", silent, "x"], 1),
+        (&["retrieve", "-t", "50", silent, "x", "true"], 1),
+        (&["getdump", "-t", "50", silent, "true"], 1),
+        (&["delete", "-t", "50", silent, "x"], 1),
+        (&["transferdump", "-t", "50:", silent, path], 1),
+        (&["transferdump", "-t", ":50", path, silent], 2),
+        (&["transferdump", "-t", "50", silent, silent], 1),
+    ] {
+        let output = suite::fdholder(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_exit(&output, code);
+        assert!(stderr(&output).contains("timed out"), "{output:?}");
+        assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+    }
+    assert_eq!(daemon.client().list(deadline()).unwrap(), [id("x")]);
+}
+
+/// What answers speaks something else.
+#[test]
+fn nonsense_is_a_refusal_of_that_side() {
+    let (folder, daemon) = serve(&[]);
+    daemon
+        .client()
+        .store(
+            &id("x"),
+            Limit::never(),
+            File::open("/dev/null").unwrap(),
+            deadline(),
+        )
+        .unwrap();
+    let nonsense = folder.path().join("nonsense");
+    let listener = UnixListener::bind(&nonsense).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            use std::io::Write;
+            let _ = stream.unwrap().write_all(b"220 mail.example.org ESMTP\r\n");
+        }
+    });
+    let (nonsense, path) = (nonsense.to_str().unwrap(), daemon.path.to_str().unwrap());
+    for (arguments, code) in [
+        (&["list", nonsense][..], 1),
+        (&["getdump", nonsense, "true"], 1),
+        (&["transferdump", nonsense, path], 1),
+        (&["transferdump", path, nonsense], 2),
+    ] {
+        let output = suite::fdholder(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_exit(&output, code);
+        assert!(
+            stderr(&output).contains("rotocol error") || stderr(&output).contains("roken pipe"),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn messages_say_what_to_do() {
+    let (_folder, daemon) = serve(&[]);
+    let path = daemon.path.to_str().unwrap();
+    let store = |name: &str| {
+        Suite::Ours
+            .command("s6-fdholder-store")
+            .args([path, name])
+            .stdin(Stdio::null())
+            .output()
+    };
+    store("x").unwrap();
+    let taken = store("x").unwrap();
+    assert_eq!(
+        stderr(&taken),
+        "s6-fdholder-store: fatal: unable to store fd: Device or resource busy \
+         (the id is in use: delete it first, or take another)\n"
+    );
+    let nowhere = suite::fdholder(["list", "/nowhere/holder"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        stderr(&nowhere),
+        "fdholder list: fatal: unable to connect to a fd-holder daemon at /nowhere/holder: \
+         No such file or directory (no such socket: is the daemon running, is the path right?)\n"
+    );
+}
+
+#[test]
+fn stdout_that_is_closed_is_said() {
+    let (_folder, daemon) = serve(&[]);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = suite::fdholder(["list", "--json", daemon.path.to_str().unwrap()]);
+    let output = command.stdout(full).output().unwrap();
+    assert_exit(&output, 111);
+    assert!(
+        stderr(&output).contains("unable to write to stdout"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn rules_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = Rules::all(folder.path().join("good")).deny("uid/default");
+    let check = |dir: &std::path::Path, more: &[&str]| {
+        suite::fdholder(["rules", "check", dir.to_str().unwrap()])
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let output = check(&good.dir, &[]);
+    assert_exit(&output, 0);
+    assert_eq!(
+        stdout(&output),
+        "RULE         CONNECT  LIST  GETDUMP  SETDUMP  STORE  RETRIEVE\n\
+         uid/default  deny     -     -        -        -      -\n\
+         uid/self     allow    yes   yes      yes      .*     .*\n"
+    );
+    let as_daemon = [
+        "--uid",
+        "7",
+        "--gid",
+        "7",
+        "--daemon-uid",
+        "7",
+        "--daemon-gid",
+        "1",
+    ];
+    let output = check(&good.dir, &as_daemon);
+    assert_exit(&output, 0);
+    assert!(stdout(&output).starts_with("uid 7 gid 7: may connect, by rule uid/self"));
+    let output = check(
+        &good.dir,
+        &["--uid", "8", "--gid", "7", "--daemon-uid", "7"],
+    );
+    assert_exit(&output, 1);
+    assert_eq!(
+        stdout(&output),
+        "uid 8 gid 7: may not connect: denied by rule uid/default\n"
+    );
+    let bad = Rules::none(folder.path().join("bad"))
+        .allow("uid/5")
+        .regexes("uid/5", "(", "x");
+    let output = check(&bad.dir, &[]);
+    assert_exit(&output, 1);
+    assert!(stdout(&output).contains("S6_FDHOLDER_STORE_REGEX: '(' is not a regular expression"));
+    let output = check(&bad.dir, &["--json"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["rules"][0]["connect"], "broken");
+    assert_exit(&check(&folder.path().join("nothing"), &[]), 111);
+}
+
+#[test]
+fn the_demo_is_good() {
+    let output = suite::fdholder(["demo", "--json"]).output().unwrap();
+    assert_exit(&output, 0);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["connections_refused"], 0);
+    assert_eq!(value["transferred"].as_array().unwrap().len(), 4);
+    assert_eq!(value["good"], true);
+}

@@ -1,0 +1,304 @@
+//! Several users: what only root can try. Without root these are reported as ignored, by
+//! name, unless `FDHOLDER_REQUIRE_PEERS` is set: then they fail.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Rules, Suite};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let is_root = rustix::process::geteuid().is_root();
+    let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
+    let tests: [(&str, fn()); 5] = [
+        (
+            "rules_by_uid_and_gid_mean_the_same_to_both",
+            rules_by_uid_and_gid,
+        ),
+        (
+            "without_rules_nobody_else_gets_in",
+            without_rules_nobody_else_gets_in,
+        ),
+        ("privileges_are_dropped", privileges_are_dropped),
+        (
+            "the_environment_names_the_user",
+            the_environment_names_the_user,
+        ),
+        (
+            "in_flight_descriptors_wait_for_room",
+            in_flight_descriptors_wait_for_room,
+        ),
+    ];
+    let trials = tests.into_iter().map(|(name, run)| {
+        let test = move || {
+            if !is_root {
+                return Err(Failed::from("this needs root"));
+            }
+            catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+                let text = panic.downcast_ref::<String>().cloned();
+                Failed::from(text.unwrap_or_else(|| "it panicked".to_owned()))
+            })
+        };
+        Trial::test(name, test)
+            .with_kind("needs root")
+            .with_ignored_flag(!is_root && !required)
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}
+
+/// A folder that every user may enter, with our binary in it.
+fn common_folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let binary = folder.path().join("fdholder");
+    fs::copy(env!("CARGO_BIN_EXE_fdholder"), &binary).unwrap();
+    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
+    (folder, binary)
+}
+
+/// Runs our binary as another user.
+fn run_as(uid: u32, gid: u32, binary: &Path, arguments: &[&str]) -> Output {
+    Command::new(binary)
+        .args(arguments)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .uid(uid)
+        .gid(gid)
+        .output()
+        .unwrap()
+}
+
+/// Which rule decides for whom, in our daemon and in both of s6's.
+fn rules_by_uid_and_gid() {
+    for daemon_suite in [Suite::Ours, Suite::S6V211, Suite::S6V213] {
+        assert!(
+            daemon_suite.is_installed(),
+            "{daemon_suite} is not installed: run scripts/peers"
+        );
+        let (folder, binary) = common_folder();
+        let rules = Rules::none(folder.path().join("rules"))
+            .allow("uid/self")
+            .regexes("uid/self", ".*", ".*")
+            .may("uid/self", &["LIST"])
+            .allow("uid/1001")
+            .regexes("uid/1001", "^a", "^b")
+            .may("uid/1001", &["LIST"])
+            .deny("uid/1002")
+            .allow("gid/1002")
+            .may("gid/1002", &["LIST"])
+            .allow("uid/1003")
+            .deny("uid/1003")
+            .allow("gid/1003")
+            .may("gid/1003", &["LIST"])
+            .allow("gid/2000")
+            .may("gid/2000", &["LIST"])
+            .deny("gid/2001")
+            .allow("uid/1004")
+            .write("uid/1004/env/S6_FDHOLDER_LIST", "")
+            .allow("uid/1005")
+            .write("uid/1005/env/S6_FDHOLDER_STORE_REGEX", "(")
+            .allow("uid/1006")
+            .regexes("uid/1006", "^\\d+$", "^x\n^y")
+            .may("uid/1006", &["LIST"])
+            .write("uid/1007", "a file where a folder is due")
+            .allow("gid/self")
+            .may("gid/self", &["LIST"])
+            .allow("uid/default");
+        let socket = folder.path().join("holder");
+        let daemon = Daemon::with_rules(daemon_suite, &socket, &rules, &[]);
+        fs::set_permissions(&socket, Permissions::from_mode(0o777)).unwrap();
+        let path = socket.to_str().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        daemon
+            .client()
+            .store(&id("bar"), fdholder::Limit::never(), &null, deadline())
+            .unwrap();
+        let run = |uid, gid, arguments: &[&str]| run_as(uid, gid, &binary, arguments);
+        let outcome = |output: Output| match output.status.code() {
+            Some(0) => "yes",
+            Some(1) if stderr(&output).contains("not permitted") => "no",
+            Some(1) if stderr(&output).contains("Broken pipe") => "closed",
+            _ => panic!("{daemon_suite}: {output:?}"),
+        };
+        let list = |uid, gid| outcome(run(uid, gid, &["list", path]));
+        let store = |uid, name: &str| outcome(run(uid, 9, &["store", path, name]));
+        for (uid, gid, expected, why) in [
+            (1001, 9, "yes", "by its uid"),
+            (
+                1002,
+                1002,
+                "closed",
+                "the uid's deny goes before the gid's allow",
+            ),
+            (
+                1003,
+                1003,
+                "no",
+                "allow goes before deny, and that rule grants nothing",
+            ),
+            (1000, 2000, "yes", "by its gid"),
+            (1000, 2001, "closed", "denied by its gid"),
+            (1004, 9, "no", "an empty file grants nothing"),
+            (1005, 9, "closed", "a bad expression refuses"),
+            (1007, 9, "closed", "a rule that cannot be read refuses"),
+            (1000, 0, "yes", "the daemon's own group"),
+            (1000, 9, "no", "the default rule"),
+        ] {
+            assert_eq!(
+                list(uid, gid),
+                expected,
+                "{daemon_suite}: uid {uid} gid {gid}: {why}"
+            );
+        }
+        assert_eq!(store(1001, "apple"), "yes", "{daemon_suite}");
+        assert_eq!(store(1001, "banana"), "no", "{daemon_suite}");
+        assert_eq!(
+            store(1006, "123"),
+            "no",
+            "{daemon_suite}: \\d is not digits"
+        );
+        let retrieve = |name: &str| outcome(run(1001, 9, &["retrieve", path, name, "true"]));
+        assert_eq!(
+            [retrieve("bar"), retrieve("apple")],
+            ["yes", "no"],
+            "{daemon_suite}"
+        );
+    }
+}
+
+fn without_rules_nobody_else_gets_in() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let mut command = suite::fdholder(["serve", "-1", "-v0"]);
+    command.arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    let path = path.to_str().unwrap();
+    // The file system keeps them out,
+    let output = run_as(1000, 1000, &binary, &["list", path]);
+    assert_exit(&output, 111);
+    assert!(stderr(&output).contains("Permission denied"), "{output:?}");
+    // and where it does not, the daemon does.
+    fs::set_permissions(&daemon.path, Permissions::from_mode(0o777)).unwrap();
+    let output = run_as(1000, 0, &binary, &["list", path]);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("Broken pipe"), "{output:?}");
+    daemon.client().list(deadline()).unwrap();
+}
+
+fn ids_of(pid: u32, field: &str) -> Vec<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .unwrap();
+    line.split_whitespace()
+        .map(|number| number.parse().unwrap())
+        .collect()
+}
+
+fn privileges_are_dropped() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let mut command = Command::new(&binary);
+    command
+        .args([
+            "serve",
+            "-1",
+            "-v0",
+            "-u",
+            "1001",
+            "-g",
+            "1002",
+            "-G",
+            "1003,1004",
+        ])
+        .arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    assert_eq!(ids_of(daemon.pid(), "Uid:"), [1001; 4]);
+    assert_eq!(ids_of(daemon.pid(), "Gid:"), [1002; 4]);
+    assert_eq!(ids_of(daemon.pid(), "Groups:"), [1003, 1004]);
+    // Its own user may use it; root is nobody to it.
+    let path = path.to_str().unwrap();
+    assert_exit(&run_as(1001, 9, &binary, &["store", path, "x"]), 0);
+    assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", path])), "x\n");
+    assert_exit(&run_as(0, 0, &binary, &["list", path]), 1);
+}
+
+fn the_environment_names_the_user() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let mut command = Command::new(&binary);
+    command.args(["serve", "-1", "-v0", "-U"]).arg(&path);
+    command.envs([("UID", "1001"), ("GID", "1002"), ("GIDLIST", "1005")]);
+    let daemon = Daemon::spawn(command, &path);
+    assert_eq!(ids_of(daemon.pid(), "Uid:"), [1001; 4]);
+    assert_eq!(ids_of(daemon.pid(), "Groups:"), [1005]);
+    let mut bad = Command::new(&binary);
+    bad.args(["serve", "-U"])
+        .arg(folder.path().join("other"))
+        .env("UID", "nobody");
+    assert_exit(&bad.output().unwrap(), 100);
+}
+
+/// An ordinary user has few descriptors in flight: more than that wait, none is lost.
+fn in_flight_descriptors_wait_for_room() {
+    let (folder, binary) = common_folder();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let daemon = |name: &str| {
+        let path = folder.path().join(name);
+        let mut command = Command::new(&binary);
+        command
+            .args(["serve", "-1", "-v0", "-n", "5000"])
+            .arg(&path)
+            .uid(1001)
+            .gid(1001);
+        Daemon::spawn(command, &path)
+    };
+    let (from, to) = (daemon("from"), daemon("to"));
+    let script = "\
+        i=0; while [ $i -lt 600 ]; do export S6_FD_$i=0 S6_FDID_$i=id$i; i=$((i+1)); done\n\
+        export 'S6_FDx=600'; exec env 'S6_FD#=600' \"$1\" setdump \"$2\"";
+    let fill = Command::new("sh")
+        .args([
+            "-c",
+            script,
+            "sh",
+            binary.to_str().unwrap(),
+            from.path.to_str().unwrap(),
+        ])
+        .stdin(Stdio::null())
+        .uid(1001)
+        .gid(1001)
+        .output()
+        .unwrap();
+    assert_exit(&fill, 0);
+    let (from, to) = (from.path.to_str().unwrap(), to.path.to_str().unwrap());
+    // The allowance is the soft limit of each sender, all of a user's senders together.
+    let limits = format!(
+        "ulimit -Sn 300; exec {} transferdump {from} {to}",
+        binary.display()
+    );
+    for _ in 0..5 {
+        let transfer = Command::new("sh")
+            .args(["-c", &limits])
+            .uid(1001)
+            .gid(1001)
+            .output()
+            .unwrap();
+        assert_exit(&transfer, 0);
+    }
+    assert_eq!(
+        stdout(&run_as(1001, 1001, &binary, &["list", to]))
+            .lines()
+            .count(),
+        600
+    );
+}

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 /// What a server is told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Connections at once; more wait in the socket's queue.
     pub connections_max: usize,

@@ -239,7 +239,11 @@ impl<F> Store<F> {
         Some(entry)
     }
 
-    /// Panics when an invariant is broken. For tests and simulators.
+    /// Checks the invariants. For tests and simulators.
+    ///
+    /// # Panics
+    ///
+    /// When one is broken.
     pub fn check(&self) {
         assert!(self.len() <= self.capacity);
         assert_eq!(self.by_id.len(), self.slots.len());

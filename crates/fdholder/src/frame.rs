@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn a_large_buffer_is_given_back() {
         let mut decoder: Decoder<u32> = Decoder::new(1 << 20);
-        decoder.push(message(&[1; 1 << 20], &[]).bytes(), [], false);
+        decoder.push(message(&vec![1; 1 << 20], &[]).bytes(), [], false);
         decoder.next().unwrap().unwrap();
         decoder.push(&[0], [], false);
         assert!(decoder.bytes.capacity() <= BUFFER_KEPT);

@@ -52,6 +52,8 @@
 //! The bytes are described in `docs/protocol.md`.
 
 mod client;
+mod deadline;
+mod dump;
 pub mod environ;
 mod error;
 pub mod frame;
@@ -63,7 +65,9 @@ mod time;
 mod transfer;
 pub mod transport;
 
-pub use client::{Client, Deadline, Incoming, Outgoing};
+pub use client::Client;
+pub use deadline::Deadline;
+pub use dump::{Incoming, Outgoing};
 pub use error::{strerror, Cause, Error, Malformed};
 pub use id::{BadIdentifier, Identifier};
 pub use request::{Entry, Request};

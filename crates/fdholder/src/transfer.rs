@@ -1,6 +1,7 @@
 //! Carrying the content of one holder into another.
 
-use crate::client::{Client, Deadline};
+use crate::client::Client;
+use crate::deadline::Deadline;
 use crate::error::{Cause, Error};
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -160,7 +160,7 @@ fn table(rules: &[Rule], remarks: &[String]) -> String {
         let mark = |granted: bool| if granted { "yes" } else { "-" }.to_owned();
         let simple = |word: &str| {
             let mut row = std::array::from_fn(|_| "-".to_owned());
-            row[1] = word.to_owned();
+            word.clone_into(&mut row[1]);
             row
         };
         let mut row = match &rule.says {

@@ -64,7 +64,7 @@ fn define_server(command: Command) -> Command {
         )
         .arg(
             number_option("verbosity", 'v', "verbosity")
-                .help("0: quiet, 1: warnings, 2: every client [default: 1]"),
+                .help("0: quiet, 1: start and warnings, 2: every client [default: 1]"),
         )
         .arg(
             number_option("connections", 'c', "max-connections").help(format!(

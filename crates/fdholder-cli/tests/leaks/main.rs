@@ -26,7 +26,7 @@ fn nothing_leaks_in_daemon_or_client() {
     let null = File::open("/dev/null").unwrap();
     let counts = || [std::process::id(), first.pid(), second.pid()].map(open_fds);
     let before = counts();
-    for round in 0..300 {
+    for round in 0..300u32 {
         let mut client = first.client();
         let name = id(&format!("{}", round % 7));
         // Some of these are refused, by turns.

@@ -5,7 +5,7 @@
 //! the peer's fault (see [`faults`]). Peers come from `scripts/peers`; without them the
 //! pairings that need one are reported as ignored, by name, unless
 //! `FDHOLDER_REQUIRE_PEERS` is set: then they fail.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::missing_panics_doc, clippy::unwrap_used)]
 
 mod faults;
 mod scenarios;

@@ -94,10 +94,9 @@ fn loader(root: &Path) -> Option<(PathBuf, PathBuf)> {
 
 /// Our binary under one of s6's names: a symlink, as it is installed.
 fn ours(program: &str) -> PathBuf {
-    use std::sync::OnceLock;
-    static LINKS: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let links = LINKS.get_or_init(|| tempfile::tempdir().unwrap());
-    let link = links.path().join(program);
+    let links = Path::new(env!("CARGO_TARGET_TMPDIR")).join("s6-names");
+    std::fs::create_dir_all(&links).unwrap();
+    let link = links.join(program);
     match std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_fdholder"), &link) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => panic!("{error}"),
         _ => link,

@@ -2,6 +2,7 @@
 
 use crate::support::{assert_exit, id, marked_file, paths_at, stderr, stdout};
 use crate::Pair;
+use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 
 /// The lines of a list, sorted: its order means nothing.
@@ -76,7 +77,7 @@ pub fn odd_bytes(pair: &Pair) {
             }
             b'\\' => expected.push_str("\\\\"),
             b' '..=b'~' => expected.push(byte as char),
-            _ => expected.push_str(&format!("\\0x{byte:02x}")),
+            _ => write!(expected, "\\0x{byte:02x}").unwrap(),
         }
     }
     expected.push('\n');

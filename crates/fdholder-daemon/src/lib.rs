@@ -9,6 +9,7 @@
 pub mod access;
 mod connection;
 mod deadlines;
+pub mod embedded;
 pub mod limits;
 pub mod listen;
 mod outbox;

@@ -31,13 +31,16 @@ const READ_LEN: usize = 32 * 1024;
 /// operations may follow one another. After an error other than a refusal
 /// ([`Cause::Denied`]) the connection is of no further use and says so (ENOTCONN).
 ///
-/// ```no_run
+/// ```
 /// use fdholder::{Client, Deadline};
-/// let mut holder = Client::connect("/run/holder", Deadline::NEVER)?;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("holder");
+/// # let _holder = fdholder_daemon::embedded::Holder::start(&path)?;
+/// let mut holder = Client::connect(&path, Deadline::NEVER)?;
 /// for id in holder.list(Deadline::NEVER)? {
 ///     println!("{id}");
 /// }
-/// # Ok::<(), fdholder::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Client {

@@ -7,40 +7,57 @@
 //!
 //! Store a descriptor:
 //!
-//! ```no_run
+//! ```
 //! use fdholder::{Client, Deadline, Identifier, Limit};
 //! use std::{net::TcpListener, time::Duration};
 //!
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("holder");
+//! # let _holder = fdholder_daemon::embedded::Holder::start(&path)?;
 //! let deadline = Deadline::after(Duration::from_secs(2));
-//! let listener = TcpListener::bind("127.0.0.1:8080")?;
-//! let mut holder = Client::connect("/run/holder", deadline)?;
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let mut holder = Client::connect(&path, deadline)?; // such as "/run/holder"
 //! holder.store(&Identifier::new("web")?, Limit::never(), &listener, deadline)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! Retrieve it, in another process, after the first one has gone:
 //!
-//! ```no_run
+//! ```
 //! use fdholder::{Client, Deadline, Identifier};
-//! use std::net::TcpListener;
+//! use std::net::{TcpListener, TcpStream};
 //!
-//! let mut holder = Client::connect("/run/holder", Deadline::NEVER)?;
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("holder");
+//! # let _holder = fdholder_daemon::embedded::Holder::start(&path)?;
+//! # let listener = TcpListener::bind("127.0.0.1:0")?;
+//! # let (web, never) = (Identifier::new("web")?, fdholder::Limit::never());
+//! # Client::connect(&path, Deadline::NEVER)?.store(&web, never, listener, Deadline::NEVER)?;
+//! let mut holder = Client::connect(&path, Deadline::NEVER)?;
 //! let listener = TcpListener::from(holder.retrieve(&Identifier::new("web")?, Deadline::NEVER)?);
+//! # let visitor = TcpStream::connect(listener.local_addr()?)?;
 //! let (connection, peer) = listener.accept()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! Carry everything one holder has into another:
 //!
-//! ```no_run
-//! use fdholder::Transfer;
+//! ```
+//! use fdholder::{Client, Deadline, Transfer};
 //! use std::time::Duration;
 //!
-//! let report = Transfer::new("/run/holder", "/run/holder.new")
-//!     .timeouts(Some(Duration::from_secs(5)), Some(Duration::from_secs(5)))
-//!     .run()?;
-//! println!("{} descriptors", report.descriptors);
-//! # Ok::<(), fdholder::TransferError>(())
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("holder");
+//! # let _holder = fdholder_daemon::embedded::Holder::start(&path)?;
+//! # let new_path = folder.path().join("holder.new");
+//! # let _new_holder = fdholder_daemon::embedded::Holder::start(&new_path)?;
+//! # let id = fdholder::Identifier::new("stdin")?;
+//! # let never = fdholder::Limit::never();
+//! # Client::connect(&path, Deadline::NEVER)?.store(&id, never, std::io::stdin(), Deadline::NEVER)?;
+//! let five_secs = Some(Duration::from_secs(5));
+//! let report = Transfer::new(&path, &new_path).timeouts(five_secs, five_secs).run()?;
+//! assert_eq!(report.descriptors, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # How it is laid out

@@ -4,6 +4,7 @@
 mod lifecycle;
 mod limits;
 mod programs;
+mod readme;
 #[path = "../support/mod.rs"]
 mod support;
 mod wire;

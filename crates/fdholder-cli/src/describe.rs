@@ -49,7 +49,7 @@ fn describe_socket(fd: BorrowedFd<'_>) -> Description {
     let kind = match (domain, socket_type(fd)) {
         (Ok(AddressFamily::INET | AddressFamily::INET6), Ok(SocketType::STREAM)) => "TCP",
         (Ok(AddressFamily::INET | AddressFamily::INET6), Ok(SocketType::DGRAM)) => "UDP",
-        (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) => "Unix stream",
+        (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) => "Unix",
         (Ok(AddressFamily::UNIX), Ok(SocketType::DGRAM)) => "Unix datagram",
         (Ok(AddressFamily::UNIX), Ok(SocketType::SEQPACKET)) => "Unix seqpacket",
         _ => "socket",
@@ -97,10 +97,10 @@ mod tests {
         let unix = UnixListener::bind(&path).unwrap();
         assert_eq!(
             words(&unix),
-            ("Unix stream listener".into(), path.to_str().unwrap().into())
+            ("Unix listener".into(), path.to_str().unwrap().into())
         );
         let (stream, _) = UnixStream::pair().unwrap();
-        assert_eq!(words(&stream), ("Unix stream socket".into(), String::new()));
+        assert_eq!(words(&stream), ("Unix socket".into(), String::new()));
         let memfd = memfd_create("state", MemfdFlags::CLOEXEC).unwrap();
         assert_eq!(words(&memfd), ("memfd".into(), "state".into()));
         let (pipe, _) = rustix::pipe::pipe().unwrap();

@@ -5,10 +5,14 @@
 //! the same operations as subcommands.
 
 mod commands;
+mod connect;
 mod describe;
+mod exec;
 mod failure;
 mod inherited;
 mod log;
+mod options;
+mod output;
 mod program;
 
 use program::Invocation;
@@ -16,7 +20,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    match Invocation::of(arguments) {
+    match Invocation::of(commands::ALL, arguments) {
         Ok(invocation) => {
             let outcome = (invocation.program.run)(&invocation);
             outcome.unwrap_or_else(|failure| failure.report(&invocation.called))

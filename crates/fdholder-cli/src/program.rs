@@ -1,18 +1,15 @@
-//! The table of programs: names, options, and what runs them.
+//! Programs: their names, how their arguments are read, what runs them.
 //!
 //! Each program has one definition. Under its s6 name it is parsed as getopt would: short
 //! options only, up to the first operand. As a subcommand it has long options and help
 //! too, and options may follow operands.
 
-use crate::commands;
 use crate::failure::{exit, Failure};
-use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// One program.
 pub struct Program {
@@ -27,20 +24,6 @@ pub struct Program {
     /// Does it.
     pub run: fn(&Invocation) -> Result<ExitCode, Failure>,
 }
-
-const PROGRAMS: &[Program] = &[
-    commands::serve::DAEMON,
-    commands::serve::SERVER,
-    commands::store::PROGRAM,
-    commands::retrieve::PROGRAM,
-    commands::list::PROGRAM,
-    commands::delete::PROGRAM,
-    commands::getdump::PROGRAM,
-    commands::setdump::PROGRAM,
-    commands::transferdump::PROGRAM,
-    commands::rules::PROGRAM,
-    commands::demo::PROGRAM,
-];
 
 /// A program as it was called.
 pub struct Invocation {
@@ -79,13 +62,13 @@ impl Answer {
 }
 
 impl Invocation {
-    /// Finds the program and reads its arguments.
-    pub fn of(mut arguments: Vec<OsString>) -> Result<Self, Answer> {
+    /// Finds the program that is called in a table of them, and reads its arguments.
+    pub fn of(programs: &'static [Program], mut arguments: Vec<OsString>) -> Result<Self, Answer> {
         let name = arguments
             .first()
             .and_then(|path| Path::new(path).file_name())
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        if let Some(program) = PROGRAMS
+        if let Some(program) = programs
             .iter()
             .find(|p| !p.s6_name.is_empty() && p.s6_name == name)
         {
@@ -96,12 +79,12 @@ impl Invocation {
             .get(1)
             .and_then(|argument| argument.to_str())
             .unwrap_or_default();
-        let known = PROGRAMS
+        let known = programs
             .iter()
             .find(|p| !p.subcommand.is_empty() && p.subcommand == wanted);
         let Some(program) = known else {
             let called = "fdholder";
-            return Err(match everything().try_get_matches_from(arguments) {
+            return Err(match everything(programs).try_get_matches_from(arguments) {
                 Ok(_) => usage_answer(called, "a subcommand is required"),
                 Err(error) => answer_to(called, &error),
             });
@@ -168,7 +151,7 @@ fn definition(program: &Program) -> Command {
 }
 
 /// The command with everything, for help and for what is wrong.
-fn everything() -> Command {
+fn everything(programs: &'static [Program]) -> Command {
     Command::new("fdholder")
         .max_term_width(HELP_WIDTH)
         .version(env!("CARGO_PKG_VERSION"))
@@ -181,7 +164,7 @@ fn everything() -> Command {
         )
         .subcommand_required(true)
         .subcommands(
-            PROGRAMS
+            programs
                 .iter()
                 .filter(|p| !p.subcommand.is_empty())
                 .map(definition),
@@ -244,95 +227,19 @@ fn usage_answer(called: &str, problem: &str) -> Answer {
     ))
 }
 
-/// The operand that says where the holder listens.
-pub fn path_operand() -> Arg {
-    Arg::new("path")
-        .value_name("PATH")
-        .required(true)
-        .value_parser(clap::value_parser!(std::path::PathBuf))
-        .help("Where the holder listens")
-}
-
-/// The operand that names a descriptor. It is checked by whoever uses it, as s6's
-/// programs call a bad one a refusal, not wrong usage.
-pub fn id_operand() -> Arg {
-    Arg::new("id")
-        .value_name("ID")
-        .required(true)
-        .value_parser(clap::value_parser!(OsString))
-        .help("Identifier of the descriptor, 1 to 255 bytes")
-}
-
-/// The operands that make the program to become.
-pub fn prog_operands() -> Arg {
-    Arg::new("prog")
-        .value_name("PROG")
-        .num_args(1..)
-        .required(true)
-        .trailing_var_arg(true)
-        .allow_hyphen_values(true)
-        .value_parser(clap::value_parser!(OsString))
-        .help("Program to become, and its arguments")
-}
-
-/// `-t`: how long the whole operation may take.
-pub fn timeout_option() -> Arg {
-    milliseconds_option("timeout", 't', "timeout")
-        .help("Give up after so many milliseconds (0: never)")
-}
-
-/// An option whose value is a span in milliseconds.
-pub fn milliseconds_option(id: &'static str, short: char, long: &'static str) -> Arg {
-    Arg::new(id)
-        .short(short)
-        .long(long)
-        .value_name("MS")
-        .allow_hyphen_values(true)
-        .value_parser(OsStringValueParser::new().try_map(|text| milliseconds(&text)))
-}
-
-/// An option whose value is an unsigned number.
-pub fn number_option(id: &'static str, short: char, long: &'static str) -> Arg {
-    Arg::new(id)
-        .short(short)
-        .long(long)
-        .value_name("N")
-        .allow_hyphen_values(true)
-        .value_parser(OsStringValueParser::new().try_map(|text| number(&text)))
-}
-
-/// A span in milliseconds, where 0 is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Milliseconds(pub Option<Duration>);
-
-pub fn milliseconds(text: impl AsRef<std::ffi::OsStr>) -> Result<Milliseconds, String> {
-    let span = number(text)?;
-    Ok(Milliseconds(
-        (span != 0).then(|| Duration::from_millis(span.into())),
-    ))
-}
-
-/// A number as s6's programs read it: digits, and not more than an unsigned int holds.
-pub fn number(text: impl AsRef<std::ffi::OsStr>) -> Result<u32, String> {
-    text.as_ref()
-        .to_str()
-        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| "it is not a number from 0 to 4294967295".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands;
 
     fn s6(line: &str) -> Result<Invocation, Answer> {
-        Invocation::of(line.split(' ').map(OsString::from).collect())
+        Invocation::of(commands::ALL, line.split(' ').map(OsString::from).collect())
     }
 
     #[test]
     fn every_definition_is_sound() {
-        everything().debug_assert();
-        for program in PROGRAMS {
+        everything(commands::ALL).debug_assert();
+        for program in commands::ALL {
             definition(program).debug_assert();
         }
     }

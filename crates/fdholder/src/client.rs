@@ -1,11 +1,10 @@
 //! The client: one connection to a holder, one operation at a time, each with a deadline.
 
 use crate::deadline::Deadline;
-use crate::dump::{Incoming, Outgoing, GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error, Malformed};
 use crate::frame::{Decoder, Frame};
 use crate::id::Identifier;
-use crate::limits::{MESSAGE_FDS_MAX, REPLY_PAYLOAD_MAX};
+use crate::limits::REPLY_PAYLOAD_MAX;
 use crate::reply::{self, Answer};
 use crate::request::{Entry, Request};
 use crate::time::Limit;
@@ -155,84 +154,8 @@ impl Client {
             .map_err(|cause| Error::new("get fd list", cause))
     }
 
-    /// Copies of everything, with identifiers and limits.
-    ///
-    /// # Errors
-    ///
-    /// EPERM without the right · ENFILE this process has no room for them all (raise
-    /// RLIMIT_NOFILE, or take the dump in parts with [`begin_getdump`](Self::begin_getdump)).
-    pub fn getdump(&mut self, deadline: Deadline) -> Result<Vec<Entry<OwnedFd>>, Error> {
-        let mut incoming = self.begin_getdump(deadline)?;
-        let mut dump = Vec::new();
-        while let Some(entries) = incoming.next_entries(deadline)? {
-            dump.extend(entries);
-        }
-        Ok(dump)
-    }
-
-    /// Adds a set to what is held, replacing what is held under the same identifiers.
-    ///
-    /// A fdholder daemon takes all of it or nothing; s6's may be left with a part when
-    /// this fails half-way. A descriptor is only borrowed.
-    ///
-    /// # Errors
-    ///
-    /// EPERM without the right · ENFILE the holder has no room for the set.
-    pub fn setdump<F: AsFd>(
-        &mut self,
-        entries: &[Entry<F>],
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        let count = u32::try_from(entries.len())
-            .map_err(|_| Error::new("set dump", Cause::Exchange(Errno::NFILE)))?;
-        let mut outgoing = self.begin_setdump(count, deadline)?;
-        for part in entries.chunks(MESSAGE_FDS_MAX) {
-            outgoing.send_entries(part, deadline)?;
-        }
-        Ok(())
-    }
-
-    /// Asks for a dump, to be taken in parts of up to 253 descriptors.
-    ///
-    /// # Errors
-    ///
-    /// As [`getdump`](Self::getdump).
-    pub fn begin_getdump(&mut self, deadline: Deadline) -> Result<Incoming<'_>, Error> {
-        let remaining = self
-            .ask(Request::Getdump, deadline, |frame| {
-                reply::parse_getdump_head(&frame)
-            })
-            .map_err(|cause| Error::new(GET_DUMP, cause))?;
-        self.in_step = remaining == 0;
-        Ok(Incoming {
-            client: self,
-            remaining,
-        })
-    }
-
-    /// Announces a set of `count` descriptors, to be sent in parts of up to 253.
-    ///
-    /// Nothing is sent for a set of none.
-    ///
-    /// # Errors
-    ///
-    /// As [`setdump`](Self::setdump).
-    pub fn begin_setdump(&mut self, count: u32, deadline: Deadline) -> Result<Outgoing<'_>, Error> {
-        if count != 0 {
-            self.ask(Request::Setdump(count), deadline, |frame| {
-                reply::parse_setdump_head(&frame)
-            })
-            .map_err(|cause| Error::new(SET_DUMP, cause))?;
-            self.in_step = false;
-        }
-        Ok(Outgoing {
-            client: self,
-            remaining: count,
-        })
-    }
-
     /// Sends a request and reads its reply.
-    fn ask<T>(
+    pub(crate) fn ask<T>(
         &mut self,
         request: Request<BorrowedFd<'_>>,
         deadline: Deadline,

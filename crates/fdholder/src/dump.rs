@@ -10,14 +10,92 @@ use crate::request::{setdump_data_from_getdump, Entry, Request};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(crate) const GET_DUMP: &str = "get dump";
-pub(crate) const SET_DUMP: &str = "set dump";
+const GET_DUMP: &str = "get dump";
+const SET_DUMP: &str = "set dump";
+
+impl Client {
+    /// Copies of everything, with identifiers and limits.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without the right · ENFILE this process has no room for them all (raise
+    /// RLIMIT_NOFILE, or take the dump in parts with [`begin_getdump`](Self::begin_getdump)).
+    pub fn getdump(&mut self, deadline: Deadline) -> Result<Vec<Entry<OwnedFd>>, Error> {
+        let mut incoming = self.begin_getdump(deadline)?;
+        let mut dump = Vec::new();
+        while let Some(entries) = incoming.next_entries(deadline)? {
+            dump.extend(entries);
+        }
+        Ok(dump)
+    }
+
+    /// Adds a set to what is held, replacing what is held under the same identifiers.
+    ///
+    /// A fdholder daemon takes all of it or nothing; s6's may be left with a part when
+    /// this fails half-way. A descriptor is only borrowed.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without the right · ENFILE the holder has no room for the set.
+    pub fn setdump<F: AsFd>(
+        &mut self,
+        entries: &[Entry<F>],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let count = u32::try_from(entries.len())
+            .map_err(|_| Error::new("set dump", Cause::Exchange(Errno::NFILE)))?;
+        let mut outgoing = self.begin_setdump(count, deadline)?;
+        for part in entries.chunks(MESSAGE_FDS_MAX) {
+            outgoing.send_entries(part, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a dump, to be taken in parts of up to 253 descriptors.
+    ///
+    /// # Errors
+    ///
+    /// As [`getdump`](Self::getdump).
+    pub fn begin_getdump(&mut self, deadline: Deadline) -> Result<Incoming<'_>, Error> {
+        let remaining = self
+            .ask(Request::Getdump, deadline, |frame| {
+                reply::parse_getdump_head(&frame)
+            })
+            .map_err(|cause| Error::new(GET_DUMP, cause))?;
+        self.in_step = remaining == 0;
+        Ok(Incoming {
+            client: self,
+            remaining,
+        })
+    }
+
+    /// Announces a set of `count` descriptors, to be sent in parts of up to 253.
+    ///
+    /// Nothing is sent for a set of none.
+    ///
+    /// # Errors
+    ///
+    /// As [`setdump`](Self::setdump).
+    pub fn begin_setdump(&mut self, count: u32, deadline: Deadline) -> Result<Outgoing<'_>, Error> {
+        if count != 0 {
+            self.ask(Request::Setdump(count), deadline, |frame| {
+                reply::parse_setdump_head(&frame)
+            })
+            .map_err(|cause| Error::new(SET_DUMP, cause))?;
+            self.in_step = false;
+        }
+        Ok(Outgoing {
+            client: self,
+            remaining: count,
+        })
+    }
+}
 
 /// A dump that is being taken from a holder.
 #[derive(Debug)]
 pub struct Incoming<'a> {
-    pub(crate) client: &'a mut Client,
-    pub(crate) remaining: u32,
+    client: &'a mut Client,
+    remaining: u32,
 }
 
 impl Incoming<'_> {
@@ -81,8 +159,8 @@ impl Incoming<'_> {
 /// descriptors of one message only, and fails when the next one's come early.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
-    pub(crate) client: &'a mut Client,
-    pub(crate) remaining: u32,
+    client: &'a mut Client,
+    remaining: u32,
 }
 
 impl Outgoing<'_> {

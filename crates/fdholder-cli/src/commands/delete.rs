@@ -1,8 +1,10 @@
 //! `delete`: have the holder close a descriptor.
 
-use super::{connect, identifier};
+use crate::connect::connect;
+use crate::connect::identifier;
 use crate::failure::Failure;
-use crate::program::{id_operand, path_operand, timeout_option, Invocation, Program};
+use crate::options::{id_operand, path_operand, timeout_option};
+use crate::program::{Invocation, Program};
 use clap::Command;
 use std::process::ExitCode;
 

@@ -56,7 +56,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     } else {
         report.table()
     };
-    super::print(&text)?;
+    crate::output::print(&text)?;
     Ok(ExitCode::from(if report.is_good() {
         0
     } else {
@@ -247,7 +247,7 @@ fn still_works(fd: &OwnedFd, kind: &str, address: &str) -> bool {
             let mut state = vec![0; STATE.len()];
             rustix::io::pread(fd, &mut state, 0) == Ok(STATE.len()) && state == STATE
         }
-        "Unix stream listener" => {
+        "Unix listener" => {
             let Ok(listener) = fd.try_clone().map(UnixListener::from) else {
                 return false;
             };

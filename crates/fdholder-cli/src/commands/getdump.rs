@@ -1,9 +1,11 @@
 //! `getdump`: become a program that has everything that is held, described by its
 //! environment.
 
-use super::{become_program, connect};
+use crate::connect::connect;
+use crate::exec::become_program;
 use crate::failure::Failure;
-use crate::program::{path_operand, prog_operands, timeout_option, Invocation, Program};
+use crate::options::{path_operand, prog_operands, timeout_option};
+use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Entry};
 use fdholder_daemon::privileges::raise_open_files;

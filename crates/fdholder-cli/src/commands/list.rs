@@ -1,8 +1,10 @@
 //! `list`: name what is held.
 
-use super::{connect, print};
+use crate::connect::connect;
 use crate::failure::Failure;
-use crate::program::{path_operand, timeout_option, Invocation, Program};
+use crate::options::{path_operand, timeout_option};
+use crate::output::print;
+use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use std::process::ExitCode;
 

@@ -1,10 +1,11 @@
 //! `retrieve`: become a program whose standard input is a held descriptor.
 
-use super::{become_program, connect, identifier};
+use crate::connect::connect;
+use crate::connect::identifier;
+use crate::exec::become_program;
 use crate::failure::Failure;
-use crate::program::{
-    id_operand, path_operand, prog_operands, timeout_option, Invocation, Program,
-};
+use crate::options::{id_operand, path_operand, prog_operands, timeout_option};
+use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use std::process::ExitCode;
 

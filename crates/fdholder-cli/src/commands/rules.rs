@@ -1,7 +1,7 @@
 //! `rules check`: who may do what, and where a rule is wrong.
 
-use super::print;
 use crate::failure::{exit, Failure};
+use crate::output::print;
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use fdholder_daemon::access::check::{check, Rule, Says};

@@ -3,9 +3,8 @@
 
 use crate::failure::{exit, Failure};
 use crate::log;
-use crate::program::{
-    milliseconds_option, number, number_option, path_operand, Invocation, Milliseconds, Program,
-};
+use crate::options::{milliseconds_option, number, number_option, path_operand, Milliseconds};
+use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::{Rules, User};

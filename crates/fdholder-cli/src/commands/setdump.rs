@@ -1,9 +1,10 @@
 //! `setdump`: give the holder the descriptors that the environment describes.
 
-use super::connect;
+use crate::connect::connect;
 use crate::failure::{exit, Failure};
 use crate::inherited;
-use crate::program::{path_operand, timeout_option, Invocation, Program};
+use crate::options::{path_operand, timeout_option};
+use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Cause, Entry, Error};
 use std::process::ExitCode;

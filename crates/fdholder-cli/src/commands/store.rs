@@ -1,12 +1,13 @@
 //! `store`: give the holder a copy of a descriptor.
 
-use super::{connect, identifier};
+use crate::connect::connect;
+use crate::connect::identifier;
 use crate::failure::Failure;
 use crate::inherited;
-use crate::program::{
-    id_operand, milliseconds_option, number_option, path_operand, timeout_option, Invocation,
-    Milliseconds, Program,
+use crate::options::{
+    id_operand, milliseconds_option, number_option, path_operand, timeout_option, Milliseconds,
 };
+use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{Cause, Error, Limit};
 use std::process::ExitCode;

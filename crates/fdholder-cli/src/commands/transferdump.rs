@@ -1,7 +1,8 @@
 //! `transferdump`: carry everything one holder has into another.
 
 use crate::failure::Failure;
-use crate::program::{milliseconds, path_operand, Invocation, Milliseconds, Program};
+use crate::options::{milliseconds, path_operand, Milliseconds};
+use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, Command};
 use fdholder::Transfer;

@@ -105,7 +105,7 @@ impl Report {
 
 /// An address that fits into a table: the end of a long one says most.
 fn short(address: &str) -> String {
-    const WIDTH: usize = 22;
+    const WIDTH: usize = 20;
     let len = address.chars().count();
     if len == 0 {
         "-".to_owned()

@@ -1,0 +1,32 @@
+//! The holder and the identifier that a command line names.
+
+use crate::failure::Failure;
+use crate::options::Milliseconds;
+use crate::program::Invocation;
+use fdholder::{BadIdentifier, Cause, Client, Deadline, Errno, Error, Identifier};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Connects to the holder that the command line names; the deadline is for all that
+/// follows as well.
+pub fn connect(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
+    let timeout = invocation
+        .optional("timeout")
+        .and_then(|Milliseconds(timeout)| timeout);
+    let deadline = timeout.map_or(Deadline::NEVER, Deadline::after);
+    let path: PathBuf = invocation.required("path")?;
+    Ok((Client::connect(path, deadline)?, deadline))
+}
+
+/// The identifier on the command line; a bad one fails what was to be done with it.
+pub fn identifier(invocation: &Invocation, doing: &str) -> Result<Identifier, Failure> {
+    let id: OsString = invocation.required("id")?;
+    Identifier::new(id.as_bytes()).map_err(|bad| {
+        let errno = match bad {
+            BadIdentifier::TooLong(_) => Errno::NAMETOOLONG,
+            BadIdentifier::Empty | BadIdentifier::Nul(_) => Errno::INVAL,
+        };
+        Error::new(doing, Cause::Exchange(errno)).into()
+    })
+}

@@ -273,17 +273,41 @@ fn descriptors_that_nobody_claims_are_closed() {
     assert_eq!(daemon.client().list(deadline()), Ok(vec![id("held")]));
 }
 
-/// A client that shuts down its side gets its replies all the same.
+/// A client that shuts down its side gets its replies all the same, also those that do
+/// not fit into the socket yet.
 #[test]
 fn half_a_connection_is_enough() {
-    let (_folder, daemon) = serve(&[]);
-    let mut raw = Raw::connect(&daemon);
+    let (_folder, daemon) = serve(&["-n", "2530"]);
     let null = null();
-    raw.send_message(&store_message("x", &null));
-    raw.send_message(&retrieve_message("x", false));
+    let entry = |number: u32| Entry {
+        id: id(&number.to_string()),
+        limit: Limit::never(),
+        fd: null.as_fd(),
+    };
+    let set: Vec<_> = (0..2530).map(entry).collect();
+    daemon.client().setdump(&set, deadline()).unwrap();
+    let mut raw = Raw::connect(&daemon);
+    let dumps = 10;
+    raw.send(
+        &Request::<OwnedFd>::Getdump
+            .into_message()
+            .bytes()
+            .repeat(dumps),
+        &[],
+    );
     raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(raw.receive().unwrap().0, [0]);
-    assert_eq!(raw.receive().unwrap().1.len(), 1);
+    // The daemon has seen the end of what it was sent.
+    daemon.client().list(deadline()).unwrap();
+    daemon.client().list(deadline()).unwrap();
+    for _ in 0..dumps {
+        assert_eq!(
+            raw.receive().unwrap().0,
+            reply::getdump_head::<OwnedFd>(2530).bytes()[6..]
+        );
+        for _ in 0..10 {
+            assert_eq!(raw.receive().unwrap().1.len(), 253);
+        }
+    }
     assert!(raw.receive().is_none());
 }
 

@@ -74,22 +74,19 @@ fn main() {
         return scenarios::dumps::print_dump();
     }
     let mut trials = Vec::new();
-    for (name, scenario) in scenarios::all() {
+    for scenario in scenarios::all() {
         for (client, daemon) in PAIRINGS {
-            trials.push(trial(&name, scenario.clone(), client, daemon));
+            trials.push(trial(scenario.clone(), client, daemon));
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
-fn trial(name: &str, scenario: scenarios::Scenario, client: Suite, daemon: Suite) -> Trial {
-    let missing: Vec<_> = [client, daemon]
-        .into_iter()
-        .filter(|suite| !suite.is_installed())
-        .collect();
-    let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
-    let name = format!("{name}::{client}_client_{daemon}_daemon");
-    if let Some(peer) = missing.first().copied() {
+fn trial(scenario: scenarios::Scenario, client: Suite, daemon: Suite) -> Trial {
+    let name = format!("{}::{client}_client_{daemon}_daemon", scenario.name);
+    let mut needed = [client, daemon].into_iter().chain(scenario.tools);
+    if let Some(peer) = needed.find(|suite| !suite.is_installed()) {
+        let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
         let failure = format!("{peer} is not installed: run scripts/peers");
         return Trial::test(name, move || Err(Failed::from(failure)))
             .with_kind(format!("needs {peer}"))
@@ -101,7 +98,7 @@ fn trial(name: &str, scenario: scenarios::Scenario, client: Suite, daemon: Suite
             daemon,
             folder: tempfile::tempdir().unwrap(),
         };
-        catch_unwind(AssertUnwindSafe(|| scenario(&pair))).map_err(|panic| {
+        catch_unwind(AssertUnwindSafe(|| (scenario.play)(&pair))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
             Failed::from(text.unwrap_or_default())

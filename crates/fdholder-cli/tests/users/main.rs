@@ -15,43 +15,59 @@ use std::process::{Command, Output, Stdio};
 use support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Rules, Suite};
 
 fn main() {
-    let arguments = Arguments::from_args();
-    let is_root = rustix::process::geteuid().is_root();
-    let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
-    let tests: [(&str, fn()); 5] = [
-        (
-            "rules_by_uid_and_gid_mean_the_same_to_both",
-            rules_by_uid_and_gid,
+    let rules = |daemon| move || rules_by_uid_and_gid(daemon);
+    let trials = vec![
+        trial("rules_by_uid_and_gid::ours", None, rules(Suite::Ours)),
+        trial(
+            "rules_by_uid_and_gid::s6-2.11",
+            Some(Suite::S6V211),
+            rules(Suite::S6V211),
         ),
-        (
+        trial(
+            "rules_by_uid_and_gid::s6-2.13",
+            Some(Suite::S6V213),
+            rules(Suite::S6V213),
+        ),
+        trial(
             "without_rules_nobody_else_gets_in",
+            None,
             without_rules_nobody_else_gets_in,
         ),
-        ("privileges_are_dropped", privileges_are_dropped),
-        (
+        trial("privileges_are_dropped", None, privileges_are_dropped),
+        trial(
             "the_environment_names_the_user",
+            None,
             the_environment_names_the_user,
         ),
-        (
+        trial(
             "in_flight_descriptors_wait_for_room",
+            None,
             in_flight_descriptors_wait_for_room,
         ),
     ];
-    let trials = tests.into_iter().map(|(name, run)| {
-        let test = move || {
-            if !is_root {
-                return Err(Failed::from("this needs root"));
-            }
-            catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                Failed::from(text.unwrap_or_else(|| "it panicked".to_owned()))
-            })
-        };
-        Trial::test(name, test)
-            .with_kind("needs root")
-            .with_ignored_flag(!is_root && !required)
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn trial(name: &str, peer: Option<Suite>, run: impl FnOnce() + Send + 'static) -> Trial {
+    let missing = if rustix::process::geteuid().is_root() {
+        peer.filter(|peer| !peer.is_installed())
+            .map(|peer| peer.to_string())
+    } else {
+        Some("root".to_owned())
+    };
+    if let Some(missing) = missing {
+        let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
+        let failure = format!("this needs {missing}");
+        return Trial::test(name, move || Err(Failed::from(failure)))
+            .with_kind(format!("needs {missing}"))
+            .with_ignored_flag(!required);
+    }
+    Trial::test(name, move || {
+        catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Failed::from(text.unwrap_or_else(|| "it panicked".to_owned()))
+        })
+    })
 }
 
 /// A folder that every user may enter, with our binary in it.
@@ -59,7 +75,13 @@ fn common_folder() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let binary = folder.path().join("fdholder");
-    fs::copy(env!("CARGO_BIN_EXE_fdholder"), &binary).unwrap();
+    // By another process: a child that this one forks meanwhile would have the copy open
+    // for writing, and what is open for writing cannot be executed.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_fdholder"))
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
     (folder, binary)
 }
@@ -76,102 +98,96 @@ fn run_as(uid: u32, gid: u32, binary: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Which rule decides for whom, in our daemon and in both of s6's.
-fn rules_by_uid_and_gid() {
-    for daemon_suite in [Suite::Ours, Suite::S6V211, Suite::S6V213] {
-        assert!(
-            daemon_suite.is_installed(),
-            "{daemon_suite} is not installed: run scripts/peers"
-        );
-        let (folder, binary) = common_folder();
-        let rules = Rules::none(folder.path().join("rules"))
-            .allow("uid/self")
-            .regexes("uid/self", ".*", ".*")
-            .may("uid/self", &["LIST"])
-            .allow("uid/1001")
-            .regexes("uid/1001", "^a", "^b")
-            .may("uid/1001", &["LIST"])
-            .deny("uid/1002")
-            .allow("gid/1002")
-            .may("gid/1002", &["LIST"])
-            .allow("uid/1003")
-            .deny("uid/1003")
-            .allow("gid/1003")
-            .may("gid/1003", &["LIST"])
-            .allow("gid/2000")
-            .may("gid/2000", &["LIST"])
-            .deny("gid/2001")
-            .allow("uid/1004")
-            .write("uid/1004/env/S6_FDHOLDER_LIST", "")
-            .allow("uid/1005")
-            .write("uid/1005/env/S6_FDHOLDER_STORE_REGEX", "(")
-            .allow("uid/1006")
-            .regexes("uid/1006", "^\\d+$", "^x\n^y")
-            .may("uid/1006", &["LIST"])
-            .write("uid/1007", "a file where a folder is due")
-            .allow("gid/self")
-            .may("gid/self", &["LIST"])
-            .allow("uid/default");
-        let socket = folder.path().join("holder");
-        let daemon = Daemon::with_rules(daemon_suite, &socket, &rules, &[]);
-        fs::set_permissions(&socket, Permissions::from_mode(0o777)).unwrap();
-        let path = socket.to_str().unwrap();
-        let null = File::open("/dev/null").unwrap();
-        daemon
-            .client()
-            .store(&id("bar"), fdholder::Limit::never(), &null, deadline())
-            .unwrap();
-        let run = |uid, gid, arguments: &[&str]| run_as(uid, gid, &binary, arguments);
-        let outcome = |output: Output| match output.status.code() {
-            Some(0) => "yes",
-            Some(1) if stderr(&output).contains("not permitted") => "no",
-            Some(1) if stderr(&output).contains("Broken pipe") => "closed",
-            _ => panic!("{daemon_suite}: {output:?}"),
-        };
-        let list = |uid, gid| outcome(run(uid, gid, &["list", path]));
-        let store = |uid, name: &str| outcome(run(uid, 9, &["store", path, name]));
-        for (uid, gid, expected, why) in [
-            (1001, 9, "yes", "by its uid"),
-            (
-                1002,
-                1002,
-                "closed",
-                "the uid's deny goes before the gid's allow",
-            ),
-            (
-                1003,
-                1003,
-                "no",
-                "allow goes before deny, and that rule grants nothing",
-            ),
-            (1000, 2000, "yes", "by its gid"),
-            (1000, 2001, "closed", "denied by its gid"),
-            (1004, 9, "no", "an empty file grants nothing"),
-            (1005, 9, "closed", "a bad expression refuses"),
-            (1007, 9, "closed", "a rule that cannot be read refuses"),
-            (1000, 0, "yes", "the daemon's own group"),
-            (1000, 9, "no", "the default rule"),
-        ] {
-            assert_eq!(
-                list(uid, gid),
-                expected,
-                "{daemon_suite}: uid {uid} gid {gid}: {why}"
-            );
-        }
-        assert_eq!(store(1001, "apple"), "yes", "{daemon_suite}");
-        assert_eq!(store(1001, "banana"), "no", "{daemon_suite}");
-        assert_eq!(
-            store(1006, "123"),
+/// Which rule decides for whom: the same in our daemon and in both of s6's.
+fn rules_by_uid_and_gid(daemon_suite: Suite) {
+    let (folder, binary) = common_folder();
+    let rules = Rules::none(folder.path().join("rules"))
+        .allow("uid/self")
+        .regexes("uid/self", ".*", ".*")
+        .may("uid/self", &["LIST"])
+        .allow("uid/1001")
+        .regexes("uid/1001", "^a", "^b")
+        .may("uid/1001", &["LIST"])
+        .deny("uid/1002")
+        .allow("gid/1002")
+        .may("gid/1002", &["LIST"])
+        .allow("uid/1003")
+        .deny("uid/1003")
+        .allow("gid/1003")
+        .may("gid/1003", &["LIST"])
+        .allow("gid/2000")
+        .may("gid/2000", &["LIST"])
+        .deny("gid/2001")
+        .allow("uid/1004")
+        .write("uid/1004/env/S6_FDHOLDER_LIST", "")
+        .allow("uid/1005")
+        .write("uid/1005/env/S6_FDHOLDER_STORE_REGEX", "(")
+        .allow("uid/1006")
+        .regexes("uid/1006", "^\\d+$", "^x\n^y")
+        .may("uid/1006", &["LIST"])
+        .write("uid/1007", "a file where a folder is due")
+        .allow("gid/self")
+        .may("gid/self", &["LIST"])
+        .allow("uid/default");
+    let socket = folder.path().join("holder");
+    let daemon = Daemon::with_rules(daemon_suite, &socket, &rules, &[]);
+    fs::set_permissions(&socket, Permissions::from_mode(0o777)).unwrap();
+    let path = socket.to_str().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    daemon
+        .client()
+        .store(&id("bar"), fdholder::Limit::never(), &null, deadline())
+        .unwrap();
+    let run = |uid, gid, arguments: &[&str]| run_as(uid, gid, &binary, arguments);
+    let outcome = |output: Output| match output.status.code() {
+        Some(0) => "yes",
+        Some(1) if stderr(&output).contains("not permitted") => "no",
+        Some(1) if stderr(&output).contains("Broken pipe") => "closed",
+        _ => panic!("{daemon_suite}: {output:?}"),
+    };
+    let list = |uid, gid| outcome(run(uid, gid, &["list", path]));
+    let store = |uid, name: &str| outcome(run(uid, 9, &["store", path, name]));
+    for (uid, gid, expected, why) in [
+        (1001, 9, "yes", "by its uid"),
+        (
+            1002,
+            1002,
+            "closed",
+            "the uid's deny goes before the gid's allow",
+        ),
+        (
+            1003,
+            1003,
             "no",
-            "{daemon_suite}: \\d is not digits"
-        );
-        let retrieve = |name: &str| outcome(run(1001, 9, &["retrieve", path, name, "true"]));
+            "allow goes before deny, and that rule grants nothing",
+        ),
+        (1000, 2000, "yes", "by its gid"),
+        (1000, 2001, "closed", "denied by its gid"),
+        (1004, 9, "no", "an empty file grants nothing"),
+        (1005, 9, "closed", "a bad expression refuses"),
+        (1007, 9, "closed", "a rule that cannot be read refuses"),
+        (1000, 0, "yes", "the daemon's own group"),
+        (1000, 9, "no", "the default rule"),
+    ] {
         assert_eq!(
-            [retrieve("bar"), retrieve("apple")],
-            ["yes", "no"],
-            "{daemon_suite}"
+            list(uid, gid),
+            expected,
+            "{daemon_suite}: uid {uid} gid {gid}: {why}"
         );
     }
+    assert_eq!(store(1001, "apple"), "yes", "{daemon_suite}");
+    assert_eq!(store(1001, "banana"), "no", "{daemon_suite}");
+    assert_eq!(
+        store(1006, "123"),
+        "no",
+        "{daemon_suite}: \\d is not digits"
+    );
+    let retrieve = |name: &str| outcome(run(1001, 9, &["retrieve", path, name, "true"]));
+    assert_eq!(
+        [retrieve("bar"), retrieve("apple")],
+        ["yes", "no"],
+        "{daemon_suite}"
+    );
 }
 
 fn without_rules_nobody_else_gets_in() {

@@ -1,8 +1,6 @@
 //! What all sections share: the programs, a scratch folder, access rules, a stopwatch.
 
-use crate::daemon::Daemon;
-use crate::figures::Both;
-use crate::programs::{Holder, Programs};
+use crate::programs::Programs;
 use crate::Result;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use std::cell::Cell;
@@ -40,12 +38,7 @@ impl Bench {
         }
         raise_fds_limit()?;
         let scratch = tempfile::tempdir()?;
-        let bench = Self {
-            programs,
-            quick,
-            scratch,
-            sockets: Cell::new(0),
-        };
+        let bench = Self { programs, quick, scratch, sockets: Cell::new(0) };
         write_rules(&bench.rules())?;
         say("letting the access rules settle");
         std::thread::sleep(RULES_AGE);
@@ -65,17 +58,7 @@ impl Bench {
     /// A path where no socket has been.
     pub fn new_socket_path(&self) -> PathBuf {
         self.sockets.set(self.sockets.get() + 1);
-        self.scratch
-            .path()
-            .join(format!("{}.sock", self.sockets.get()))
-    }
-
-    /// A fresh, empty daemon of each kind.
-    pub fn daemons(&self) -> Result<Both<Daemon>> {
-        Ok(Both {
-            ours: Daemon::start(self, Holder::Ours)?,
-            s6: Daemon::start(self, Holder::S6)?,
-        })
+        self.scratch.path().join(format!("{}.sock", self.sockets.get()))
     }
 }
 
@@ -99,13 +82,7 @@ fn raise_fds_limit() -> Result<()> {
     if hard.is_some_and(|hard| hard < NEEDED) {
         return Err(format!("the hard limit on open files (ulimit -Hn) is below {NEEDED}").into());
     }
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: hard,
-            maximum: hard,
-        },
-    )?;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
     Ok(())
 }
 

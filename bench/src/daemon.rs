@@ -1,6 +1,7 @@
 //! A daemon under measurement.
 
 use crate::bench::{Bench, DAEMON_FDS_MAX};
+use crate::figures::Both;
 use crate::programs::Holder;
 use crate::Result;
 use fdholder::{Client, Deadline, Identifier, Limit};
@@ -43,6 +44,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// A fresh, empty daemon of each kind.
+    pub fn both(bench: &Bench) -> Result<Both<Self>> {
+        Ok(Both { ours: Self::start(bench, Holder::Ours)?, s6: Self::start(bench, Holder::S6)? })
+    }
+
     /// Starts one, empty, and waits until it says that it is ready.
     pub fn start(bench: &Bench, holder: Holder) -> Result<Self> {
         let path = bench.new_socket_path();

@@ -9,9 +9,7 @@ const END: &str = "<!-- measured: end -->";
 
 /// Whether `file` has a place for the tables.
 pub fn check(file: &Path) -> Result<()> {
-    with_tables(&read(file)?, "")
-        .map(drop)
-        .map_err(|problem| at(file, &problem))
+    with_tables(&read(file)?, "").map(drop).map_err(|problem| at(file, &problem))
 }
 
 /// Puts the tables into `file`, in the place of those of an earlier run.
@@ -44,12 +42,7 @@ fn with_tables(text: &str, tables: &str) -> std::result::Result<String, String> 
     };
     let (_, begin) = line(BEGIN, 0)?;
     let (end, _) = line(END, begin)?;
-    Ok(format!(
-        "{}\n{}\n{}",
-        &text[..begin],
-        tables.trim_end(),
-        &text[end..]
-    ))
+    Ok(format!("{}\n{}\n{}", &text[..begin], tables.trim_end(), &text[end..]))
 }
 
 #[cfg(test)]
@@ -60,10 +53,7 @@ mod tests {
     fn tables_take_the_place_of_earlier_ones() {
         let text = "a\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nb\n";
         let first = with_tables(text, "new\n").unwrap();
-        assert_eq!(
-            first,
-            "a\n<!-- measured: begin -->\n\nnew\n<!-- measured: end -->\nb\n"
-        );
+        assert_eq!(first, "a\n<!-- measured: begin -->\n\nnew\n<!-- measured: end -->\nb\n");
         assert_eq!(with_tables(&first, "new\n").unwrap(), first);
     }
 

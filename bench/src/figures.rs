@@ -44,12 +44,7 @@ impl Sample {
         match (self.median(), self.0.as_slice()) {
             (Some(median), [_]) => format!("{}/s", Thousands(median)),
             (Some(median), [least, .., greatest]) => {
-                format!(
-                    "{}/s ({}–{})",
-                    Thousands(median),
-                    Thousands(*least),
-                    Thousands(*greatest)
-                )
+                format!("{}/s ({}–{})", Thousands(median), Thousands(*least), Thousands(*greatest))
             }
             _ => NOTHING.to_owned(),
         }

@@ -17,11 +17,7 @@ pub fn describe(programs: &Programs, quick: bool) -> Result<String> {
         .map_or("unknown", |(_, model)| model.trim());
     let cores = std::thread::available_parallelism()?;
     let toolchain = Command::new("rustc").arg("--version").output()?.stdout;
-    let quick = if quick {
-        " **Quick run: too few repetitions to quote.**"
-    } else {
-        ""
-    };
+    let quick = if quick { " **Quick run: too few repetitions to quote.**" } else { "" };
     Ok(format!(
         "Whole processes, both sides in the same run and in turns; medians, with the least and \
          the greatest in brackets.{quick}\n\n\

@@ -30,22 +30,10 @@ struct Section {
 }
 
 const SECTIONS: &[Section] = &[
-    Section {
-        name: "transfer",
-        run: sections::transfer::run,
-    },
-    Section {
-        name: "retrieve",
-        run: sections::retrieve::run,
-    },
-    Section {
-        name: "store",
-        run: sections::store::run,
-    },
-    Section {
-        name: "memory",
-        run: sections::memory::run,
-    },
+    Section { name: "transfer", run: sections::transfer::run },
+    Section { name: "retrieve", run: sections::retrieve::run },
+    Section { name: "store", run: sections::store::run },
+    Section { name: "memory", run: sections::memory::run },
 ];
 
 fn main() -> ExitCode {
@@ -77,10 +65,7 @@ fn measure(arguments: Vec<OsString>) -> Result<()> {
     let head = machine::describe(&programs, options.quick)?;
     let bench = Bench::new(programs, options.quick)?;
     let mut tables = vec![head];
-    for section in SECTIONS
-        .iter()
-        .filter(|section| options.wants(section.name))
-    {
+    for section in SECTIONS.iter().filter(|section| options.wants(section.name)) {
         tables.push((section.run)(&bench)?);
     }
     publish(&tables.join("\n"), options.write.as_deref())

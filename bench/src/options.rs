@@ -62,10 +62,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Option<Options>> {
-        Options::parse(
-            line.split_whitespace().map(OsString::from).collect(),
-            &["a", "b"],
-        )
+        Options::parse(line.split_whitespace().map(OsString::from).collect(), &["a", "b"])
     }
 
     #[test]

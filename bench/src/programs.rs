@@ -37,10 +37,7 @@ impl Programs {
     pub fn find(binary: Option<&Path>) -> Result<Self> {
         let root = peers()?.join("s6-2.13");
         let loader = find_loader(&root).ok_or_else(|| {
-            format!(
-                "there is no s6 2.13 in {}: run scripts/peers first",
-                root.display()
-            )
+            format!("there is no s6 2.13 in {}: run scripts/peers first", root.display())
         })?;
         let libraries = loader.parent().map(Path::to_owned).unwrap_or_default();
         let s6_version = package_version(&root).unwrap_or_else(|| "2.13".to_owned());
@@ -50,13 +47,7 @@ impl Programs {
             })?,
             None => build()?,
         };
-        Ok(Self {
-            ours,
-            s6_bin: root.join("usr/bin"),
-            loader,
-            libraries,
-            s6_version,
-        })
+        Ok(Self { ours, s6_bin: root.join("usr/bin"), loader, libraries, s6_version })
     }
 
     /// A command that runs the program of that (s6) name, without standard streams.
@@ -69,17 +60,11 @@ impl Programs {
             }
             Holder::S6 => {
                 let mut command = Command::new(&self.loader);
-                command
-                    .arg("--library-path")
-                    .arg(&self.libraries)
-                    .arg(self.s6_bin.join(name));
+                command.arg("--library-path").arg(&self.libraries).arg(self.s6_bin.join(name));
                 command
             }
         };
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 }
@@ -110,13 +95,8 @@ fn find_loader(root: &Path) -> Option<PathBuf> {
 
 fn package_version(root: &Path) -> Option<String> {
     let status = fs::read_to_string(root.join("var/lib/dpkg/status")).ok()?;
-    let package = status
-        .split("\n\n")
-        .find(|text| text.lines().any(|l| l == "Package: s6"))?;
-    package
-        .lines()
-        .find_map(|line| line.strip_prefix("Version: "))
-        .map(str::to_owned)
+    let package = status.split("\n\n").find(|text| text.lines().any(|l| l == "Package: s6"))?;
+    package.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
 }
 
 /// Builds our binary into the target directory that this executable came from.
@@ -128,13 +108,7 @@ fn build() -> Result<PathBuf> {
         .ok_or("this executable is not in a target directory: use --binary")?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "fdholder-cli",
-            "--target-dir",
-        ])
+        .args(["build", "--release", "--package", "fdholder-cli", "--target-dir"])
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()?;

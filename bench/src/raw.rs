@@ -40,11 +40,7 @@ pub fn one_hop(count: u32) -> Result<f64> {
 pub fn two_hops(count: u32) -> Result<f64> {
     let (from, _source) = start_beside("source", count)?;
     let (to, _sink) = start_beside("sink", count)?;
-    timed(
-        role("relay", count)?
-            .stdin(OwnedFd::from(from))
-            .stdout(OwnedFd::from(to)),
-    )
+    timed(role("relay", count)?.stdin(OwnedFd::from(from)).stdout(OwnedFd::from(to)))
 }
 
 fn role(name: &str, count: u32) -> Result<Command> {
@@ -164,9 +160,7 @@ fn receive_many(
         if received.len == 0 || received.fds_lost {
             return Err("descriptors are missing".into());
         }
-        left = left
-            .checked_sub(received.fds.len())
-            .ok_or("more came than were sent")?;
+        left = left.checked_sub(received.fds.len()).ok_or("more came than were sent")?;
         take(&buffer[..received.len], received.fds)?;
     }
     Ok(())

@@ -11,16 +11,15 @@ const AT_MOST: f64 = 60.0;
 
 pub fn run(bench: &Bench) -> Result<String> {
     say(&format!("memory: {} held by each", Thousands(FDS_MOST)));
-    let daemons = bench.daemons()?;
+    let daemons = Daemon::both(bench)?;
     daemons.ours.fill(FDS_MOST)?;
     daemons.s6.fill(FDS_MOST)?;
     let mut rows = String::new();
     // Only the first has a target; the second leaves out the pages of programs and
     // libraries, which processes share.
-    for (field, what, has_target) in [
-        ("VmRSS:", "all (VmRSS)", true),
-        ("RssAnon:", "its own (RssAnon)", false),
-    ] {
+    for (field, what, has_target) in
+        [("VmRSS:", "all (VmRSS)", true), ("RssAnon:", "its own (RssAnon)", false)]
+    {
         let ours = kilobytes(&daemons.ours, field)?;
         let s6 = kilobytes(&daemons.s6, field)?;
         let percent = 100.0 * f64::from(ours) / f64::from(s6);
@@ -48,7 +47,5 @@ fn kilobytes(daemon: &Daemon, field: &str) -> Result<u32> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.id()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(value
-        .ok_or_else(|| format!("the kernel does not tell {field}"))?
-        .parse()?)
+    Ok(value.ok_or_else(|| format!("the kernel does not tell {field}"))?.parse()?)
 }

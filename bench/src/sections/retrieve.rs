@@ -16,7 +16,7 @@ pub fn run(bench: &Bench) -> Result<String> {
     let batches = if bench.quick { 6 } else { 20 };
     say(&format!("retrieve: {batches} batches of {BATCH} from each"));
     let ids = identifiers(HELD)?;
-    let daemons = bench.daemons()?;
+    let daemons = Daemon::both(bench)?;
     daemons.ours.fill(HELD)?;
     daemons.s6.fill(HELD)?;
     let (mut ours, mut s6) = (Sample::default(), Sample::default());

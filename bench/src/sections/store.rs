@@ -28,9 +28,7 @@ pub fn run(bench: &Bench) -> Result<String> {
     }
     let faster = ratio(&ours, &s6);
     // s6's quadratic time shows with many only: the target is for those.
-    let met = faster
-        .filter(|_| count == FDS_MOST)
-        .map(|faster| faster >= AT_LEAST);
+    let met = faster.filter(|_| count == FDS_MOST).map(|faster| faster >= AT_LEAST);
     Ok(format!(
         "## Store\n\n\
          {} descriptors with equal limits, one after the other over one connection, into an \

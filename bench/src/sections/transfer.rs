@@ -48,10 +48,7 @@ pub fn run(bench: &Bench) -> Result<String> {
     for size in SIZES {
         // Where s6 fails now and then it takes many runs to tell how often.
         let transfers = if size == FDS_MOST { runs_most } else { runs };
-        say(&format!(
-            "transfer: {} descriptors, {transfers} times",
-            Thousands(size)
-        ));
+        say(&format!("transfer: {} descriptors, {transfers} times", Thousands(size)));
         let (raw, tallies) = compare(bench, size, transfers, runs)?;
         rows.push_str(&row(size, &raw, &tallies));
         failures.push_str(&failures_row(size, transfers, &tallies));
@@ -73,7 +70,7 @@ pub fn run(bench: &Bench) -> Result<String> {
 
 /// Runs everything of one size, in turns.
 fn compare(bench: &Bench, size: u32, transfers: u32, raws: u32) -> Result<(Raw, Both<Tally>)> {
-    let sources = bench.daemons()?;
+    let sources = Daemon::both(bench)?;
     sources.ours.fill(size)?;
     sources.s6.fill(size)?;
     let mut raw = Raw::default();
@@ -107,19 +104,11 @@ fn transfer(
     let destination = Daemon::start(bench, holder)?;
     let said = bench.scratch_file();
     let mut command = bench.programs.command(holder, "s6-fdholder-transferdump");
-    command
-        .arg(source.path())
-        .arg(destination.path())
-        .stderr(File::create(&said)?);
+    command.arg(source.path()).arg(destination.path()).stderr(File::create(&said)?);
     let (span, status) = time(&mut command)?;
     if !status.success() {
         let said = fs::read_to_string(&said)?;
-        let reason = said
-            .rsplit(": ")
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
+        let reason = said.rsplit(": ").next().unwrap_or_default().trim().to_owned();
         return Ok(Err(format!("{status}, {reason}")));
     }
     let held = destination.held()?;
@@ -133,16 +122,10 @@ fn row(size: u32, raw: &Raw, Both { ours, s6 }: &Both<Tally>) -> String {
     let faster = ratio(&s6.times, &ours.times);
     let mut targets = Vec::new();
     if size >= 1_000 {
-        targets.push(target(
-            "no slower than s6",
-            faster.map(|faster| faster >= 1.0),
-        ));
+        targets.push(target("no slower than s6", faster.map(|faster| faster >= 1.0)));
     }
     if size == FDS_MOST {
-        targets.push(target(
-            "at least 2 × faster",
-            faster.map(|faster| faster >= 2.0),
-        ));
+        targets.push(target("at least 2 × faster", faster.map(|faster| faster >= 2.0)));
     }
     format!(
         "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
@@ -159,11 +142,8 @@ fn row(size: u32, raw: &Raw, Both { ours, s6 }: &Both<Tally>) -> String {
 
 fn failures_row(size: u32, transfers: u32, Both { ours, s6 }: &Both<Tally>) -> String {
     let tell = |tally: &Tally| {
-        let reasons: Vec<_> = tally
-            .reasons
-            .iter()
-            .map(|(reason, count)| format!(" ({count} × {reason})"))
-            .collect();
+        let reasons: Vec<_> =
+            tally.reasons.iter().map(|(reason, count)| format!(" ({count} × {reason})")).collect();
         format!("{} of {transfers}{}", tally.failures, reasons.concat())
     };
     let verdict = if size == FDS_MOST {
@@ -172,8 +152,5 @@ fn failures_row(size: u32, transfers: u32, Both { ours, s6 }: &Both<Tally>) -> S
         String::new()
     };
     let (told_ours, told_s6) = (tell(ours), tell(s6));
-    format!(
-        "| {} | {told_ours} | {told_s6} | {verdict} |\n",
-        Thousands(size)
-    )
+    format!("| {} | {told_ours} | {told_s6} | {verdict} |\n", Thousands(size))
 }

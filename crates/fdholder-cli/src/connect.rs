@@ -11,9 +11,7 @@ use std::path::PathBuf;
 /// Connects to the holder that the command line names; the deadline is for all that
 /// follows as well.
 pub fn connect(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
-    let timeout = invocation
-        .optional("timeout")
-        .and_then(|Milliseconds(timeout)| timeout);
+    let timeout = invocation.optional("timeout").and_then(|Milliseconds(timeout)| timeout);
     let deadline = timeout.map_or(Deadline::NEVER, Deadline::after);
     let path: PathBuf = invocation.required("path")?;
     Ok((Client::connect(path, deadline)?, deadline))

@@ -32,15 +32,9 @@ pub fn describe(fd: impl AsFd) -> Description {
         Ok(FileType::BlockDevice) => ("block device", target),
         Ok(FileType::Fifo) if target.starts_with("pipe:") => ("pipe", String::new()),
         Ok(FileType::Fifo) => ("fifo", target),
-        _ => (
-            target.strip_prefix("anon_inode:").unwrap_or("unknown"),
-            String::new(),
-        ),
+        _ => (target.strip_prefix("anon_inode:").unwrap_or("unknown"), String::new()),
     };
-    Description {
-        kind: kind.to_owned(),
-        address,
-    }
+    Description { kind: kind.to_owned(), address }
 }
 
 fn describe_socket(fd: BorrowedFd<'_>) -> Description {
@@ -61,14 +55,9 @@ fn describe_socket(fd: BorrowedFd<'_>) -> Description {
             let path = address.path()?;
             Some(path.to_string_lossy().into_owned())
         }
-        _ => SocketAddr::try_from(address)
-            .ok()
-            .map(|address| address.to_string()),
+        _ => SocketAddr::try_from(address).ok().map(|address| address.to_string()),
     });
-    Description {
-        kind,
-        address: address.unwrap_or_default(),
-    }
+    Description { kind, address: address.unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -89,16 +78,10 @@ mod tests {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap().to_string();
         assert_eq!(words(&tcp), ("TCP listener".into(), address));
-        assert_eq!(
-            words(UdpSocket::bind("127.0.0.1:0").unwrap()).0,
-            "UDP socket"
-        );
+        assert_eq!(words(UdpSocket::bind("127.0.0.1:0").unwrap()).0, "UDP socket");
         let path = dir.path().join("socket");
         let unix = UnixListener::bind(&path).unwrap();
-        assert_eq!(
-            words(&unix),
-            ("Unix listener".into(), path.to_str().unwrap().into())
-        );
+        assert_eq!(words(&unix), ("Unix listener".into(), path.to_str().unwrap().into()));
         let (stream, _) = UnixStream::pair().unwrap();
         assert_eq!(words(&stream), ("Unix socket".into(), String::new()));
         let memfd = memfd_create("state", MemfdFlags::CLOEXEC).unwrap();

@@ -12,11 +12,7 @@ pub fn become_program(
     invocation: &Invocation,
     variables: impl IntoIterator<Item = fdholder::environ::Variable>,
 ) -> Failure {
-    let mut words = invocation
-        .matches
-        .get_many::<OsString>("prog")
-        .into_iter()
-        .flatten();
+    let mut words = invocation.matches.get_many::<OsString>("prog").into_iter().flatten();
     let Some(name) = words.next() else {
         return Failure::new(exit::USAGE, "no program to become");
     };

@@ -2,6 +2,7 @@
 
 use fdholder::{Cause, Errno, Error, Side, TransferError};
 use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Exit codes, as the pages of s6's programs document them.
@@ -30,10 +31,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with a message that reads behind "fatal: ".
     pub fn new(code: u8, message: impl Display) -> Self {
-        Self {
-            code,
-            message: message.to_string(),
-        }
+        Self { code, message: message.to_string() }
     }
 
     /// A system call that failed.
@@ -48,7 +46,8 @@ impl Failure {
 
     /// Says it, and gives the exit code.
     pub fn report(&self, called: &str) -> ExitCode {
-        eprintln!("{called}: fatal: {}", self.message);
+        // Who cannot be told cannot be told; the exit code says it, too.
+        let _ = writeln!(std::io::stderr(), "{called}: fatal: {}", self.message);
         ExitCode::from(self.code)
     }
 

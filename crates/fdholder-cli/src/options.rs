@@ -68,9 +68,7 @@ pub struct Milliseconds(pub Option<Duration>);
 
 pub fn milliseconds(text: impl AsRef<std::ffi::OsStr>) -> Result<Milliseconds, String> {
     let span = number(text)?;
-    Ok(Milliseconds(
-        (span != 0).then(|| Duration::from_millis(span.into())),
-    ))
+    Ok(Milliseconds((span != 0).then(|| Duration::from_millis(span.into()))))
 }
 
 /// A number as s6's programs read it: digits, and not more than an unsigned int holds.

@@ -8,6 +8,7 @@ use crate::failure::{exit, Failure};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command};
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -49,12 +50,13 @@ impl Answer {
     /// Says it, and gives the exit code.
     pub fn give(self) -> ExitCode {
         match self {
+            // A reader that leaves early has read enough.
             Self::Text(text) => {
-                print!("{text}");
+                let _ = std::io::stdout().write_all(text.as_bytes());
                 ExitCode::SUCCESS
             }
             Self::Usage(line) => {
-                eprintln!("{line}");
+                let _ = writeln!(std::io::stderr(), "{line}");
                 ExitCode::from(exit::USAGE)
             }
         }
@@ -68,20 +70,13 @@ impl Invocation {
             .first()
             .and_then(|path| Path::new(path).file_name())
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        if let Some(program) = programs
-            .iter()
-            .find(|p| !p.s6_name.is_empty() && p.s6_name == name)
+        if let Some(program) = programs.iter().find(|p| !p.s6_name.is_empty() && p.s6_name == name)
         {
             return Self::of_s6(program, arguments);
         }
         // A known subcommand is the only one defined: starting is most of what it takes.
-        let wanted = arguments
-            .get(1)
-            .and_then(|argument| argument.to_str())
-            .unwrap_or_default();
-        let known = programs
-            .iter()
-            .find(|p| !p.subcommand.is_empty() && p.subcommand == wanted);
+        let wanted = arguments.get(1).and_then(|argument| argument.to_str()).unwrap_or_default();
+        let known = programs.iter().find(|p| !p.subcommand.is_empty() && p.subcommand == wanted);
         let Some(program) = known else {
             let called = "fdholder";
             return Err(match everything(programs).try_get_matches_from(arguments) {
@@ -95,12 +90,7 @@ impl Invocation {
             .bin_name(&called)
             .try_get_matches_from(arguments)
             .map_err(|error| answer_to(&called, &error))?;
-        Ok(Self {
-            called,
-            as_s6: false,
-            program,
-            matches,
-        })
+        Ok(Self { called, as_s6: false, program, matches })
     }
 
     fn of_s6(program: &'static Program, arguments: Vec<OsString>) -> Result<Self, Answer> {
@@ -111,12 +101,7 @@ impl Invocation {
             .ok_or_else(|| {
                 Answer::Usage(format!("{called}: usage: {called} {}", program.s6_usage))
             })?;
-        Ok(Self {
-            called: called.to_owned(),
-            as_s6: true,
-            program,
-            matches,
-        })
+        Ok(Self { called: called.to_owned(), as_s6: true, program, matches })
     }
 
     /// An argument of the command line. The definition of the program says that it is
@@ -137,17 +122,9 @@ const HELP_WIDTH: usize = 80;
 
 /// The command of one program.
 fn definition(program: &Program) -> Command {
-    let name = if program.subcommand.is_empty() {
-        program.s6_name
-    } else {
-        program.subcommand
-    };
+    let name = if program.subcommand.is_empty() { program.s6_name } else { program.subcommand };
     // As with getopt, the last of an option's several values counts.
-    (program.define)(
-        Command::new(name)
-            .args_override_self(true)
-            .max_term_width(HELP_WIDTH),
-    )
+    (program.define)(Command::new(name).args_override_self(true).max_term_width(HELP_WIDTH))
 }
 
 /// The command with everything, for help and for what is wrong.
@@ -163,12 +140,7 @@ fn everything(programs: &'static [Program]) -> Command {
              fdholder programs (a symlink), it behaves as that program does.",
         )
         .subcommand_required(true)
-        .subcommands(
-            programs
-                .iter()
-                .filter(|p| !p.subcommand.is_empty())
-                .map(definition),
-        )
+        .subcommands(programs.iter().filter(|p| !p.subcommand.is_empty()).map(definition))
 }
 
 /// Puts `--` before the first operand, where getopt stops looking for options. `None` for
@@ -196,9 +168,7 @@ fn as_getopt_reads(command: &Command, arguments: Vec<OsString>) -> Option<Vec<Os
         }
         // The first letter of a cluster that takes a value takes the rest of it, or the
         // next argument.
-        let value_at = bytes[1..]
-            .iter()
-            .position(|&letter| takes_value(letter as char));
+        let value_at = bytes[1..].iter().position(|&letter| takes_value(letter as char));
         let value_follows = value_at == Some(bytes.len() - 2);
         ordered.push(argument);
         if value_follows {
@@ -222,9 +192,7 @@ fn answer_to(called: &str, error: &clap::Error) -> Answer {
 }
 
 fn usage_answer(called: &str, problem: &str) -> Answer {
-    Answer::Usage(format!(
-        "{called}: usage: {problem} (see '{called} --help')"
-    ))
+    Answer::Usage(format!("{called}: usage: {problem} (see '{called} --help')"))
 }
 
 #[cfg(test)]
@@ -257,14 +225,8 @@ mod tests {
                 .collect();
             operands.join(" ")
         };
-        assert_eq!(
-            operands("s6-fdholder-retrieve -Dt5 p id prog -D -- x"),
-            "p id prog -D -- x"
-        );
-        assert_eq!(
-            operands("/usr/bin/s6-fdholder-retrieve -D -t 5 -- p id prog"),
-            "p id prog"
-        );
+        assert_eq!(operands("s6-fdholder-retrieve -Dt5 p id prog -D -- x"), "p id prog -D -- x");
+        assert_eq!(operands("/usr/bin/s6-fdholder-retrieve -D -t 5 -- p id prog"), "p id prog");
         assert_eq!(operands("s6-fdholder-list -t 1 -t 2 p"), "p");
         assert_eq!(operands("s6-fdholder-list -"), "-");
         assert_eq!(operands("s6-fdholder-getdump p prog -t x"), "p prog -t x");
@@ -294,15 +256,8 @@ mod tests {
 
     #[test]
     fn usage_errors_are_one_line() {
-        for line in [
-            "fdholder store",
-            "fdholder list --tiemout 5 p",
-            "fdholder",
-            "fdholder lst",
-        ] {
-            let Err(Answer::Usage(text)) = s6(line) else {
-                panic!("{line}")
-            };
+        for line in ["fdholder store", "fdholder list --tiemout 5 p", "fdholder", "fdholder lst"] {
+            let Err(Answer::Usage(text)) = s6(line) else { panic!("{line}") };
             assert_eq!(text.lines().count(), 1, "{text}");
             assert!(text.starts_with("fdholder"), "{text}");
         }

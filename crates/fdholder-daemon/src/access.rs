@@ -30,10 +30,7 @@ pub struct User {
 impl User {
     /// The user this process runs as.
     pub fn this_process() -> Self {
-        Self {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-        }
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
 }
 
@@ -113,13 +110,7 @@ pub const VARIABLES: [&str; 5] = [
 impl Rights {
     /// The right to everything.
     pub fn all() -> Self {
-        Self {
-            store: Ids::All,
-            retrieve: Ids::All,
-            list: true,
-            getdump: true,
-            setdump: true,
-        }
+        Self { store: Ids::All, retrieve: Ids::All, list: true, getdump: true, setdump: true }
     }
 
     /// Whether the client may store and delete under `id`.
@@ -271,10 +262,7 @@ impl Rules {
     }
 
     fn from(source: Source) -> Self {
-        Self {
-            source,
-            remembered: HashMap::new(),
-        }
+        Self { source, remembered: HashMap::new() }
     }
 
     /// Whether there are no rules but that the owner may do everything.
@@ -308,16 +296,16 @@ impl Rules {
         }
         let (decision, read) = self.source.decide(user, own);
         let decision = decision.map(|(_key, rights)| Arc::new(rights));
+        // What is broken may be so for a moment only (no descriptors left, say), and nothing
+        // would show when it is not any more.
+        if matches!(decision, Err(Refusal::Broken { .. })) {
+            self.remembered.remove(&user);
+            return decision;
+        }
         if self.remembered.len() >= RIGHTS_CACHED_MAX {
             self.remembered.clear();
         }
-        self.remembered.insert(
-            user,
-            Remembered {
-                decision: decision.clone(),
-                read,
-            },
-        );
+        self.remembered.insert(user, Remembered { decision: decision.clone(), read });
         decision
     }
 
@@ -357,10 +345,7 @@ impl Source {
 
 /// A refusal because `place` is broken.
 fn broken(place: &Path, problem: impl fmt::Display) -> Refusal {
-    Refusal::Broken {
-        place: place.display().to_string(),
-        problem: problem.to_string(),
-    }
+    Refusal::Broken { place: place.display().to_string(), problem: problem.to_string() }
 }
 
 #[cfg(test)]
@@ -371,10 +356,7 @@ mod tests {
     fn keys_are_looked_up_in_order() {
         let daemon = User { uid: 5, gid: 6 };
         let keys = |uid, gid| keys(User { uid, gid }, daemon).collect::<Vec<_>>();
-        assert_eq!(
-            keys(5, 6),
-            ["uid/self", "uid/5", "gid/self", "gid/6", "uid/default"]
-        );
+        assert_eq!(keys(5, 6), ["uid/self", "uid/5", "gid/self", "gid/6", "uid/default"]);
         assert_eq!(keys(0, 6), ["uid/0", "gid/self", "gid/6", "uid/default"]);
         assert_eq!(keys(0, 0), ["uid/0", "gid/0", "uid/default"]);
     }
@@ -383,16 +365,8 @@ mod tests {
     fn without_rules_only_the_owner_gets_in() {
         let daemon = User { uid: 5, gid: 6 };
         let mut rules = Rules::owner_only();
-        assert!(
-            rules
-                .rights(User { uid: 5, gid: 1 }, daemon)
-                .unwrap()
-                .setdump
-        );
-        assert_eq!(
-            rules.rights(User { uid: 0, gid: 6 }, daemon).unwrap_err(),
-            Refusal::NoRule
-        );
+        assert!(rules.rights(User { uid: 5, gid: 1 }, daemon).unwrap().setdump);
+        assert_eq!(rules.rights(User { uid: 0, gid: 6 }, daemon).unwrap_err(), Refusal::NoRule);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! One client, without its socket: bytes and descriptors in, replies out.
 
 use crate::access::Rights;
-use crate::limits::REPLIES_PENDING_MAX;
 use crate::outbox::Outbox;
 use crate::store::{Change, Outcome, Store};
 use fdholder::frame::{Decoder, Message};
@@ -61,7 +60,7 @@ impl<F> Connection<F> {
 
     /// Whether more may be read from this client: not while it leaves replies unread.
     pub fn wants_input(&self) -> bool {
-        self.outbox.len() < REPLIES_PENDING_MAX
+        !self.outbox.is_full()
     }
 
     /// Whether the client is in the middle of something: a request, a set, a reply.
@@ -123,15 +122,13 @@ impl<F> Connection<F> {
             }
             Request::Retrieve { id, delete } => {
                 let Outcome { answer, changes } = store.retrieve(&id, delete, now);
-                self.outbox
-                    .push(answer.map_or_else(refusal, reply::retrieved));
+                self.outbox.push(answer.map_or_else(refusal, reply::retrieved));
                 changes
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
             Request::List => {
                 let (entries, changes) = store.dump(now);
-                self.outbox
-                    .push(reply::list(entries.iter().map(|entry| &entry.id)));
+                self.outbox.push(reply::list(entries.iter().map(|entry| &entry.id)));
                 changes
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
@@ -158,10 +155,7 @@ impl<F> Connection<F> {
             return self.refuse(Errno::NFILE);
         }
         if announced > 0 {
-            self.set = Some(Set {
-                entries: Vec::new(),
-                announced,
-            });
+            self.set = Some(Set { entries: Vec::new(), announced });
         }
         self.outbox.push(reply::setdump_head(count));
         Vec::new()

@@ -28,9 +28,6 @@ impl Deadlines {
 
     /// A connection whose deadline has passed at `now`.
     pub fn passed(&self, now: Instant) -> Option<usize> {
-        self.set
-            .first()
-            .filter(|(deadline, _)| *deadline <= now)
-            .map(|(_, token)| *token)
+        self.set.first().filter(|(deadline, _)| *deadline <= now).map(|(_, token)| *token)
     }
 }

@@ -44,10 +44,7 @@ impl Holder {
         let stop = signals.stop()?;
         let server = Server::new(listener, Rules::owner_only(), signals, Options::default())?;
         let thread = std::thread::Builder::new().spawn(|| server.run())?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 

@@ -19,6 +19,18 @@ pub const CONNECTIONS_MAX: usize = 65_536;
 /// requests stay in the socket. A client that waits for its replies has one.
 pub const REPLIES_PENDING_MAX: usize = 16;
 
+/// Bytes of replies that wait for one client to read them before its further requests stay
+/// in the socket. A list alone may be longer; no second one is made then.
+pub const REPLY_BYTES_PENDING_MAX: usize = 256 * 1024;
+
+/// Requests of one client that are carried out in one turn of the loop, so that the others
+/// are not kept waiting by one that sends thousands at once.
+pub const REQUESTS_PER_TURN: usize = 128;
+
+/// Messages sent to one client in one turn, for the same reason: one that reads as fast as
+/// it is sent a dump would otherwise have the daemon to itself.
+pub const MESSAGES_PER_TURN: usize = 128;
+
 /// Clients accepted in one turn of the loop, so that a flood of them does not keep those
 /// already here from being served.
 pub const ACCEPTS_PER_TURN: usize = 64;

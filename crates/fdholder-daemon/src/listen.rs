@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub const BACKLOG_DEFAULT: i32 = 4096;
 
 /// How long to wait for another daemon that is just binding in the same folder.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// How a listening socket is made.
 #[derive(Debug, Clone)]
@@ -74,11 +74,7 @@ impl fmt::Display for ListenError {
                 write!(f, "unable to {doing}: {}", fdholder::strerror(*errno))
             }
             Self::InUse { path, pid, uid } => {
-                write!(
-                    f,
-                    "unable to bind to {}: a daemon listens there (",
-                    path.display()
-                )?;
+                write!(f, "unable to bind to {}: a daemon listens there (", path.display())?;
                 if let Some(pid) = pid {
                     write!(f, "pid {pid}, ")?;
                 }
@@ -106,17 +102,11 @@ impl std::error::Error for ListenError {}
 ///
 /// [`ListenError`].
 pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
-    let Listen {
-        path,
-        backlog,
-        mode,
-        reuse,
-        owner,
-    } = wanted;
+    let Listen { path, backlog, mode, reuse, owner } = wanted;
     let doing = || format!("bind to {}", path.display());
     let address = SocketAddrUnix::new(path).map_err(ListenError::system(doing()))?;
     // What is looked at must still be true when it is acted upon.
-    let _turn = lock_folder_of(path)?;
+    let _turn = lock_folder_of(path);
     if *reuse {
         remove_dead(path, &address)?;
     }
@@ -129,9 +119,8 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
     rustix::process::umask(umask);
     bound.map_err(ListenError::system(doing()))?;
     if let Some(User { uid, gid }) = *owner {
-        chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(
-            ListenError::system(format!("give {} to uid {uid}", path.display())),
-        )?;
+        chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(ListenError::system(format!("give {} to uid {uid}", path.display())))?;
     }
     listen(&socket, *backlog)
         .map_err(ListenError::system(format!("listen to {}", path.display())))?;
@@ -158,25 +147,23 @@ pub fn check_inherited(socket: impl AsFd) -> Result<(), &'static str> {
 }
 
 /// Holds the folder's lock until it is dropped. A lock on the folder itself leaves no
-/// file behind.
-fn lock_folder_of(path: &Path) -> Result<OwnedFd, ListenError> {
+/// file behind; but whoever may read the folder may hold it, so it is not waited for for
+/// long, and without it only two daemons that start at the same moment can collide.
+fn lock_folder_of(path: &Path) -> Option<OwnedFd> {
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let failed = || ListenError::system(format!("lock {}", folder.display()));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let lock = open(folder, flags, Mode::empty()).map_err(failed())?;
+    let lock = open(folder, flags, Mode::empty()).ok()?;
     let give_up = Instant::now() + LOCK_WAIT;
-    loop {
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(lock),
-            Err(Errno::WOULDBLOCK) if Instant::now() < give_up => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(errno) => return Err(failed()(errno)),
+    while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= give_up {
+            return None;
         }
+        std::thread::sleep(Duration::from_millis(10));
     }
+    Some(lock)
 }
 
 /// Removes the socket at `path` if nobody listens on it.
@@ -204,10 +191,9 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError>
                 uid: owner.map_or(u32::MAX, |owner| owner.uid.as_raw()),
             })
         }
-        Err(errno) => Err(ListenError::system(format!(
-            "see who listens on {}",
-            path.display()
-        ))(errno)),
+        Err(errno) => {
+            Err(ListenError::system(format!("see who listens on {}", path.display()))(errno))
+        }
     }
 }
 
@@ -219,13 +205,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn at(path: &Path) -> Listen {
-        Listen {
-            path: path.into(),
-            backlog: 8,
-            mode: 0o600,
-            reuse: true,
-            owner: None,
-        }
+        Listen { path: path.into(), backlog: 8, mode: 0o600, reuse: true, owner: None }
     }
 
     #[test]
@@ -233,22 +213,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
-        let without_reuse = Listen {
-            reuse: false,
-            ..at(&path)
-        };
+        let without_reuse = Listen { reuse: false, ..at(&path) };
         assert!(matches!(
             listen_at(&without_reuse),
-            Err(ListenError::System {
-                errno: Errno::ADDRINUSE,
-                ..
-            })
+            Err(ListenError::System { errno: Errno::ADDRINUSE, .. })
         ));
         let listener = listen_at(&at(&path)).unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         check_inherited(&listener).unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
         let error = listen_at(&at(&path)).unwrap_err();
@@ -261,10 +232,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(
-            listen_at(&at(&path)),
-            Err(ListenError::NotASocket(_))
-        ));
+        assert!(matches!(listen_at(&at(&path)), Err(ListenError::NotASocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 

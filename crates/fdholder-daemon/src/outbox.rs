@@ -1,5 +1,6 @@
 //! Replies on their way to one client.
 
+use crate::limits::{REPLIES_PENDING_MAX, REPLY_BYTES_PENDING_MAX};
 use fdholder::frame::Message;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::{reply, Entry};
@@ -24,19 +25,19 @@ pub struct Outbox<F> {
     queue: VecDeque<Pending<F>>,
     /// How much of the first message has been sent.
     sent: usize,
+    /// Bytes of the messages in the queue.
+    bytes: usize,
 }
 
 impl<F> Default for Outbox<F> {
     fn default() -> Self {
-        Self {
-            queue: VecDeque::new(),
-            sent: 0,
-        }
+        Self { queue: VecDeque::new(), sent: 0, bytes: 0 }
     }
 }
 
 impl<F> Outbox<F> {
     pub(crate) fn push(&mut self, reply: Reply<F>) {
+        self.bytes += reply.bytes().len();
         self.queue.push_back(Pending::Message(reply));
     }
 
@@ -52,9 +53,10 @@ impl<F> Outbox<F> {
         self.queue.is_empty()
     }
 
-    /// How many replies wait, a dump counting as one.
-    pub fn len(&self) -> usize {
-        self.queue.len()
+    /// Whether so much waits that the client should read before it asks for more. A dump
+    /// counts as one reply: its messages are made as they leave.
+    pub fn is_full(&self) -> bool {
+        self.queue.len() >= REPLIES_PENDING_MAX || self.bytes >= REPLY_BYTES_PENDING_MAX
     }
 
     /// What to send next: bytes, and the entries whose descriptors go with the first.
@@ -63,12 +65,12 @@ impl<F> Outbox<F> {
             let part: Vec<_> = entries.by_ref().take(MESSAGE_FDS_MAX).collect();
             let done = entries.len() == 0;
             let message = reply::getdump_data(
-                part.iter()
-                    .map(|entry| (&entry.id, entry.limit, Arc::clone(entry))),
+                part.iter().map(|entry| (&entry.id, entry.limit, Arc::clone(entry))),
             );
             if done {
                 self.queue.pop_front();
             }
+            self.bytes += message.bytes().len();
             self.queue.push_front(Pending::Message(message));
         }
         match self.queue.front() {
@@ -85,6 +87,7 @@ impl<F> Outbox<F> {
         self.sent += len;
         if let Some(Pending::Message(message)) = self.queue.front() {
             if self.sent >= message.bytes().len() {
+                self.bytes -= message.bytes().len();
                 self.queue.pop_front();
                 self.sent = 0;
             }

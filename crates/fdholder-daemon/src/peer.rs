@@ -3,6 +3,7 @@
 
 use crate::access::Rights;
 use crate::connection::{Connection, Step};
+use crate::limits::{MESSAGES_PER_TURN, REQUESTS_PER_TURN};
 use crate::store::Store;
 use fdholder::transport::{self, Wait};
 use fdholder::{Errno, Malformed, Timestamp};
@@ -19,15 +20,16 @@ pub(crate) struct Peer {
     connection: Connection<OwnedFd>,
     /// It has shut down its side: what it asked is answered, then it is let go.
     half_closed: bool,
-    /// Until when nothing can be sent: descriptors in flight have no room
-    /// (ETOOMANYREFS), and nothing tells when they do.
-    send_paused: Option<Instant>,
+    /// When to serve it again although nothing happens: at once when its turn was over
+    /// before its work was, a little later when descriptors in flight have no room
+    /// (ETOOMANYREFS), as nothing tells when they do.
+    again: Option<Instant>,
     /// What epoll watches for it.
     pub interest: EventFlags,
     /// Its entry in the daemon's deadlines.
     pub deadline: Option<Instant>,
-    /// Its entry in the daemon's retries.
-    pub retry: Option<Instant>,
+    /// Its entry among those to serve again.
+    pub turn: Option<Instant>,
 }
 
 /// Why a client is let go.
@@ -60,10 +62,10 @@ impl Peer {
             socket,
             connection: Connection::new(rights),
             half_closed: false,
-            send_paused: None,
+            again: None,
             interest: EventFlags::IN,
             deadline: None,
-            retry: None,
+            turn: None,
         }
     }
 
@@ -75,8 +77,8 @@ impl Peer {
         self.connection.is_busy()
     }
 
-    pub fn send_paused(&self) -> Option<Instant> {
-        self.send_paused
+    pub fn again(&self) -> Option<Instant> {
+        self.again
     }
 
     /// Reads once, if the client may send more. Returns whether anything came.
@@ -88,8 +90,7 @@ impl Peer {
             Ok(received) if received.len == 0 => self.half_closed = true,
             Ok(received) => {
                 let bytes = &buffer[..received.len];
-                self.connection
-                    .receive(bytes, received.fds, received.fds_lost);
+                self.connection.receive(bytes, received.fds, received.fds_lost);
             }
             Err(Errno::AGAIN) => return Ok(false),
             Err(errno) => return Err(Gone::Failed(errno)),
@@ -97,60 +98,69 @@ impl Peer {
         Ok(true)
     }
 
-    /// Carries out what was asked and sends what can be sent, in turns, until there is
-    /// nothing to do or the client has to read first. The clock is read for each request.
-    /// Returns whether anything was sent.
+    /// Carries out what was asked and sends what can be sent, until there is nothing to do,
+    /// the client has to read first, or its turn is over. The clock is read for each
+    /// request. Returns whether anything was done.
     pub fn serve(&mut self, store: &mut Store<OwnedFd>) -> Result<bool, Gone> {
+        self.again = None;
+        let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let mut progress = false;
         loop {
-            let mut idle = true;
-            // What a request changed is dropped here: descriptors nobody carries close.
-            while let Step::Did(_changes) = self
-                .connection
-                .step(store, Timestamp::now())
-                .map_err(Gone::Malformed)?
-            {
-                idle = false;
-            }
-            if idle && self.connection.outbox().is_empty() {
+            let before = (requests, messages);
+            let carried_out = self.carry_out(store, &mut requests);
+            // Also when the next request is malformed: the replies before it are due.
+            self.flush(&mut messages)?;
+            carried_out.map_err(Gone::Malformed)?;
+            if before == (requests, messages) || self.again.is_some() {
                 break;
             }
-            let sent = self.flush()?;
-            progress |= sent;
-            if !sent {
+            progress = true;
+            if requests == 0 || messages == 0 {
+                self.again = Some(Instant::now());
                 break;
             }
         }
-        if self.half_closed && self.connection.outbox().is_empty() {
+        if self.half_closed && self.again.is_none() && self.connection.outbox().is_empty() {
             return Err(Gone::Closed);
         }
         self.update_interest();
         Ok(progress)
     }
 
-    /// Sends until the socket is full. Returns whether anything went.
-    fn flush(&mut self) -> Result<bool, Gone> {
-        if self.send_paused.is_some_and(|until| Instant::now() < until) {
-            return Ok(false);
+    /// What a request changed is dropped here: descriptors that no reply carries close.
+    fn carry_out(
+        &mut self,
+        store: &mut Store<OwnedFd>,
+        budget: &mut usize,
+    ) -> Result<(), Malformed> {
+        while *budget > 0 {
+            match self.connection.step(store, Timestamp::now())? {
+                Step::Did(_changes) => *budget -= 1,
+                Step::Wait => break,
+            }
         }
-        self.send_paused = None;
-        let mut progress = false;
-        while let Some((bytes, entries)) = self.connection.outbox().front() {
+        Ok(())
+    }
+
+    /// Sends until the socket is full.
+    fn flush(&mut self, budget: &mut usize) -> Result<(), Gone> {
+        while *budget > 0 {
+            let Some((bytes, entries)) = self.connection.outbox().front() else { break };
             let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
             match transport::send(&self.socket, bytes, &fds, Wait::No) {
                 Ok(sent) => {
                     self.connection.outbox().advance(sent);
-                    progress = true;
+                    *budget -= 1;
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::TOOMANYREFS) => {
-                    self.send_paused = Some(Instant::now() + SEND_PAUSE);
+                    self.again = Some(Instant::now() + SEND_PAUSE);
                     break;
                 }
                 Err(errno) => return Err(Gone::Failed(errno)),
             }
         }
-        Ok(progress)
+        Ok(())
     }
 
     fn update_interest(&mut self) {
@@ -158,7 +168,7 @@ impl Peer {
         if !self.half_closed && self.connection.wants_input() {
             self.interest |= EventFlags::IN;
         }
-        if !self.connection.outbox().is_empty() && self.send_paused.is_none() {
+        if !self.connection.outbox().is_empty() && self.again.is_none() {
             self.interest |= EventFlags::OUT;
         }
     }

@@ -40,14 +40,7 @@ pub fn drop_to(wanted: &Become) -> Result<(), (&'static str, Errno)> {
 pub fn raise_open_files() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
-        && setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: maximum,
-                maximum,
-            },
-        )
-        .is_err()
+        && setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err()
     {
         return current.unwrap_or(u64::MAX);
     }

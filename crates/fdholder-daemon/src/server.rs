@@ -13,7 +13,7 @@ use crate::store::Store;
 use fdholder::{strerror, Errno, Timestamp, LEAP_SECONDS};
 use rustix::event::{epoll, Timespec};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
 use rustix::net::{accept_with, SocketFlags};
 use rustix::time::{
     timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags,
@@ -73,8 +73,8 @@ pub struct Server {
     peers: Slab<Peer>,
     /// When clients in the middle of something are dropped.
     deadlines: Deadlines,
-    /// When clients whose descriptors had no room in flight are tried again.
-    retries: Deadlines,
+    /// When clients are served again although nothing happens.
+    turns: Deadlines,
     options: Options,
     accepting: Accepting,
     /// Whether epoll watches the listener.
@@ -96,6 +96,9 @@ enum Accepting {
 
 /// How long to wait when the system has no resources for a new client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reads from each client when SIGTERM has come: more than a socket's buffer holds.
+const LAST_READS: usize = 16;
 
 /// Tokens of what is not a client; clients are numbered from 0.
 const LISTENER: u64 = u64::MAX;
@@ -119,14 +122,8 @@ impl Server {
     ) -> io::Result<Self> {
         let open_files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
         let available = open_files.saturating_sub(FDS_RESERVED);
-        let connections_max = options
-            .connections_max
-            .clamp(1, CONNECTIONS_MAX)
-            .min(available / 2);
-        let capacity = options
-            .fds_max
-            .clamp(1, FDS_MAX)
-            .min(available - connections_max);
+        let connections_max = options.connections_max.clamp(1, CONNECTIONS_MAX).min(available / 2);
+        let capacity = options.fds_max.clamp(1, FDS_MAX).min(available - connections_max);
         if connections_max == 0 || capacity == 0 {
             return Err(io::Error::other(format!(
                 "the limit on open files, {open_files}, is too low to hold anything"
@@ -137,6 +134,8 @@ impl Server {
         if !flags.contains(OFlags::NONBLOCK) {
             fcntl_setfl(&listener, flags | OFlags::NONBLOCK)?;
         }
+        // Accepted sockets would inherit it, and credentials take the room of descriptors.
+        set_socket_passcred(&listener, false)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let expiry_timer = timerfd_create(TimerfdClockId::Realtime, timer_flags)?;
@@ -147,12 +146,7 @@ impl Server {
             (expiry_timer.as_fd(), EXPIRY),
         ];
         for (source, token) in sources {
-            epoll::add(
-                &epoll,
-                source,
-                epoll::EventData::new_u64(token),
-                epoll::EventFlags::IN,
-            )?;
+            epoll::add(&epoll, source, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
         }
         Ok(Self {
             listener,
@@ -165,11 +159,8 @@ impl Server {
             user: User::this_process(),
             peers: Slab::new(),
             deadlines: Deadlines::default(),
-            retries: Deadlines::default(),
-            options: Options {
-                connections_max,
-                ..options
-            },
+            turns: Deadlines::default(),
+            options: Options { connections_max, ..options },
             accepting: Accepting::Yes,
             listening: true,
             buffer: vec![0; READ_LEN],
@@ -190,7 +181,7 @@ impl Server {
     pub fn run(mut self) -> io::Result<Ended> {
         let mut events = Vec::with_capacity(256);
         while !self.has_ended() {
-            self.set_expiry_timer()?;
+            self.set_expiry_timer();
             let timeout = self.timeout();
             events.clear();
             match epoll::wait(
@@ -207,16 +198,13 @@ impl Server {
                     TERM => self.begin_lame_duck(),
                     HUP => self.reload(),
                     EXPIRY => self.expiry_timer_rang(),
-                    token => self.serve(token as usize), // A slab's key.
+                    token => _ = self.serve(token as usize), // A slab's key.
                 }
             }
             self.store.expire(Timestamp::now());
             self.attend_to_clocks(Instant::now());
         }
-        Ok(Ended {
-            held: self.store.len(),
-            clients: self.peers.len(),
-        })
+        Ok(Ended { held: self.store.len(), clients: self.peers.len() })
     }
 
     /// A lame duck ends when nobody is in the middle of anything, or its time is up.
@@ -242,10 +230,7 @@ impl Server {
                 // The client gave up, or a signal came.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 Err(errno) => {
-                    warn!(
-                        "unable to accept a client: {}; trying again",
-                        strerror(errno)
-                    );
+                    warn!("unable to accept a client: {}; trying again", strerror(errno));
                     self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
@@ -256,10 +241,9 @@ impl Server {
     /// Lets a client in, or closes the connection.
     fn admit(&mut self, socket: OwnedFd) {
         let user = match socket_peercred(&socket) {
-            Ok(credentials) => User {
-                uid: credentials.uid.as_raw(),
-                gid: credentials.gid.as_raw(),
-            },
+            Ok(credentials) => {
+                User { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() }
+            }
             Err(errno) => return warn!("unable to see who connects: {}", strerror(errno)),
         };
         let rights = match self.rules.rights(user, self.user) {
@@ -278,18 +262,16 @@ impl Server {
         }
         debug!(client = token, "{user} connected");
         let peer = entry.insert(peer);
-        let deadline = self
-            .options
-            .client_timeout
-            .map(|timeout| Instant::now() + timeout);
+        let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
-    /// just gone, or of its place's next owner: either is harmless.
-    fn serve(&mut self, token: usize) {
+    /// just gone, or of its place's next owner: either is harmless. Returns whether there
+    /// was anything to do.
+    fn serve(&mut self, token: usize) -> bool {
         let Some(peer) = self.peers.get_mut(token) else {
-            return;
+            return false;
         };
         let watched = peer.interest;
         let served = peer.receive(&mut self.buffer).and_then(|received| {
@@ -298,26 +280,31 @@ impl Server {
         });
         let progress = match served {
             Ok(progress) => progress,
-            Err(gone) => return self.let_go(token, &gone),
+            Err(gone) => {
+                self.let_go(token, &gone);
+                return false;
+            }
         };
         if peer.interest != watched {
             let data = epoll::EventData::new_u64(token as u64);
             if let Err(errno) = epoll::modify(&self.epoll, peer.socket(), data, peer.interest) {
-                return self.let_go(token, &Gone::Failed(errno));
+                self.let_go(token, &Gone::Failed(errno));
+                return false;
             }
         }
-        let retry = peer.send_paused();
-        self.retries.set(token, &mut peer.retry, retry);
+        let again = peer.again();
+        self.turns.set(token, &mut peer.turn, again);
         if let Some(timeout) = self.options.client_timeout.filter(|_| progress) {
             let deadline = peer.is_busy().then(|| Instant::now() + timeout);
             self.deadlines.set(token, &mut peer.deadline, deadline);
         }
+        progress
     }
 
     fn let_go(&mut self, token: usize, why: &Gone) {
         let mut peer = self.peers.remove(token);
         self.deadlines.set(token, &mut peer.deadline, None);
-        self.retries.set(token, &mut peer.retry, None);
+        self.turns.set(token, &mut peer.turn, None);
         match why {
             Gone::Malformed(_) | Gone::Failed(Errno::TIMEDOUT) => {
                 warn!(client = token, "client dropped: {why}");
@@ -328,8 +315,8 @@ impl Server {
 
     /// Does what has become due: clients to try again, to drop, to let in.
     fn attend_to_clocks(&mut self, now: Instant) {
-        while let Some(token) = self.retries.passed(now) {
-            self.retries.set(token, &mut self.peers[token].retry, None);
+        while let Some(token) = self.turns.passed(now) {
+            self.turns.set(token, &mut self.peers[token].turn, None);
             self.serve(token);
         }
         while let Some(token) = self.deadlines.passed(now) {
@@ -344,11 +331,7 @@ impl Server {
         };
         let listen = self.accepting == Accepting::Yes;
         if listen != self.listening {
-            let flags = if listen {
-                epoll::EventFlags::IN
-            } else {
-                epoll::EventFlags::empty()
-            };
+            let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
             let data = epoll::EventData::new_u64(LISTENER);
             match epoll::modify(&self.epoll, &self.listener, data, flags) {
                 Ok(()) => self.listening = listen,
@@ -359,6 +342,16 @@ impl Server {
 
     fn begin_lame_duck(&mut self) {
         if self.signals.take_term() && !matches!(self.accepting, Accepting::LameDuck(_)) {
+            // What was sent before the signal is still answered.
+            let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
+            for token in tokens {
+                // A client that never stops sending must not keep us.
+                for _ in 0..LAST_READS {
+                    if !self.serve(token) {
+                        break;
+                    }
+                }
+            }
             let timeout = self.options.lame_duck_timeout;
             self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
         }
@@ -379,7 +372,7 @@ impl Server {
             Accepting::LameDuck(deadline) => deadline,
             Accepting::Yes | Accepting::Full => None,
         };
-        let next = [accepting, self.deadlines.next(), self.retries.next()];
+        let next = [accepting, self.deadlines.next(), self.turns.next()];
         let next = next.into_iter().flatten().min()?;
         let span = next.saturating_duration_since(Instant::now());
         // A span too long for a timespec is as good as none.
@@ -387,15 +380,12 @@ impl Server {
     }
 
     /// Sets the timer to the next expiry, if that has changed.
-    fn set_expiry_timer(&mut self) -> io::Result<()> {
+    fn set_expiry_timer(&mut self) {
         let next = self.store.next_expiry();
         if next == self.expiry_armed {
-            return Ok(());
+            return;
         }
-        let never = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
         let value = next.map_or(never, |moment| {
             let unix = moment.label().saturating_sub((1 << 62) + LEAP_SECONDS);
             Timespec {
@@ -405,16 +395,14 @@ impl Server {
             }
         });
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        timerfd_settime(
-            &self.expiry_timer,
-            flags,
-            &Itimerspec {
-                it_interval: never,
-                it_value: value,
-            },
-        )?;
+        let value = Itimerspec { it_interval: never, it_value: value };
+        match timerfd_settime(&self.expiry_timer, flags, &value) {
+            // The clock was set since it was last looked at; the timer is set all the same.
+            Ok(_) | Err(Errno::CANCELED) => {}
+            // What has expired is still never handed out, only closed later.
+            Err(errno) => warn!("unable to set the timer: {}", strerror(errno)),
+        }
         self.expiry_armed = next;
-        Ok(())
     }
 
     fn expiry_timer_rang(&mut self) {

@@ -58,10 +58,7 @@ impl Signals {
     ///
     /// As [`catch`](Self::catch).
     pub fn none() -> io::Result<Self> {
-        Ok(Self {
-            term: Pipe::new()?,
-            hup: Pipe::new()?,
-        })
+        Ok(Self { term: Pipe::new()?, hup: Pipe::new()? })
     }
 
     /// What stops the server, as SIGTERM would.

@@ -112,10 +112,7 @@ impl<F> Store<F> {
     /// Releases what is held under an identifier. ENOENT when nothing is.
     pub fn delete(&mut self, id: &Identifier, now: Timestamp) -> Outcome<(), F> {
         let Outcome { answer, changes } = self.retrieve(id, true, now);
-        Outcome {
-            answer: answer.map(drop),
-            changes,
-        }
+        Outcome { answer: answer.map(drop), changes }
     }
 
     /// What is held under an identifier, and with `delete` the store lets go of it.
@@ -143,13 +140,7 @@ impl<F> Store<F> {
     /// Everything that is held, as it is at this instant.
     pub fn dump(&mut self, now: Timestamp) -> (Vec<Arc<Entry<F>>>, Vec<Change<F>>) {
         let changes = self.expire(now);
-        (
-            self.slots
-                .iter()
-                .map(|(_, entry)| Arc::clone(entry))
-                .collect(),
-            changes,
-        )
+        (self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect(), changes)
     }
 
     /// Whether a set of `count` could ever be held; what is known before it is.
@@ -163,17 +154,9 @@ impl<F> Store<F> {
     pub fn setdump(&mut self, set: Vec<Entry<F>>, now: Timestamp) -> Outcome<(), F> {
         let mut changes = self.expire(now);
         if !self.has_room_for(&set) {
-            return Outcome {
-                answer: Err(Errno::NFILE),
-                changes,
-            };
+            return Outcome { answer: Err(Errno::NFILE), changes };
         }
-        let Self {
-            by_id,
-            slots,
-            hasher,
-            ..
-        } = self;
+        let Self { by_id, slots, hasher, .. } = self;
         by_id.reserve(set.len(), |&slot| hasher.hash_one(&slots[slot as usize].id));
         changes.reserve(set.len());
         for entry in set {
@@ -181,10 +164,7 @@ impl<F> Store<F> {
             changes.push(Change::Held(self.insert(entry)));
         }
         changes.append(&mut self.expire(now));
-        Outcome {
-            answer: Ok(()),
-            changes,
-        }
+        Outcome { answer: Ok(()), changes }
     }
 
     /// Whether what is new in a set fits. Seldom does it have to be counted.
@@ -192,12 +172,7 @@ impl<F> Store<F> {
         let room = self.capacity - self.len();
         let is_new = |id: &&Identifier| self.slot_of(id).is_none();
         set.len() <= room
-            || set
-                .iter()
-                .map(|entry| &entry.id)
-                .filter(is_new)
-                .collect::<HashSet<_>>()
-                .len()
+            || set.iter().map(|entry| &entry.id).filter(is_new).collect::<HashSet<_>>().len()
                 <= room
     }
 
@@ -206,9 +181,7 @@ impl<F> Store<F> {
     }
 
     fn slot_of(&self, id: &Identifier) -> Option<u32> {
-        self.by_id
-            .find(self.hash(id), |&slot| self.slots[slot as usize].id == *id)
-            .copied()
+        self.by_id.find(self.hash(id), |&slot| self.slots[slot as usize].id == *id).copied()
     }
 
     /// Inserts under an identifier that is free.
@@ -220,17 +193,13 @@ impl<F> Store<F> {
             self.by_limit.insert((moment, slot));
         }
         let (slots, hasher) = (&self.slots, &self.hasher);
-        self.by_id.insert_unique(hash, slot, |&slot| {
-            hasher.hash_one(&slots[slot as usize].id)
-        });
+        self.by_id.insert_unique(hash, slot, |&slot| hasher.hash_one(&slots[slot as usize].id));
         entry
     }
 
     fn remove(&mut self, id: &Identifier) -> Option<Arc<Entry<F>>> {
         let hash = self.hash(id);
-        let found = self
-            .by_id
-            .find_entry(hash, |&slot| self.slots[slot as usize].id == *id);
+        let found = self.by_id.find_entry(hash, |&slot| self.slots[slot as usize].id == *id);
         let (slot, _) = found.ok()?.remove();
         let entry = self.slots.remove(slot as usize);
         if let Some(moment) = entry.limit.moment() {
@@ -253,10 +222,7 @@ impl<F> Store<F> {
                 assert!(self.by_limit.contains(&(moment, slot as u32)));
             }
         }
-        let expiring = self
-            .slots
-            .iter()
-            .filter(|(_, entry)| entry.limit.moment().is_some());
+        let expiring = self.slots.iter().filter(|(_, entry)| entry.limit.moment().is_some());
         assert_eq!(self.by_limit.len(), expiring.count());
     }
 }
@@ -327,11 +293,9 @@ mod tests {
                     self.held.insert(id(*number), (limit(*secs), fd));
                     Ok(vec![])
                 }
-                Op::Delete(number) => self
-                    .held
-                    .remove(&id(*number))
-                    .map(|_| vec![])
-                    .ok_or(Errno::NOENT),
+                Op::Delete(number) => {
+                    self.held.remove(&id(*number)).map(|_| vec![]).ok_or(Errno::NOENT)
+                }
                 Op::Retrieve(number, delete) => match self.held.get(&id(*number)).copied() {
                     None => Err(Errno::NOENT),
                     Some((_, fd)) => {
@@ -367,11 +331,7 @@ mod tests {
         fd: u32,
         now: Timestamp,
     ) -> (Answer<Vec<u32>>, Vec<Change<u32>>) {
-        let entry = |number, secs, fd| Entry {
-            id: id(number),
-            limit: limit(secs),
-            fd,
-        };
+        let entry = |number, secs, fd| Entry { id: id(number), limit: limit(secs), fd };
         match op {
             Op::Store(number, secs) => {
                 let done = store.store(entry(*number, *secs, fd), now);
@@ -441,20 +401,9 @@ mod tests {
     fn a_set_that_only_replaces_needs_no_room() {
         let mut store = Store::new(2);
         for number in 0..2 {
-            store.store(
-                Entry {
-                    id: id(number),
-                    limit: limit(0),
-                    fd: number,
-                },
-                at(1),
-            );
+            store.store(Entry { id: id(number), limit: limit(0), fd: number }, at(1));
         }
-        let set = (0..2).map(|number| Entry {
-            id: id(number),
-            limit: limit(0),
-            fd: number + 10,
-        });
+        let set = (0..2).map(|number| Entry { id: id(number), limit: limit(0), fd: number + 10 });
         assert_eq!(store.setdump(set.collect(), at(1)).answer, Ok(()));
         assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 10);
     }
@@ -462,23 +411,9 @@ mod tests {
     #[test]
     fn a_reply_keeps_what_it_sends() {
         let mut store = Store::new(2);
-        store.store(
-            Entry {
-                id: id(0),
-                limit: limit(0),
-                fd: 1,
-            },
-            at(1),
-        );
+        store.store(Entry { id: id(0), limit: limit(0), fd: 1 }, at(1));
         let first = store.retrieve(&id(0), true, at(1)).answer.unwrap();
-        store.store(
-            Entry {
-                id: id(0),
-                limit: limit(0),
-                fd: 2,
-            },
-            at(1),
-        );
+        store.store(Entry { id: id(0), limit: limit(0), fd: 2 }, at(1));
         assert_eq!(first.fd, 1);
         assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 2);
     }
@@ -489,14 +424,7 @@ mod tests {
         let mut store = Store::new(200_000);
         for number in 0..200_000u32 {
             let id = Identifier::new(number.to_string()).unwrap();
-            store.store(
-                Entry {
-                    id,
-                    limit: limit(9),
-                    fd: number,
-                },
-                at(1),
-            );
+            store.store(Entry { id, limit: limit(9), fd: number }, at(1));
         }
         assert_eq!(store.len(), 200_000);
         assert_eq!(store.expire(at(9)).len(), 200_000);

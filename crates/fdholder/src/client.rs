@@ -60,22 +60,15 @@ impl Client {
     /// ENAMETOOLONG a path of over 107 bytes, ETIMEDOUT …
     pub fn connect(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
         let path = path.as_ref();
-        connect_socket(path, deadline)
-            .map(Self::over)
-            .map_err(|errno| {
-                let doing = format!("connect to a fd-holder daemon at {}", path.display());
-                Error::new(doing, Cause::Connect(errno))
-            })
+        connect_socket(path, deadline).map(Self::over).map_err(|errno| {
+            let doing = format!("connect to a fd-holder daemon at {}", path.display());
+            Error::new(doing, Cause::Connect(errno))
+        })
     }
 
     /// A client over a connected socket that was made elsewhere.
     pub fn over(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            decoder: Decoder::new(REPLY_PAYLOAD_MAX),
-            buffer: Vec::new(),
-            in_step: true,
-        }
+        Self { socket, decoder: Decoder::new(REPLY_PAYLOAD_MAX), buffer: Vec::new(), in_step: true }
     }
 
     /// Has a copy of `fd` held under `id` until `limit`.
@@ -92,11 +85,7 @@ impl Client {
         fd: impl AsFd,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let request = Request::Store(Entry {
-            id: id.clone(),
-            limit,
-            fd: fd.as_fd(),
-        });
+        let request = Request::Store(Entry { id: id.clone(), limit, fd: fd.as_fd() });
         self.ask(request, deadline, |frame| reply::parse_status(&frame))
             .map_err(|cause| Error::new("store fd", cause))
     }
@@ -108,10 +97,8 @@ impl Client {
     /// ENOENT nothing is held under it · EPERM the rules do not let this user store, and
     /// so delete, under that identifier.
     pub fn delete(&mut self, id: &Identifier, deadline: Deadline) -> Result<(), Error> {
-        self.ask(Request::Delete(id.clone()), deadline, |frame| {
-            reply::parse_status(&frame)
-        })
-        .map_err(|cause| Error::new(format!("delete fd for id {id}"), cause))
+        self.ask(Request::Delete(id.clone()), deadline, |frame| reply::parse_status(&frame))
+            .map_err(|cause| Error::new(format!("delete fd for id {id}"), cause))
     }
 
     /// A copy of the descriptor held under `id`, close-on-exec; the holder keeps its own.
@@ -136,10 +123,7 @@ impl Client {
         delete: bool,
         deadline: Deadline,
     ) -> Result<OwnedFd, Error> {
-        let request = Request::Retrieve {
-            id: id.clone(),
-            delete,
-        };
+        let request = Request::Retrieve { id: id.clone(), delete };
         self.ask(request, deadline, reply::parse_retrieved)
             .map_err(|cause| Error::new(format!("retrieve fd for id {id}"), cause))
     }
@@ -200,10 +184,7 @@ impl Client {
         while !self.decoder.has_frame() {
             self.fill(deadline)?;
         }
-        Ok(self
-            .decoder
-            .next()?
-            .ok_or(Malformed("an incomplete message"))?)
+        Ok(self.decoder.next()?.ok_or(Malformed("an incomplete message"))?)
     }
 
     fn fill(&mut self, deadline: Deadline) -> Result<(), Cause> {
@@ -247,12 +228,7 @@ impl Client {
 /// listener has a full queue.
 fn connect_socket(path: &Path, deadline: Deadline) -> Result<OwnedFd, Errno> {
     let address = SocketAddrUnix::new(path)?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     loop {
         if let Some(remaining) = deadline.remaining() {
             if remaining.is_zero() {
@@ -279,13 +255,9 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn pair() -> (Client, UnixStream) {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
         (Client::over(ours), UnixStream::from(theirs))
     }
 
@@ -302,22 +274,14 @@ mod tests {
     fn a_closed_connection_is_epipe() {
         let (mut client, server) = pair();
         drop(server);
-        assert_eq!(
-            client.list(Deadline::NEVER).unwrap_err().cause(),
-            Cause::Exchange(Errno::PIPE)
-        );
+        assert_eq!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Exchange(Errno::PIPE));
     }
 
     #[test]
     fn a_refusal_leaves_the_connection_usable() {
         let (mut client, mut server) = pair();
-        server
-            .write_all(b"\0\0\0\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0")
-            .unwrap();
-        assert_eq!(
-            client.list(Deadline::NEVER).unwrap_err().cause(),
-            Cause::Denied(Errno::PERM)
-        );
+        server.write_all(b"\0\0\0\x01\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0").unwrap();
+        assert_eq!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Denied(Errno::PERM));
         assert_eq!(client.list(Deadline::NEVER), Ok(vec![]));
     }
 
@@ -325,9 +289,6 @@ mod tests {
     fn garbage_is_malformed() {
         let (mut client, mut server) = pair();
         server.write_all(b"HTTP/1.1 400 Bad Request\r\n").unwrap();
-        assert!(matches!(
-            client.list(Deadline::NEVER).unwrap_err().cause(),
-            Cause::Malformed(_)
-        ));
+        assert!(matches!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Malformed(_)));
     }
 }

@@ -19,8 +19,7 @@ impl Deadline {
 
     /// What is left: `None` when there is no end, zero once it has passed.
     pub fn remaining(self) -> Option<Duration> {
-        self.0
-            .map(|at| at.saturating_duration_since(Instant::now()))
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Whether it has passed.

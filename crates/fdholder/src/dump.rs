@@ -58,15 +58,10 @@ impl Client {
     /// As [`getdump`](Self::getdump).
     pub fn begin_getdump(&mut self, deadline: Deadline) -> Result<Incoming<'_>, Error> {
         let remaining = self
-            .ask(Request::Getdump, deadline, |frame| {
-                reply::parse_getdump_head(&frame)
-            })
+            .ask(Request::Getdump, deadline, |frame| reply::parse_getdump_head(&frame))
             .map_err(|cause| Error::new(GET_DUMP, cause))?;
         self.in_step = remaining == 0;
-        Ok(Incoming {
-            client: self,
-            remaining,
-        })
+        Ok(Incoming { client: self, remaining })
     }
 
     /// Announces a set of `count` descriptors, to be sent in parts of up to 253.
@@ -78,16 +73,11 @@ impl Client {
     /// As [`setdump`](Self::setdump).
     pub fn begin_setdump(&mut self, count: u32, deadline: Deadline) -> Result<Outgoing<'_>, Error> {
         if count != 0 {
-            self.ask(Request::Setdump(count), deadline, |frame| {
-                reply::parse_setdump_head(&frame)
-            })
-            .map_err(|cause| Error::new(SET_DUMP, cause))?;
+            self.ask(Request::Setdump(count), deadline, |frame| reply::parse_setdump_head(&frame))
+                .map_err(|cause| Error::new(SET_DUMP, cause))?;
             self.in_step = false;
         }
-        Ok(Outgoing {
-            client: self,
-            remaining: count,
-        })
+        Ok(Outgoing { client: self, remaining: count })
     }
 }
 
@@ -201,14 +191,12 @@ impl Outgoing<'_> {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let fds: Vec<_> = message.fds().iter().map(AsFd::as_fd).collect();
-        self.send_part(message.bytes(), &fds, deadline)
-            .map_err(|cause| Error::new(SET_DUMP, cause))
+        self.send_part(message.bytes(), &fds, deadline).map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
     /// Reads the answer to the message sent last.
     pub(crate) fn confirm(&mut self, deadline: Deadline) -> Result<(), Error> {
-        self.read_answer(deadline)
-            .map_err(|cause| Error::new(SET_DUMP, cause))
+        self.read_answer(deadline).map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
     fn send_part(
@@ -218,10 +206,7 @@ impl Outgoing<'_> {
         deadline: Deadline,
     ) -> Result<(), Cause> {
         let count = fds.len() as u32; // 253 at most.
-        let remaining = self
-            .remaining
-            .checked_sub(count)
-            .ok_or(Cause::Exchange(Errno::INVAL))?;
+        let remaining = self.remaining.checked_sub(count).ok_or(Cause::Exchange(Errno::INVAL))?;
         self.client.send(bytes, fds, deadline)?;
         self.remaining = remaining;
         Ok(())

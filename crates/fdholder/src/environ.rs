@@ -25,10 +25,7 @@ pub fn variables(dump: &[Entry<u32>]) -> impl Iterator<Item = Variable> + '_ {
         let limit = entry.limit.moment().map(|moment| moment.to_string().into());
         [
             (format!("S6_FD_{index}"), Some(entry.fd.to_string().into())),
-            (
-                format!("S6_FDID_{index}"),
-                Some(OsString::from_vec(entry.id.as_bytes().into())),
-            ),
+            (format!("S6_FDID_{index}"), Some(OsString::from_vec(entry.id.as_bytes().into()))),
             (format!("S6_FDLIMIT_{index}"), limit),
         ]
     }))
@@ -62,17 +59,11 @@ impl std::error::Error for BadVariable {}
 pub fn parse(get: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Entry<u32>>, BadVariable> {
     let required = |name: String| match get(&name) {
         Some(value) => Ok((name, value)),
-        None => Err(BadVariable {
-            name,
-            problem: None,
-        }),
+        None => Err(BadVariable { name, problem: None }),
     };
     let count = number(&required(COUNT.to_owned())?)?;
     if count > DUMP_FDS_MAX {
-        return Err(bad(
-            COUNT,
-            format!("{count} is more than any process can hold"),
-        ));
+        return Err(bad(COUNT, format!("{count} is more than any process can hold")));
     }
     (0..count)
         .map(|index| {
@@ -101,19 +92,11 @@ fn number((name, value): &(String, OsString)) -> Result<u32, BadVariable> {
         .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|text| text.parse::<i32>().ok()) // Descriptors are ints.
         .and_then(|number| u32::try_from(number).ok())
-        .ok_or_else(|| {
-            bad(
-                name,
-                format!("{} is not a number of a descriptor", value.display()),
-            )
-        })
+        .ok_or_else(|| bad(name, format!("{} is not a number of a descriptor", value.display())))
 }
 
 fn bad(name: &str, problem: impl fmt::Display) -> BadVariable {
-    BadVariable {
-        name: name.to_owned(),
-        problem: Some(problem.to_string()),
-    }
+    BadVariable { name: name.to_owned(), problem: Some(problem.to_string()) }
 }
 
 #[cfg(test)]
@@ -147,21 +130,10 @@ mod tests {
         assert_eq!(name(&[("S6_FD#", "-1")]), "S6_FD#");
         assert_eq!(name(&[("S6_FD#", "99999999")]), "S6_FD#");
         assert_eq!(name(&[("S6_FD#", "1")]), "S6_FD_0");
-        assert_eq!(
-            name(&[("S6_FD#", "1"), ("S6_FD_0", "4294967295")]),
-            "S6_FD_0"
-        );
+        assert_eq!(name(&[("S6_FD#", "1"), ("S6_FD_0", "4294967295")]), "S6_FD_0");
         assert_eq!(name(&[("S6_FD#", "1"), ("S6_FD_0", "3")]), "S6_FDID_0");
-        assert_eq!(
-            name(&[("S6_FD#", "1"), ("S6_FD_0", "3"), ("S6_FDID_0", "")]),
-            "S6_FDID_0"
-        );
-        let limit = [
-            ("S6_FD#", "1"),
-            ("S6_FD_0", "3"),
-            ("S6_FDID_0", "a"),
-            ("S6_FDLIMIT_0", "@4"),
-        ];
+        assert_eq!(name(&[("S6_FD#", "1"), ("S6_FD_0", "3"), ("S6_FDID_0", "")]), "S6_FDID_0");
+        let limit = [("S6_FD#", "1"), ("S6_FD_0", "3"), ("S6_FDID_0", "a"), ("S6_FDLIMIT_0", "@4")];
         assert_eq!(name(&limit), "S6_FDLIMIT_0");
         assert_eq!(read(&[]).unwrap_err().to_string(), "S6_FD# not set");
     }

@@ -71,10 +71,7 @@ pub struct Error {
 impl Error {
     /// An error in doing something, to read behind "unable to".
     pub fn new(doing: impl Into<String>, cause: impl Into<Cause>) -> Self {
-        Self {
-            doing: doing.into(),
-            cause: cause.into(),
-        }
+        Self { doing: doing.into(), cause: cause.into() }
     }
 
     /// What was being done, to read behind "unable to".
@@ -122,14 +119,8 @@ mod tests {
     #[test]
     fn messages_read_like_the_peers() {
         let error = Error::new("store fd", Cause::Denied(Errno::BUSY));
-        assert_eq!(
-            error.to_string(),
-            "unable to store fd: Device or resource busy"
-        );
+        assert_eq!(error.to_string(), "unable to store fd: Device or resource busy");
         let error = Error::new("get dump", Malformed("an empty reply"));
-        assert_eq!(
-            error.to_string(),
-            "unable to get dump: Protocol error (an empty reply)"
-        );
+        assert_eq!(error.to_string(), "unable to get dump: Protocol error (an empty reply)");
     }
 }

@@ -31,15 +31,9 @@ impl<F> Message<F> {
         let mut bytes = Vec::with_capacity(64);
         bytes.extend_from_slice(&[0; HEADER_LEN]);
         fill(&mut bytes);
-        assert!(
-            fds.len() <= MESSAGE_FDS_MAX,
-            "a message carries at most 253 descriptors"
-        );
+        assert!(fds.len() <= MESSAGE_FDS_MAX, "a message carries at most 253 descriptors");
         let payload_len = bytes.len() - HEADER_LEN;
-        assert!(
-            payload_len <= crate::limits::PAYLOAD_MAX,
-            "a payload has at most 2^28 bytes"
-        );
+        assert!(payload_len <= crate::limits::PAYLOAD_MAX, "a payload has at most 2^28 bytes");
         bytes[..4].copy_from_slice(&(payload_len as u32).to_be_bytes());
         bytes[4..HEADER_LEN].copy_from_slice(&(fds.len() as u16).to_be_bytes());
         Self { bytes, fds }
@@ -106,12 +100,7 @@ const BUFFER_KEPT: usize = 4096;
 impl<F> Decoder<F> {
     /// A decoder that refuses frames with a longer payload than `payload_max` bytes.
     pub fn new(payload_max: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            start: 0,
-            fds: VecDeque::new(),
-            payload_max,
-        }
+        Self { bytes: Vec::new(), start: 0, fds: VecDeque::new(), payload_max }
     }
 
     /// Adds what one `recvmsg` brought.
@@ -159,11 +148,7 @@ impl<F> Decoder<F> {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Frame<'_, F>>, Malformed> {
         let Some(header) = self.header()? else {
-            return self.wait_for_more(if self.is_mid_frame() {
-                MESSAGE_FDS_MAX
-            } else {
-                0
-            });
+            return self.wait_for_more(if self.is_mid_frame() { MESSAGE_FDS_MAX } else { 0 });
         };
         let payload_start = self.start + HEADER_LEN;
         let end = payload_start + header.payload_len;
@@ -172,11 +157,7 @@ impl<F> Decoder<F> {
         }
         let (fds, fds_lost) = self.claim(header.fds)?;
         self.start = end;
-        Ok(Some(Frame {
-            payload: &self.bytes[payload_start..end],
-            fds,
-            fds_lost,
-        }))
+        Ok(Some(Frame { payload: &self.bytes[payload_start..end], fds, fds_lost }))
     }
 
     fn header(&self) -> Result<Option<Header>, Malformed> {
@@ -210,9 +191,7 @@ impl<F> Decoder<F> {
                 Some(Arrived::Fd(fd)) => fds.push(fd),
                 Some(Arrived::MessageLost) if fds.is_empty() => return Ok((fds, true)),
                 Some(Arrived::MessageLost) | None => {
-                    return Err(Malformed(
-                        "a message came without the descriptors it announces",
-                    ));
+                    return Err(Malformed("a message came without the descriptors it announces"));
                 }
             }
         }
@@ -291,17 +270,11 @@ mod tests {
 
         let mut decoder = Decoder::new(100);
         decoder.push(&message(b"xy", &[1]).bytes()[..7], [1, 2], false);
-        assert!(
-            decoder.next().is_err(),
-            "more than the header in hand announces"
-        );
+        assert!(decoder.next().is_err(), "more than the header in hand announces");
 
         let mut decoder = Decoder::new(100);
         decoder.push(&[0], 0..254, false);
-        assert!(
-            decoder.next().is_err(),
-            "more than any header could announce"
-        );
+        assert!(decoder.next().is_err(), "more than any header could announce");
     }
 
     #[test]

@@ -56,10 +56,7 @@ impl Identifier {
         Ok(Self(match inline.get_mut(..bytes.len()) {
             Some(start) => {
                 start.copy_from_slice(bytes);
-                Bytes::Inline {
-                    len: bytes.len() as u8,
-                    bytes: inline,
-                } // At most INLINE_LEN.
+                Bytes::Inline { len: bytes.len() as u8, bytes: inline } // At most INLINE_LEN.
             }
             None => Bytes::Boxed(bytes.into()),
         }))
@@ -185,10 +182,7 @@ impl fmt::Display for BadIdentifier {
         match self {
             Self::Empty => f.write_str("an identifier has at least one byte"),
             Self::TooLong(len) => {
-                write!(
-                    f,
-                    "an identifier has at most {ID_LEN_MAX} bytes, this one has {len}"
-                )
+                write!(f, "an identifier has at most {ID_LEN_MAX} bytes, this one has {len}")
             }
             Self::Nul(position) => write!(f, "byte {position} of the identifier is NUL"),
         }
@@ -225,10 +219,7 @@ mod tests {
     fn bounds_are_checked() {
         assert_eq!(Identifier::new(""), Err(BadIdentifier::Empty));
         assert!(Identifier::new([b'a'; 255]).is_ok());
-        assert_eq!(
-            Identifier::new([b'a'; 256]),
-            Err(BadIdentifier::TooLong(256))
-        );
+        assert_eq!(Identifier::new([b'a'; 256]), Err(BadIdentifier::TooLong(256)));
         assert_eq!(Identifier::new(b"a\0b"), Err(BadIdentifier::Nul(1)));
     }
 }

@@ -122,11 +122,9 @@ pub fn parse_retrieved<F>(mut frame: Frame<'_, F>) -> Result<Answer<F>, Malforme
     match answer(&frame)? {
         Err(errno) => Ok(Err(errno)),
         Ok([]) if frame.fds_lost => Ok(Err(Errno::NFILE)),
-        Ok([]) if frame.fds.len() == 1 => frame
-            .fds
-            .pop()
-            .map(Ok)
-            .ok_or(Malformed("a reply without its descriptor")),
+        Ok([]) if frame.fds.len() == 1 => {
+            frame.fds.pop().map(Ok).ok_or(Malformed("a reply without its descriptor"))
+        }
         Ok(_) => Err(Malformed("a reply that is not one descriptor")),
     }
 }
@@ -246,16 +244,10 @@ mod tests {
     #[test]
     fn statuses_round_trip() {
         for answer in [Ok(()), Err(Errno::PERM), Err(Errno::TIMEDOUT)] {
-            assert_eq!(
-                through(status(answer), |frame| parse_status(&frame)),
-                Ok(answer)
-            );
+            assert_eq!(through(status(answer), |frame| parse_status(&frame)), Ok(answer));
         }
         assert_eq!(through(retrieved(7), parse_retrieved), Ok(Ok(7)));
-        assert_eq!(
-            through(status(Err(Errno::NOENT)), parse_retrieved),
-            Ok(Err(Errno::NOENT))
-        );
+        assert_eq!(through(status(Err(Errno::NOENT)), parse_retrieved), Ok(Err(Errno::NOENT)));
         assert!(through(status(Ok(())), parse_retrieved).is_err());
     }
 
@@ -263,14 +255,8 @@ mod tests {
     fn dump_heads_count_in_253s() {
         for (count, messages) in [(0, 0), (1, 1), (253, 1), (254, 2), (19_000, 76)] {
             let head = getdump_head::<u32>(count);
-            assert_eq!(
-                head.bytes()[HEADER_LEN + 1..HEADER_LEN + 5],
-                u32::to_be_bytes(messages)
-            );
-            assert_eq!(
-                through(head, |frame| parse_getdump_head(&frame)),
-                Ok(Ok(count))
-            );
+            assert_eq!(head.bytes()[HEADER_LEN + 1..HEADER_LEN + 5], u32::to_be_bytes(messages));
+            assert_eq!(through(head, |frame| parse_getdump_head(&frame)), Ok(Ok(count)));
         }
         let lie = getdump_head::<u32>(DUMP_FDS_MAX + 1);
         assert!(through(lie, |frame| parse_getdump_head(&frame)).is_err());
@@ -278,11 +264,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_did_not_fit_is_enfile() {
-        let frame: Frame<'_, u32> = Frame {
-            payload: b"\0",
-            fds: vec![],
-            fds_lost: true,
-        };
+        let frame: Frame<'_, u32> = Frame { payload: b"\0", fds: vec![], fds_lost: true };
         assert_eq!(parse_retrieved(frame), Ok(Err(Errno::NFILE)));
     }
 
@@ -298,11 +280,7 @@ mod tests {
             b"\x01\0",
             b"",
         ] {
-            let frame: Frame<'_, u32> = Frame {
-                payload,
-                fds: vec![],
-                fds_lost: false,
-            };
+            let frame: Frame<'_, u32> = Frame { payload, fds: vec![], fds_lost: false };
             assert!(parse_list(&frame).is_err(), "{payload:?}");
         }
     }

@@ -71,11 +71,7 @@ impl<F> Request<F> {
     /// [`Malformed`] when it is none. Its descriptors are closed, as the frame is
     /// consumed.
     pub fn parse(frame: Frame<'_, F>) -> Result<Parsed<F>, Malformed> {
-        let Frame {
-            payload,
-            mut fds,
-            fds_lost,
-        } = frame;
+        let Frame { payload, mut fds, fds_lost } = frame;
         let (&command, body) = payload.split_first().ok_or(Malformed("an empty request"))?;
         if fds_lost {
             return match command {
@@ -98,10 +94,7 @@ impl<F> Request<F> {
             opcode::DELETE => Self::Delete(reader.id()?),
             opcode::RETRIEVE => {
                 let delete = reader.byte()? != 0;
-                Self::Retrieve {
-                    id: reader.id()?,
-                    delete,
-                }
+                Self::Retrieve { id: reader.id()?, delete }
             }
             opcode::LIST => Self::List,
             opcode::GETDUMP => Self::Getdump,
@@ -185,10 +178,8 @@ pub(crate) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], Malformed> {
-        let (head, tail) = self
-            .0
-            .split_first_chunk()
-            .ok_or(Malformed("a message ends too early"))?;
+        let (head, tail) =
+            self.0.split_first_chunk().ok_or(Malformed("a message ends too early"))?;
         self.0 = tail;
         Ok(head)
     }
@@ -209,13 +200,9 @@ impl<'a> Reader<'a> {
 
     fn id_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let len = usize::from(self.byte()?);
-        let (id, tail) = self
-            .0
-            .split_at_checked(len)
-            .ok_or(Malformed("an identifier ends too early"))?;
-        self.0 = tail
-            .strip_prefix(b"\0")
-            .ok_or(Malformed("an identifier without its NUL"))?;
+        let (id, tail) =
+            self.0.split_at_checked(len).ok_or(Malformed("an identifier ends too early"))?;
+        self.0 = tail.strip_prefix(b"\0").ok_or(Malformed("an identifier without its NUL"))?;
         Identifier::check(id).map_err(|_| Malformed("an identifier is empty or holds a NUL"))?;
         Ok(id)
     }
@@ -229,13 +216,7 @@ impl<'a> Reader<'a> {
     pub fn entries<F>(&mut self, fds: Vec<F>) -> Result<Vec<Entry<F>>, Malformed> {
         let entries = fds
             .into_iter()
-            .map(|fd| {
-                Ok(Entry {
-                    limit: self.limit()?,
-                    id: self.id()?,
-                    fd,
-                })
-            })
+            .map(|fd| Ok(Entry { limit: self.limit()?, id: self.id()?, fd }))
             .collect::<Result<Vec<_>, _>>()?;
         self.end()?;
         Ok(entries)
@@ -293,11 +274,7 @@ pub(crate) mod tests {
     }
 
     fn parse(payload: &[u8], fds: &[u32]) -> Result<Parsed<u32>, Malformed> {
-        Request::parse(Frame {
-            payload,
-            fds: fds.to_vec(),
-            fds_lost: false,
-        })
+        Request::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })
     }
 
     proptest! {
@@ -336,21 +313,11 @@ pub(crate) mod tests {
         let limit = Limit::at(Timestamp::new(0x0102_0304_0506_0708, 9).unwrap());
         let bytes = |request: Request<u32>| request.into_message().into_parts().0;
         assert_eq!(
-            bytes(Request::Store(Entry {
-                id: id.clone(),
-                limit,
-                fd: 1
-            })),
+            bytes(Request::Store(Entry { id: id.clone(), limit, fd: 1 })),
             b"\0\0\0\x11\0\x01S\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\x09\x02ab\0"
         );
-        assert_eq!(
-            bytes(Request::Delete(id.clone())),
-            b"\0\0\0\x05\0\0D\x02ab\0"
-        );
-        assert_eq!(
-            bytes(Request::Retrieve { id, delete: true }),
-            b"\0\0\0\x06\0\0R\x01\x02ab\0"
-        );
+        assert_eq!(bytes(Request::Delete(id.clone())), b"\0\0\0\x05\0\0D\x02ab\0");
+        assert_eq!(bytes(Request::Retrieve { id, delete: true }), b"\0\0\0\x06\0\0R\x01\x02ab\0");
         assert_eq!(bytes(Request::List), b"\0\0\0\x01\0\0L");
         assert_eq!(bytes(Request::Getdump), b"\0\0\0\x01\0\0?");
         assert_eq!(bytes(Request::Setdump(258)), b"\0\0\0\x05\0\0!\0\0\x01\x02");
@@ -364,13 +331,7 @@ pub(crate) mod tests {
         assert!(parse(store, &[1, 2]).is_err());
         assert!(parse(b"L", &[1]).is_err());
         assert!(parse(b".", &[]).is_err());
-        let lost = |payload| {
-            Request::<u32>::parse(Frame {
-                payload,
-                fds: vec![],
-                fds_lost: true,
-            })
-        };
+        let lost = |payload| Request::<u32>::parse(Frame { payload, fds: vec![], fds_lost: true });
         assert_eq!(lost(store), Ok(Parsed::FdsLost));
         assert!(lost(b"L").is_err());
     }

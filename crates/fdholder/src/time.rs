@@ -75,10 +75,7 @@ impl Timestamp {
     /// The moment that `time` means. Moments before 1970 become 1970: no limit needs them.
     pub fn from_system(time: SystemTime) -> Self {
         let unix = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            label: TAI64_BASE + LEAP_SECONDS + unix.as_secs(),
-            nanos: unix.subsec_nanos(),
-        }
+        Self { label: TAI64_BASE + LEAP_SECONDS + unix.as_secs(), nanos: unix.subsec_nanos() }
     }
 
     /// The same moment for the standard library; `None` before 1970 or out of its range.
@@ -102,19 +99,9 @@ impl Timestamp {
     pub fn saturating_add(self, span: Duration) -> Self {
         let nanos = self.nanos + span.subsec_nanos();
         let carry = u64::from(nanos / NANOS_PER_SEC);
-        match self
-            .label
-            .checked_add(span.as_secs())
-            .and_then(|label| label.checked_add(carry))
-        {
-            Some(label) => Self {
-                label,
-                nanos: nanos % NANOS_PER_SEC,
-            },
-            None => Self {
-                label: u64::MAX,
-                nanos: NANOS_PER_SEC - 1,
-            },
+        match self.label.checked_add(span.as_secs()).and_then(|label| label.checked_add(carry)) {
+            Some(label) => Self { label, nanos: nanos % NANOS_PER_SEC },
+            None => Self { label: u64::MAX, nanos: NANOS_PER_SEC - 1 },
         }
     }
 
@@ -248,21 +235,13 @@ mod tests {
     fn never_is_what_peers_send() {
         let now = Timestamp::now();
         assert_eq!(Limit::never_from(now).moment(), None);
-        assert_eq!(
-            Limit::never_from(now).timestamp().label(),
-            now.label() + (1 << 61)
-        );
+        assert_eq!(Limit::never_from(now).timestamp().label(), now.label() + (1 << 61));
         let in_a_thousand_years = now.saturating_add(Duration::from_secs(1000 * 31_557_600));
-        assert_eq!(
-            Limit::at(in_a_thousand_years).moment(),
-            Some(in_a_thousand_years)
-        );
+        assert_eq!(Limit::at(in_a_thousand_years).moment(), Some(in_a_thousand_years));
         assert_eq!(
             Limit::never(),
             Limit::never_from(
-                Timestamp::new(0, 0)
-                    .unwrap()
-                    .saturating_add(Duration::from_secs(u64::MAX))
+                Timestamp::new(0, 0).unwrap().saturating_add(Duration::from_secs(u64::MAX))
             )
         );
     }

@@ -109,21 +109,13 @@ impl Transfer {
         let start = Instant::now();
         let (mut from_time, mut to_time) =
             (Allowance(self.timeout_from), Allowance(self.timeout_to));
-        let source = |error| TransferError {
-            side: Side::Source,
-            error,
-        };
-        let destination = |error| TransferError {
-            side: Side::Destination,
-            error,
-        };
+        let source = |error| TransferError { side: Side::Source, error };
+        let destination = |error| TransferError { side: Side::Destination, error };
 
-        let mut from = from_time
-            .spend(|deadline| connect(&self.from, "source", deadline))
-            .map_err(source)?;
-        let mut incoming = from_time
-            .spend(|deadline| from.begin_getdump(deadline))
-            .map_err(source)?;
+        let mut from =
+            from_time.spend(|deadline| connect(&self.from, "source", deadline)).map_err(source)?;
+        let mut incoming =
+            from_time.spend(|deadline| from.begin_getdump(deadline)).map_err(source)?;
         let mut to = to_time
             .spend(|deadline| connect(&self.to, "destination", deadline))
             .map_err(destination)?;
@@ -136,9 +128,8 @@ impl Transfer {
         // for the descriptors of one only. While it works on one, this side closes that
         // one's descriptors and takes the next from the source.
         let mut unconfirmed = false;
-        while let Some(message) = from_time
-            .spend(|deadline| incoming.next_message(deadline))
-            .map_err(source)?
+        while let Some(message) =
+            from_time.spend(|deadline| incoming.next_message(deadline)).map_err(source)?
         {
             to_time
                 .spend(|deadline| {
@@ -152,24 +143,15 @@ impl Transfer {
             bytes += message.bytes().len() as u64;
         }
         if unconfirmed {
-            to_time
-                .spend(|deadline| outgoing.confirm(deadline))
-                .map_err(destination)?;
+            to_time.spend(|deadline| outgoing.confirm(deadline)).map_err(destination)?;
         }
-        Ok(Report {
-            descriptors,
-            bytes,
-            elapsed: start.elapsed(),
-        })
+        Ok(Report { descriptors, bytes, elapsed: start.elapsed() })
     }
 }
 
 fn connect(path: &Path, which: &str, deadline: Deadline) -> Result<Client, Error> {
     Client::connect(path, deadline).map_err(|error| {
-        let doing = format!(
-            "connect to a {which} fd-holder daemon at {}",
-            path.display()
-        );
+        let doing = format!("connect to a {which} fd-holder daemon at {}", path.display());
         Error::new(doing, Cause::Connect(error.errno()))
     })
 }

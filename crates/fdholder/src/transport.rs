@@ -78,12 +78,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], wait: Wait) -> Result<Recei
         Wait::No => RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
     };
     let message = loop {
-        match recvmsg(
-            socket.as_fd(),
-            &mut [IoSliceMut::new(buffer)],
-            &mut control,
-            flags,
-        ) {
+        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags) {
             Err(Errno::INTR) => {}
             result => break result?,
         }
@@ -98,9 +93,5 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], wait: Wait) -> Result<Recei
     if fds_lost {
         fds.clear();
     }
-    Ok(Received {
-        len: message.bytes,
-        fds,
-        fds_lost,
-    })
+    Ok(Received { len: message.bytes, fds, fds_lost })
 }

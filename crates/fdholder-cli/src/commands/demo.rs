@@ -23,13 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-pub const PROGRAM: Program = Program {
-    subcommand: "demo",
-    s6_name: "",
-    s6_usage: "",
-    define,
-    run,
-};
+pub const PROGRAM: Program = Program { subcommand: "demo", s6_name: "", s6_usage: "", define, run };
 
 fn define(command: Command) -> Command {
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
@@ -51,17 +45,9 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         return server::answer_on_stdin();
     }
     let report = play()?;
-    let text = if invocation.matches.get_flag("json") {
-        report.json()
-    } else {
-        report.table()
-    };
+    let text = if invocation.matches.get_flag("json") { report.json() } else { report.table() };
     crate::output::print(&text)?;
-    Ok(ExitCode::from(if report.is_good() {
-        0
-    } else {
-        exit::DENIED
-    }))
+    Ok(ExitCode::from(if report.is_good() { 0 } else { exit::DENIED }))
 }
 
 /// A process of the demo. Killed when dropped.
@@ -69,19 +55,14 @@ struct Actor(Child);
 
 impl Actor {
     fn start(command: &mut std::process::Command) -> Result<Self, Failure> {
-        command
-            .spawn()
-            .map(Self)
-            .map_err(|error| Failure::system("start a process", error))
+        command.spawn().map(Self).map_err(|error| Failure::system("start a process", error))
     }
 
     /// Asks it to end, and waits until it has.
     fn stop(mut self) -> Result<(), Failure> {
         kill_process(Pid::from_child(&self.0), Signal::TERM)
             .map_err(|errno| Failure::system("stop a process", errno))?;
-        self.0
-            .wait()
-            .map_err(|error| Failure::system("wait for a process", error))?;
+        self.0.wait().map_err(|error| Failure::system("wait for a process", error))?;
         Ok(())
     }
 }
@@ -146,17 +127,9 @@ fn things_to_hold(folder: &Path) -> std::io::Result<Vec<Item>> {
     let mut state = std::fs::File::from(memfd_create("state", MemfdFlags::CLOEXEC)?);
     state.write_all(STATE)?;
     let (pipe, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let item = |id: &str, limit, fd| Item {
-        id: id.to_owned(),
-        limit,
-        fd,
-    };
+    let item = |id: &str, limit, fd| Item { id: id.to_owned(), limit, fd };
     Ok(vec![
-        item(
-            &format!("tcp:{}", tcp.local_addr()?),
-            Limit::never(),
-            tcp.into(),
-        ),
+        item(&format!("tcp:{}", tcp.local_addr()?), Limit::never(), tcp.into()),
         item("unix:app.sock", Limit::never(), unix.into()),
         item("state", Limit::never(), state.into()),
         item("for an hour", Limit::after(Duration::from_secs(3600)), pipe),
@@ -199,9 +172,8 @@ fn play() -> Result<Report, Failure> {
 
     let start = Instant::now();
     let words: [&Path; 3] = ["transferdump".as_ref(), &first_path, &second_path];
-    let transferred = fdholder(&words)
-        .status()
-        .map_err(|error| Failure::system("run transferdump", error))?;
+    let transferred =
+        fdholder(&words).status().map_err(|error| Failure::system("run transferdump", error))?;
     let transfer_time = start.elapsed();
     if !transferred.success() {
         return Err(Failure::new(exit::DENIED, "the transfer failed"));
@@ -216,12 +188,7 @@ fn play() -> Result<Report, Failure> {
     check(&second_path, &mut carried)?;
     second_server.stop()?;
     second.stop()?;
-    Ok(Report {
-        carried,
-        transfer_time,
-        connections,
-        by_first_server,
-    })
+    Ok(Report { carried, transfer_time, connections, by_first_server })
 }
 
 /// Looks whether what the second holder has is what the first one had.

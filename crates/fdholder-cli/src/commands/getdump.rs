@@ -57,11 +57,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         fcntl_setfd(fd, FdFlags::empty())
             .map_err(|errno| Failure::system("keep fd open", errno))?;
         let fd = fd.as_raw_fd().unsigned_abs(); // A descriptor is never negative.
-        numbers.push(Entry {
-            id: id.clone(),
-            limit: *limit,
-            fd,
-        });
+        numbers.push(Entry { id: id.clone(), limit: *limit, fd });
     }
     Err(become_program(invocation, environ::variables(&numbers)))
 }

@@ -33,10 +33,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
     let ids = holder.list(deadline)?;
     if invocation.matches.get_flag("json") {
-        let ids = ids
-            .iter()
-            .map(|id| serde_json::json!({ "id": id.to_string() }))
-            .collect();
+        let ids = ids.iter().map(|id| serde_json::json!({ "id": id.to_string() })).collect();
         print(&format!("{}\n", serde_json::Value::Array(ids)))?;
     } else {
         let mut text = String::new();

@@ -11,51 +11,31 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-pub const PROGRAM: Program = Program {
-    subcommand: "rules",
-    s6_name: "",
-    s6_usage: "",
-    define,
-    run,
-};
+pub const PROGRAM: Program =
+    Program { subcommand: "rules", s6_name: "", s6_usage: "", define, run };
 
 fn define(command: Command) -> Command {
     let id = |name: &'static str, help: &'static str| {
         let parser = clap::value_parser!(u32);
-        Arg::new(name)
-            .long(name)
-            .value_name("N")
-            .value_parser(parser)
-            .help(help)
+        Arg::new(name).long(name).value_name("N").value_parser(parser).help(help)
     };
-    command
-        .about("Look at access rules")
-        .subcommand_required(true)
-        .subcommand(
-            Command::new("check")
-                .about("Show who may do what, and where a rule is wrong")
-                .after_help("Exit codes: 0 all is well, 1 a rule is wrong or that user is refused.")
-                .arg(
-                    Arg::new("rules")
-                        .value_name("DIR|FILE")
-                        .required(true)
-                        .value_parser(clap::value_parser!(PathBuf))
-                        .help("The rules: a folder (-i) or a cdb (-x)"),
-                )
-                .arg(id("uid", "Show what this user may do").requires("gid"))
-                .arg(id("gid", "The user's group").requires("uid"))
-                .arg(id(
-                    "daemon-uid",
-                    "User of the daemon, which 'self' means [default: you]",
-                ))
-                .arg(id("daemon-gid", "Group of the daemon [default: yours]"))
-                .arg(
-                    Arg::new("json")
-                        .long("json")
-                        .action(ArgAction::SetTrue)
-                        .help("As JSON"),
-                ),
-        )
+    command.about("Look at access rules").subcommand_required(true).subcommand(
+        Command::new("check")
+            .about("Show who may do what, and where a rule is wrong")
+            .after_help("Exit codes: 0 all is well, 1 a rule is wrong or that user is refused.")
+            .arg(
+                Arg::new("rules")
+                    .value_name("DIR|FILE")
+                    .required(true)
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .help("The rules: a folder (-i) or a cdb (-x)"),
+            )
+            .arg(id("uid", "Show what this user may do").requires("gid"))
+            .arg(id("gid", "The user's group").requires("uid"))
+            .arg(id("daemon-uid", "User of the daemon, which 'self' means [default: you]"))
+            .arg(id("daemon-gid", "Group of the daemon [default: yours]"))
+            .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("As JSON")),
+    )
 }
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
@@ -80,10 +60,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 }
 
 fn unreadable(refusal: &Refusal) -> Failure {
-    Failure::new(
-        exit::SYSTEM,
-        format_args!("unable to read the rules: {refusal}"),
-    )
+    Failure::new(exit::SYSTEM, format_args!("unable to read the rules: {refusal}"))
 }
 
 /// What one user may do, and which rule says so.
@@ -106,10 +83,7 @@ fn explain(
             format!("{value}\n")
         }
         (Err(refusal), true) => {
-            format!(
-                "{}\n",
-                json!({ "connect": "refused", "reason": refusal.to_string() })
-            )
+            format!("{}\n", json!({ "connect": "refused", "reason": refusal.to_string() }))
         }
         (Ok((key, rights)), false) => {
             let yes = |granted| if granted { "yes" } else { "no" };
@@ -127,25 +101,16 @@ fn explain(
         (Err(refusal), false) => format!("{user}: may not connect: {refusal}\n"),
     };
     print(&text)?;
-    Ok(ExitCode::from(if decision.is_ok() {
-        0
-    } else {
-        exit::DENIED
-    }))
+    Ok(ExitCode::from(if decision.is_ok() { 0 } else { exit::DENIED }))
 }
 
 fn check_all(matches: &ArgMatches, path: &Path) -> Result<ExitCode, Failure> {
     let (rules, remarks) = check(path).map_err(|refusal| unreadable(&refusal))?;
-    let broken = rules
-        .iter()
-        .any(|rule| matches!(rule.says, Says::Broken(_)));
+    let broken = rules.iter().any(|rule| matches!(rule.says, Says::Broken(_)));
     let wrong = broken || !remarks.is_empty() || rules.iter().any(|rule| !rule.remarks.is_empty());
     if matches.get_flag("json") {
         let rules: Vec<Value> = rules.iter().map(rule_as_json).collect();
-        print(&format!(
-            "{}\n",
-            json!({ "rules": rules, "remarks": remarks })
-        ))?;
+        print(&format!("{}\n", json!({ "rules": rules, "remarks": remarks })))?;
     } else {
         print(&table(&rules, &remarks))?;
     }
@@ -153,9 +118,7 @@ fn check_all(matches: &ArgMatches, path: &Path) -> Result<ExitCode, Failure> {
 }
 
 fn table(rules: &[Rule], remarks: &[String]) -> String {
-    const HEAD: [&str; 7] = [
-        "RULE", "CONNECT", "LIST", "GETDUMP", "SETDUMP", "STORE", "RETRIEVE",
-    ];
+    const HEAD: [&str; 7] = ["RULE", "CONNECT", "LIST", "GETDUMP", "SETDUMP", "STORE", "RETRIEVE"];
     let row = |rule: &Rule| -> [String; 7] {
         let mark = |granted: bool| if granted { "yes" } else { "-" }.to_owned();
         let simple = |word: &str| {
@@ -180,9 +143,8 @@ fn table(rules: &[Rule], remarks: &[String]) -> String {
         row[0].clone_from(&rule.key);
         row
     };
-    let rows: Vec<_> = std::iter::once(HEAD.map(str::to_owned))
-        .chain(rules.iter().map(row))
-        .collect();
+    let rows: Vec<_> =
+        std::iter::once(HEAD.map(str::to_owned)).chain(rules.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: [usize; 7] = std::array::from_fn(width);
     let mut text = String::new();
@@ -198,16 +160,9 @@ fn table(rules: &[Rule], remarks: &[String]) -> String {
     let mut wrong = Vec::new();
     for rule in rules {
         if let Says::Broken(problem) = &rule.says {
-            wrong.push(format!(
-                "{}: broken, nobody it is about gets in: {problem}",
-                rule.key
-            ));
+            wrong.push(format!("{}: broken, nobody it is about gets in: {problem}", rule.key));
         }
-        wrong.extend(
-            rule.remarks
-                .iter()
-                .map(|remark| format!("{}: {remark}", rule.key)),
-        );
+        wrong.extend(rule.remarks.iter().map(|remark| format!("{}: {remark}", rule.key)));
     }
     wrong.extend_from_slice(remarks);
     if !wrong.is_empty() {

@@ -43,17 +43,9 @@ pub const SERVER: Program = Program {
 };
 
 fn define_server(command: Command) -> Command {
-    let flag = |id, short, long| {
-        Arg::new(id)
-            .short(short)
-            .long(long)
-            .action(ArgAction::SetTrue)
-    };
+    let flag = |id, short, long| Arg::new(id).short(short).long(long).action(ArgAction::SetTrue);
     let file = |id, short, long| {
-        Arg::new(id)
-            .short(short)
-            .long(long)
-            .value_parser(clap::value_parser!(PathBuf))
+        Arg::new(id).short(short).long(long).value_parser(clap::value_parser!(PathBuf))
     };
     command
         .about("Hold descriptors for the programs that connect")
@@ -66,13 +58,13 @@ fn define_server(command: Command) -> Command {
                 .help("0: quiet, 1: start and warnings, 2: every client [default: 1]"),
         )
         .arg(
-            number_option("connections", 'c', "max-connections").help(format!(
-                "Clients at once [default: {CONNECTIONS_MAX_DEFAULT}]"
-            )),
+            number_option("connections", 'c', "max-connections")
+                .help(format!("Clients at once [default: {CONNECTIONS_MAX_DEFAULT}]")),
         )
-        .arg(number_option("fds", 'n', "max-fds").help(format!(
-            "Descriptors to hold at most [default: {FDS_MAX_DEFAULT}]"
-        )))
+        .arg(
+            number_option("fds", 'n', "max-fds")
+                .help(format!("Descriptors to hold at most [default: {FDS_MAX_DEFAULT}]")),
+        )
         .arg(
             milliseconds_option("client-timeout", 't', "client-timeout")
                 .help("Drop a client that is silent so long in the middle of something"),
@@ -96,12 +88,7 @@ fn define_server(command: Command) -> Command {
 }
 
 fn define_daemon(command: Command) -> Command {
-    let flag = |id, short, long| {
-        Arg::new(id)
-            .short(short)
-            .long(long)
-            .action(ArgAction::SetTrue)
-    };
+    let flag = |id, short, long| Arg::new(id).short(short).long(long).action(ArgAction::SetTrue);
     define_server(command)
         .after_help(
             "Without rules the socket has mode 0600, the daemon's own user may do everything\n\
@@ -159,15 +146,11 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
         path: path.clone(),
         backlog: invocation
             .optional::<u32>("backlog")
-            .map_or(BACKLOG_DEFAULT, |backlog| {
-                i32::try_from(backlog).unwrap_or(i32::MAX)
-            }),
+            .map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX)),
         mode: if owner_only { 0o600 } else { 0o777 },
         reuse: !invocation.matches.get_flag("no-reuse"),
-        owner: owner_only.then_some(User {
-            uid: user.uid.unwrap_or(own.uid),
-            gid: user.gid.unwrap_or(own.gid),
-        }),
+        owner: owner_only
+            .then_some(User { uid: user.uid.unwrap_or(own.uid), gid: user.gid.unwrap_or(own.gid) }),
     };
     let listener = listen_at(&listen).map_err(|error| Failure::new(exit::SYSTEM, error))?;
     drop_to(&user).map_err(|(doing, errno)| Failure::system(doing, errno))?;
@@ -178,10 +161,7 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let source = RulesSource::of(invocation)?;
     let stdin = std::io::stdin();
     check_inherited(&stdin).map_err(|problem| {
-        Failure::new(
-            exit::USAGE,
-            format_args!("standard input is {problem}: give it one"),
-        )
+        Failure::new(exit::USAGE, format_args!("standard input is {problem}: give it one"))
     })?;
     let listener = stdin
         .as_fd()
@@ -199,10 +179,7 @@ enum RulesSource {
 
 impl RulesSource {
     fn of(invocation: &Invocation) -> Result<Self, Failure> {
-        match (
-            invocation.optional("rulesdir"),
-            invocation.optional("rulesfile"),
-        ) {
+        match (invocation.optional("rulesdir"), invocation.optional("rulesfile")) {
             (Some(dir), _) => Ok(Self::Dir(dir)),
             (None, Some(file)) => Ok(Self::File(file)),
             (None, None) if invocation.as_s6 => Err(Failure::new(
@@ -218,18 +195,12 @@ impl RulesSource {
             Self::OwnerOnly => Ok(Rules::owner_only()),
             Self::Dir(dir) => {
                 if !dir.is_dir() {
-                    warn!(
-                        "{} is not a folder: nobody may connect until it is",
-                        dir.display()
-                    );
+                    warn!("{} is not a folder: nobody may connect until it is", dir.display());
                 }
                 Ok(Rules::in_dir(dir))
             }
             Self::File(file) => Rules::in_cdb(file).map_err(|refusal| {
-                Failure::new(
-                    exit::SYSTEM,
-                    format_args!("unable to read the rules: {refusal}"),
-                )
+                Failure::new(exit::SYSTEM, format_args!("unable to read the rules: {refusal}"))
             }),
         }
     }
@@ -270,10 +241,7 @@ fn serve(
     source: RulesSource,
     place: &str,
 ) -> Result<ExitCode, Failure> {
-    log::start(
-        &invocation.called,
-        invocation.optional("verbosity").unwrap_or(1),
-    );
+    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
     let failed = |doing: &'static str| move |error: std::io::Error| Failure::system(doing, error);
     let span = |id: &str| invocation.optional(id).and_then(|Milliseconds(span)| span);
     let count = |id: &str| invocation.optional::<u32>(id).map(|count| count as usize);
@@ -296,9 +264,7 @@ fn serve(
     give_up_standard_streams(invocation.matches.get_flag("ready"))
         .map_err(failed("announce readiness on stdout"))?;
     let Ended { held, clients } = server.run().map_err(failed("go on serving"))?;
-    Ok(ExitCode::from(
-        u8::from(held > 0) | u8::from(clients > 0) << 1,
-    ))
+    Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input

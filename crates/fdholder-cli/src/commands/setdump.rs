@@ -32,13 +32,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     })?;
     let dump: Result<Vec<_>, _> = numbers
         .into_iter()
-        .map(|Entry { id, limit, fd }| {
-            Ok(Entry {
-                id,
-                limit,
-                fd: inherited::descriptor(fd)?,
-            })
-        })
+        .map(|Entry { id, limit, fd }| Ok(Entry { id, limit, fd: inherited::descriptor(fd)? }))
         .collect();
     let (mut holder, deadline) = connect(invocation)?;
     let dump = dump.map_err(|errno| Error::new("set dump", Cause::Exchange(errno)))?;

@@ -35,18 +35,8 @@ fn define(command: Command) -> Command {
                 .value_parser(OsStringValueParser::new().try_map(|text| timeouts(&text)))
                 .help("Give up after waiting so many milliseconds for either (0 or none: never)"),
         )
-        .arg(
-            path_operand()
-                .id("from")
-                .value_name("FROM")
-                .help("Where the source listens"),
-        )
-        .arg(
-            path_operand()
-                .id("to")
-                .value_name("TO")
-                .help("Where the destination listens"),
-        )
+        .arg(path_operand().id("from").value_name("FROM").help("Where the source listens"))
+        .arg(path_operand().id("to").value_name("TO").help("Where the destination listens"))
 }
 
 /// `100:200`, `100:`, `:200`, `100`, `:`.
@@ -69,9 +59,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         timeouts.unwrap_or((Milliseconds(None), Milliseconds(None)));
     // The descriptors that a user has in flight are counted against the sender's soft limit.
     raise_open_files();
-    Transfer::new(from, to)
-        .timeouts(from_timeout, to_timeout)
-        .run()?;
+    Transfer::new(from, to).timeouts(from_timeout, to_timeout).run()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,18 +80,7 @@ mod tests {
         assert_eq!(read("100"), Ok((ms(100), None)));
         assert_eq!(read(":"), Ok((None, None)));
         assert_eq!(read("0:0"), Ok((None, None)));
-        for bad in [
-            "",
-            "x",
-            "1:x",
-            "1:2:3",
-            "-1",
-            "1 ",
-            "+1",
-            "1.5",
-            ":-2",
-            "4294967296",
-        ] {
+        for bad in ["", "x", "1:x", "1:2:3", "-1", "1 ", "+1", "1.5", ":-2", "4294967296"] {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }

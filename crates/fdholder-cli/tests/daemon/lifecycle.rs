@@ -23,10 +23,7 @@ fn without_rules_the_socket_is_for_the_owner() {
     let metadata = fs::metadata(&daemon.path).unwrap();
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-    daemon
-        .client()
-        .store(&id("x"), Limit::never(), null(), deadline())
-        .unwrap();
+    daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
     daemon.client().getdump(deadline()).unwrap();
 }
 
@@ -36,18 +33,9 @@ fn with_rules_they_decide_alone() {
     let path = folder.path().join("holder");
     let rules = Rules::all(folder.path().join("rules"));
     let mut command = Suite::Ours.command("s6-fdholder-daemon");
-    command.args([
-        "-1",
-        "-v0",
-        "-i",
-        rules.dir.to_str().unwrap(),
-        path.to_str().unwrap(),
-    ]);
+    command.args(["-1", "-v0", "-i", rules.dir.to_str().unwrap(), path.to_str().unwrap()]);
     let daemon = Daemon::spawn(command, &path);
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o777
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o777);
     daemon.client().list(deadline()).unwrap();
 }
 
@@ -67,9 +55,7 @@ fn a_changed_rule_holds_for_the_next_connection() {
         daemon.client().list(deadline()).unwrap();
     }
     fs::remove_file(&list).unwrap();
-    connected_before
-        .list(deadline())
-        .expect("rights are decided once, at accept");
+    connected_before.list(deadline()).expect("rights are decided once, at accept");
 }
 
 #[test]
@@ -84,17 +70,11 @@ fn readiness_is_one_newline_and_the_end() {
     let mut client = Client::connect(&path, deadline()).unwrap();
     let (file, _) = marked_file(folder.path(), "file");
     for number in 0..10 {
-        client
-            .store(&id(&number.to_string()), Limit::never(), &file, deadline())
-            .unwrap();
+        client.store(&id(&number.to_string()), Limit::never(), &file, deadline()).unwrap();
     }
     for number in 0..=1 {
         let behind = fs::read_link(format!("/proc/{}/fd/{number}", child.id())).unwrap();
-        assert_eq!(
-            behind.to_str().unwrap(),
-            "/dev/null",
-            "what is held gets no standard number"
-        );
+        assert_eq!(behind.to_str().unwrap(), "/dev/null", "what is held gets no standard number");
     }
     child.kill().unwrap();
     child.wait().unwrap();
@@ -103,33 +83,21 @@ fn readiness_is_one_newline_and_the_end() {
 #[test]
 fn a_path_in_use_is_left_alone() {
     let (folder, daemon) = serve(&[]);
-    daemon
-        .client()
-        .store(&id("x"), Limit::never(), null(), deadline())
-        .unwrap();
-    let second = suite::fdholder(["serve", daemon.path.to_str().unwrap()])
-        .output()
-        .unwrap();
+    daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
+    let second = suite::fdholder(["serve", daemon.path.to_str().unwrap()]).output().unwrap();
     assert_exit(&second, 111);
-    assert!(
-        stderr(&second).contains(&format!("pid {}", daemon.pid())),
-        "{second:?}"
-    );
+    assert!(stderr(&second).contains(&format!("pid {}", daemon.pid())), "{second:?}");
     assert_eq!(stderr(&second).lines().count(), 1);
     assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
 
     let file = folder.path().join("file");
     fs::write(&file, "precious").unwrap();
-    let refused = suite::fdholder(["serve", file.to_str().unwrap()])
-        .output()
-        .unwrap();
+    let refused = suite::fdholder(["serve", file.to_str().unwrap()]).output().unwrap();
     assert_exit(&refused, 111);
     assert_eq!(fs::read(&file).unwrap(), b"precious");
 
     let nowhere = folder.path().join("no/such/folder");
-    let refused = suite::fdholder(["serve", nowhere.to_str().unwrap()])
-        .output()
-        .unwrap();
+    let refused = suite::fdholder(["serve", nowhere.to_str().unwrap()]).output().unwrap();
     assert_exit(&refused, 111);
     assert_eq!(stderr(&refused).lines().count(), 1, "{refused:?}");
 }
@@ -140,9 +108,7 @@ fn the_socket_of_a_dead_daemon_is_replaced() {
     daemon.signal(Signal::KILL);
     daemon.wait();
     assert!(daemon.path.exists());
-    let kept = suite::fdholder(["serve", "-D", daemon.path.to_str().unwrap()])
-        .output()
-        .unwrap();
+    let kept = suite::fdholder(["serve", "-D", daemon.path.to_str().unwrap()]).output().unwrap();
     assert_exit(&kept, 111);
     let mut command = suite::fdholder(["serve", "-1", "-v0"]);
     command.arg(&daemon.path);
@@ -155,35 +121,23 @@ fn the_exit_code_says_what_was_left() {
     let (_folder, daemon) = serve(&[]);
     assert_eq!(daemon.terminate(), Some(0));
     let (_folder, daemon) = serve(&[]);
-    daemon
-        .client()
-        .store(&id("x"), Limit::never(), null(), deadline())
-        .unwrap();
+    daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
     assert_eq!(daemon.terminate(), Some(1));
     let (_folder, daemon) = serve(&["-T", "1"]);
     // In the middle of a request, for ever.
     let mut stuck = UnixStream::connect(&daemon.path).unwrap();
     stuck.write_all(&[0]).unwrap();
-    daemon
-        .client()
-        .store(&id("x"), Limit::never(), null(), deadline())
-        .unwrap();
+    daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
     assert_eq!(daemon.terminate(), Some(3));
 }
 
 #[test]
 fn a_lame_duck_lets_clients_finish() {
-    let (_folder, mut daemon) = serve(&[]);
+    let (_folder, mut daemon) = serve(&["-T", "600000"]);
     let null = null();
     let mut client = daemon.client();
     let mut set = client.begin_setdump(2, deadline()).unwrap();
-    let entry = |name| {
-        [Entry {
-            id: id(name),
-            limit: Limit::never(),
-            fd: null.as_fd(),
-        }]
-    };
+    let entry = |name| [Entry { id: id(name), limit: Limit::never(), fd: null.as_fd() }];
     set.send_entries(&entry("a"), deadline()).unwrap();
     let idle = daemon.client();
     daemon.signal(Signal::TERM);
@@ -195,11 +149,7 @@ fn a_lame_duck_lets_clients_finish() {
     });
     set.send_entries(&entry("b"), deadline()).unwrap();
     drop((client, idle));
-    assert_eq!(
-        daemon.wait().code().map(|code| code & 1),
-        Some(1),
-        "it held what came last"
-    );
+    assert_eq!(daemon.wait().code().map(|code| code & 1), Some(1), "it held what came last");
 }
 
 #[test]
@@ -213,8 +163,7 @@ fn a_client_that_takes_too_long_is_dropped() {
     slow.write_all(&[0, 0]).unwrap();
     assert_eq!(silent.read(&mut [0]).unwrap(), 0);
     assert_eq!(slow.read(&mut [0]).unwrap(), 0);
-    idle.list(deadline())
-        .expect("one that is in the middle of nothing may stay");
+    idle.list(deadline()).expect("one that is in the middle of nothing may stay");
 }
 
 #[test]
@@ -235,15 +184,11 @@ fn the_soft_limit_on_open_files_is_raised() {
     let path = folder.path().join("holder");
     let mut command = Command::new("sh");
     let script = "ulimit -Sn 64; exec \"$0\" serve -1 -v0 -n 500 \"$1\"";
-    command
-        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
-        .arg(&path);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&path);
     let daemon = Daemon::spawn(command, &path);
     let (mut client, null) = (daemon.client(), null());
     for number in 0..500 {
-        client
-            .store(&id(&number.to_string()), Limit::never(), &null, deadline())
-            .unwrap();
+        client.store(&id(&number.to_string()), Limit::never(), &null, deadline()).unwrap();
     }
 }
 
@@ -253,9 +198,7 @@ fn it_says_how_many_it_can_hold() {
     let path = folder.path().join("holder");
     let mut command = Command::new("sh");
     let script = "ulimit -n 600; exec \"$0\" serve -1 -c 4 -n 1000 \"$1\"";
-    command
-        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
-        .arg(&path);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&path);
     let log = File::create(folder.path().join("log")).unwrap();
     let daemon = Daemon::spawn(
         {
@@ -265,20 +208,60 @@ fn it_says_how_many_it_can_hold() {
         &path,
     );
     let log = fs::read_to_string(folder.path().join("log")).unwrap();
-    let said = log
-        .split("holding up to ")
-        .nth(1)
-        .and_then(|rest| rest.split(' ').next());
+    let said = log.split("holding up to ").nth(1).and_then(|rest| rest.split(' ').next());
     let capacity: usize = said.unwrap().parse().unwrap();
     assert!((100..600).contains(&capacity), "{log}");
     // It holds as many, and the next one is refused with what was held still there.
     let (mut client, null) = (daemon.client(), null());
     for number in 0..capacity {
-        client
-            .store(&id(&number.to_string()), Limit::never(), &null, deadline())
-            .unwrap();
+        client.store(&id(&number.to_string()), Limit::never(), &null, deadline()).unwrap();
     }
     let full = client.store(&id("one too many"), Limit::never(), &null, deadline());
     assert_eq!(full.unwrap_err().errno(), fdholder::Errno::NFILE);
     assert_eq!(client.list(deadline()).unwrap().len(), capacity);
+}
+
+/// What has arrived before SIGTERM is answered.
+#[test]
+fn a_lame_duck_answers_what_it_was_asked() {
+    const REQUESTS: usize = 700;
+    let (_folder, mut daemon) = serve(&[]);
+    let mut stream = UnixStream::connect(&daemon.path).unwrap();
+    daemon.client().list(deadline()).unwrap();
+    let request: fdholder::Request<std::os::fd::OwnedFd> =
+        fdholder::Request::Retrieve { id: id(&"x".repeat(200)), delete: false };
+    daemon.signal(Signal::STOP);
+    stream.write_all(&request.into_message().bytes().repeat(REQUESTS)).unwrap();
+    daemon.signal(Signal::TERM);
+    daemon.signal(Signal::CONT);
+    let mut replies = Vec::new();
+    // Hung up on behind the last one.
+    let _ = stream.read_to_end(&mut replies);
+    assert_eq!(replies, b"\0\0\0\x01\0\0\x02".repeat(REQUESTS), "ENOENT each");
+    daemon.wait();
+}
+
+/// A daemon whose log nobody reads goes on.
+#[test]
+fn a_log_that_cannot_be_written_harms_nobody() {
+    for closed in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("holder");
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = suite::fdholder(["serve", "-1", "-v1"]);
+        command.arg(&path).stderr(writer);
+        let daemon = Daemon::spawn(command, &path);
+        daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
+        // Either the reader has gone, or it does not read.
+        let reader = (!closed).then_some(reader);
+        // More warnings than a pipe has room for.
+        for _ in 0..1500 {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(b"\0\0\0\x01\0\0Z").unwrap();
+            // Until the daemon has hung up.
+            let _ = stream.read(&mut [0]);
+        }
+        assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
+        drop(reader);
+    }
 }

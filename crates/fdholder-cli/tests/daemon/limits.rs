@@ -37,10 +37,7 @@ fn a_dump_that_does_not_fit_is_enfile() {
     for limit in [20, 300, 500] {
         let output = with_open_files(limit, &["getdump", path, "true"]);
         assert_exit(&output, 1);
-        assert!(
-            stderr(&output).contains("Too many open files in system"),
-            "{output:?}"
-        );
+        assert!(stderr(&output).contains("Too many open files in system"), "{output:?}");
         assert!(stderr(&output).contains("ulimit -n"), "{output:?}");
     }
     assert_exit(&with_open_files(700, &["getdump", path, "true"]), 0);
@@ -52,10 +49,7 @@ fn a_transfer_needs_room_for_one_message_only() {
     let (_from_folder, from) = filled(5000);
     let (_to_folder, to) = filled(0);
     let paths = [from.path.to_str().unwrap(), to.path.to_str().unwrap()];
-    assert_exit(
-        &with_open_files(300, &["transferdump", paths[0], paths[1]]),
-        0,
-    );
+    assert_exit(&with_open_files(300, &["transferdump", paths[0], paths[1]]), 0);
     assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
 }
 
@@ -64,9 +58,7 @@ fn getdump_raises_its_soft_limit() {
     let (_folder, daemon) = filled(600);
     let script = "ulimit -Sn 64; exec \"$0\" getdump \"$1\" sh -c 'echo \"$S6_FD_599\"'";
     let mut command = Command::new("sh");
-    command
-        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
-        .arg(&daemon.path);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
     let output = command.output().unwrap();
     assert_exit(&output, 0);
     assert!(!output.stdout.is_empty());
@@ -75,9 +67,7 @@ fn getdump_raises_its_soft_limit() {
     let (_folder, daemon) = filled(10);
     let script = "ulimit -Sn 64; exec \"$0\" getdump \"$1\" sh -c 'ulimit -Sn'";
     let mut command = Command::new("sh");
-    command
-        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
-        .arg(&daemon.path);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
     assert_eq!(command.output().unwrap().stdout, b"64\n");
 }
 
@@ -89,9 +79,7 @@ fn a_set_that_does_not_fit_the_process_is_enfile() {
     let path = folder.path().join("holder");
     let mut command = Command::new("sh");
     let script = "ulimit -n 800; exec \"$0\" serve -1 -v0 -c 4 -n 450 \"$1\"";
-    command
-        .args(["-c", script, env!("CARGO_BIN_EXE_fdholder")])
-        .arg(&path);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&path);
     let daemon = Daemon::spawn(command, &path);
     let null = File::open("/dev/null").unwrap();
     let set: Vec<_> = (0..450)
@@ -110,7 +98,5 @@ fn a_set_that_does_not_fit_the_process_is_enfile() {
     assert_eq!(other.list(deadline()).unwrap().len(), 450);
     other.retrieve(&id("449"), deadline()).unwrap();
     other.delete(&id("0"), deadline()).unwrap();
-    other
-        .store(&id("0"), Limit::never(), &null, deadline())
-        .unwrap();
+    other.store(&id("0"), Limit::never(), &null, deadline()).unwrap();
 }

@@ -29,15 +29,8 @@ fn help_is_for_strangers() {
         let output = suite::fdholder([subcommand, "--help"]).output().unwrap();
         assert_exit(&output, 0);
         let help = stdout(&output);
-        assert!(
-            help.contains(&format!("Usage: fdholder {subcommand}")),
-            "{help}"
-        );
-        let longest = help
-            .lines()
-            .map(|line| line.chars().count())
-            .max()
-            .unwrap_or(0);
+        assert!(help.contains(&format!("Usage: fdholder {subcommand}")), "{help}");
+        let longest = help.lines().map(|line| line.chars().count()).max().unwrap_or(0);
         assert!(longest <= 80, "{longest} columns: {help}");
     }
     assert_exit(&suite::fdholder(["--version"]).output().unwrap(), 0);
@@ -70,33 +63,13 @@ fn wrong_usage_is_one_line_and_100() {
 fn options_may_follow_operands_under_our_own_name() {
     let (_folder, daemon) = serve(&[]);
     let path = daemon.path.to_str().unwrap();
-    let run = |arguments: &[&str]| {
-        suite::fdholder(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    };
-    assert_exit(
-        &run(&[
-            "store",
-            path,
-            "x",
-            "--expire",
-            "3600000",
-            "--timeout",
-            "10000",
-        ]),
-        0,
-    );
+    let run =
+        |arguments: &[&str]| suite::fdholder(arguments).stdin(Stdio::null()).output().unwrap();
+    assert_exit(&run(&["store", path, "x", "--expire", "3600000", "--timeout", "10000"]), 0);
     assert_exit(&run(&["list", path, "-t", "10000"]), 0);
     let list = run(&["list", path, "--json"]);
     assert_eq!(stdout(&list), "[{\"id\":\"x\"}]\n");
-    assert_exit(
-        &run(&[
-            "retrieve", "--delete", path, "x", "sh", "-c", "true", "--help",
-        ]),
-        0,
-    );
+    assert_exit(&run(&["retrieve", "--delete", path, "x", "sh", "-c", "true", "--help"]), 0);
     assert_eq!(stdout(&run(&["list", path, "--json"])), "[]\n");
 }
 
@@ -106,12 +79,7 @@ fn silence_is_a_refusal_of_that_side() {
     let (folder, daemon) = serve(&[]);
     daemon
         .client()
-        .store(
-            &id("x"),
-            Limit::never(),
-            File::open("/dev/null").unwrap(),
-            deadline(),
-        )
+        .store(&id("x"), Limit::never(), File::open("/dev/null").unwrap(), deadline())
         .unwrap();
     let silent = folder.path().join("silent");
     let _listener = UnixListener::bind(&silent).unwrap();
@@ -126,10 +94,7 @@ fn silence_is_a_refusal_of_that_side() {
         (&["transferdump", "-t", ":50", path, silent], 2),
         (&["transferdump", "-t", "50", silent, silent], 1),
     ] {
-        let output = suite::fdholder(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = suite::fdholder(arguments).stdin(Stdio::null()).output().unwrap();
         assert_exit(&output, code);
         assert!(stderr(&output).contains("timed out"), "{output:?}");
         assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
@@ -143,12 +108,7 @@ fn nonsense_is_a_refusal_of_that_side() {
     let (folder, daemon) = serve(&[]);
     daemon
         .client()
-        .store(
-            &id("x"),
-            Limit::never(),
-            File::open("/dev/null").unwrap(),
-            deadline(),
-        )
+        .store(&id("x"), Limit::never(), File::open("/dev/null").unwrap(), deadline())
         .unwrap();
     let nonsense = folder.path().join("nonsense");
     let listener = UnixListener::bind(&nonsense).unwrap();
@@ -165,10 +125,7 @@ fn nonsense_is_a_refusal_of_that_side() {
         (&["transferdump", nonsense, path], 1),
         (&["transferdump", path, nonsense], 2),
     ] {
-        let output = suite::fdholder(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = suite::fdholder(arguments).stdin(Stdio::null()).output().unwrap();
         assert_exit(&output, code);
         assert!(
             stderr(&output).contains("rotocol error") || stderr(&output).contains("roken pipe"),
@@ -182,11 +139,7 @@ fn messages_say_what_to_do() {
     let (_folder, daemon) = serve(&[]);
     let path = daemon.path.to_str().unwrap();
     let store = |name: &str| {
-        Suite::Ours
-            .command("s6-fdholder-store")
-            .args([path, name])
-            .stdin(Stdio::null())
-            .output()
+        Suite::Ours.command("s6-fdholder-store").args([path, name]).stdin(Stdio::null()).output()
     };
     store("x").unwrap();
     let taken = store("x").unwrap();
@@ -195,9 +148,7 @@ fn messages_say_what_to_do() {
         "s6-fdholder-store: fatal: unable to store fd: Device or resource busy \
          (the id is in use: delete it first, or take another)\n"
     );
-    let nowhere = suite::fdholder(["list", "/nowhere/holder"])
-        .output()
-        .unwrap();
+    let nowhere = suite::fdholder(["list", "/nowhere/holder"]).output().unwrap();
     assert_eq!(
         stderr(&nowhere),
         "fdholder list: fatal: unable to connect to a fd-holder daemon at /nowhere/holder: \
@@ -212,10 +163,7 @@ fn stdout_that_is_closed_is_said() {
     let mut command = suite::fdholder(["list", "--json", daemon.path.to_str().unwrap()]);
     let output = command.stdout(full).output().unwrap();
     assert_exit(&output, 111);
-    assert!(
-        stderr(&output).contains("unable to write to stdout"),
-        "{output:?}"
-    );
+    assert!(stderr(&output).contains("unable to write to stdout"), "{output:?}");
 }
 
 #[test]
@@ -223,10 +171,7 @@ fn rules_are_checked() {
     let folder = tempfile::tempdir().unwrap();
     let good = Rules::all(folder.path().join("good")).deny("uid/default");
     let check = |dir: &std::path::Path, more: &[&str]| {
-        suite::fdholder(["rules", "check", dir.to_str().unwrap()])
-            .args(more)
-            .output()
-            .unwrap()
+        suite::fdholder(["rules", "check", dir.to_str().unwrap()]).args(more).output().unwrap()
     };
     let output = check(&good.dir, &[]);
     assert_exit(&output, 0);
@@ -236,31 +181,14 @@ fn rules_are_checked() {
          uid/default  deny     -     -        -        -      -\n\
          uid/self     allow    yes   yes      yes      .*     .*\n"
     );
-    let as_daemon = [
-        "--uid",
-        "7",
-        "--gid",
-        "7",
-        "--daemon-uid",
-        "7",
-        "--daemon-gid",
-        "1",
-    ];
+    let as_daemon = ["--uid", "7", "--gid", "7", "--daemon-uid", "7", "--daemon-gid", "1"];
     let output = check(&good.dir, &as_daemon);
     assert_exit(&output, 0);
     assert!(stdout(&output).starts_with("uid 7 gid 7: may connect, by rule uid/self"));
-    let output = check(
-        &good.dir,
-        &["--uid", "8", "--gid", "7", "--daemon-uid", "7"],
-    );
+    let output = check(&good.dir, &["--uid", "8", "--gid", "7", "--daemon-uid", "7"]);
     assert_exit(&output, 1);
-    assert_eq!(
-        stdout(&output),
-        "uid 8 gid 7: may not connect: denied by rule uid/default\n"
-    );
-    let bad = Rules::none(folder.path().join("bad"))
-        .allow("uid/5")
-        .regexes("uid/5", "(", "x");
+    assert_eq!(stdout(&output), "uid 8 gid 7: may not connect: denied by rule uid/default\n");
+    let bad = Rules::none(folder.path().join("bad")).allow("uid/5").regexes("uid/5", "(", "x");
     let output = check(&bad.dir, &[]);
     assert_exit(&output, 1);
     assert!(stdout(&output).contains("S6_FDHOLDER_STORE_REGEX: '(' is not a regular expression"));
@@ -278,4 +206,15 @@ fn the_demo_is_good() {
     assert_eq!(value["connections_refused"], 0);
     assert_eq!(value["transferred"].as_array().unwrap().len(), 4);
     assert_eq!(value["good"], true);
+}
+
+#[test]
+fn stderr_that_is_closed_does_not_change_the_exit_code() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let run = |arguments: &[&str]| {
+        suite::fdholder(arguments).stderr(full()).stdout(full()).status().unwrap().code()
+    };
+    assert_eq!(run(&["list", "/nowhere/holder"]), Some(111));
+    assert_eq!(run(&["list"]), Some(100));
+    assert_eq!(run(&["--help"]), Some(0));
 }

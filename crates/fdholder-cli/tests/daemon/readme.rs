@@ -18,13 +18,7 @@ fn the_quick_start_works_as_pasted() {
     let readme = std::fs::read_to_string(readme).unwrap();
     let block = readme.split("<!-- quick start: begin").nth(1).unwrap();
     let block = block.split("<!-- quick start: end").next().unwrap();
-    let script = block
-        .split("```sh\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
+    let script = block.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let binary = Path::new(env!("CARGO_BIN_EXE_fdholder")).parent().unwrap();
     let path = std::env::var("PATH").unwrap();
@@ -40,8 +34,5 @@ fn the_quick_start_works_as_pasted() {
     end(&folder.path().join("holder2"));
     assert!(output.status.success(), "{output:?}");
     // Each holder says that it is ready with an empty line.
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        "\ngreeting\n\nstill here\n"
-    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "\ngreeting\n\nstill here\n");
 }

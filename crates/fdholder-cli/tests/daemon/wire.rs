@@ -23,10 +23,7 @@ struct Raw {
 impl Raw {
     fn connect(daemon: &Daemon) -> Self {
         let stream = UnixStream::connect(&daemon.path).unwrap();
-        Self {
-            stream,
-            decoder: Decoder::new(REPLY_PAYLOAD_MAX),
-        }
+        Self { stream, decoder: Decoder::new(REPLY_PAYLOAD_MAX) }
     }
 
     fn send(&self, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) {
@@ -60,28 +57,16 @@ impl Raw {
 }
 
 fn store_message<'a>(name: &str, fd: &'a impl AsFd) -> Message<BorrowedFd<'a>> {
-    let entry = Entry {
-        id: id(name),
-        limit: Limit::never(),
-        fd: fd.as_fd(),
-    };
+    let entry = Entry { id: id(name), limit: Limit::never(), fd: fd.as_fd() };
     Request::Store(entry).into_message()
 }
 
 fn retrieve_message(name: &str, delete: bool) -> Message<BorrowedFd<'static>> {
-    Request::Retrieve {
-        id: id(name),
-        delete,
-    }
-    .into_message()
+    Request::Retrieve { id: id(name), delete }.into_message()
 }
 
 fn set_data<'a>(names: &[&str], fd: &'a impl AsFd) -> Message<BorrowedFd<'a>> {
-    let entry = |name: &&str| Entry {
-        id: id(name),
-        limit: Limit::never(),
-        fd: fd.as_fd(),
-    };
+    let entry = |name: &&str| Entry { id: id(name), limit: Limit::never(), fd: fd.as_fd() };
     Request::SetdumpData(names.iter().map(entry).collect()).into_message()
 }
 
@@ -124,9 +109,8 @@ fn a_hundred_requests_may_come_in_one_write() {
 #[test]
 fn descriptors_go_with_their_own_message() {
     let (folder, daemon) = serve(&[]);
-    let files: Vec<_> = (0..50)
-        .map(|number| marked_file(folder.path(), &format!("{number}")))
-        .collect();
+    let files: Vec<_> =
+        (0..50).map(|number| marked_file(folder.path(), &format!("{number}"))).collect();
     let mut raw = Raw::connect(&daemon);
     for (number, (file, _)) in files.iter().enumerate() {
         let message = store_message(&number.to_string(), file);
@@ -169,10 +153,7 @@ fn a_set_is_taken_whole_or_not_at_all() {
     let (folder, daemon) = serve(&["-n", "4"]);
     let (old, _) = marked_file(folder.path(), "old");
     let (new, new_path) = marked_file(folder.path(), "new");
-    daemon
-        .client()
-        .store(&id("a"), Limit::never(), &old, deadline())
-        .unwrap();
+    daemon.client().store(&id("a"), Limit::never(), &old, deadline()).unwrap();
     let before = content_at(&daemon.path);
     let open_before = daemon.open_fds();
 
@@ -201,10 +182,7 @@ fn a_set_is_taken_whole_or_not_at_all() {
     let mut distracted = begin(2);
     assert_eq!(part(&mut distracted, &["a"]), eagain);
     distracted.send_message(&Request::List.into_message());
-    assert!(
-        distracted.receive().is_none(),
-        "nothing else may come in between"
-    );
+    assert!(distracted.receive().is_none(), "nothing else may come in between");
     let mut unannounced = Raw::connect(&daemon);
     assert_eq!(part(&mut unannounced, &["a"]), None);
     let mut too_large = Raw::connect(&daemon);
@@ -216,9 +194,7 @@ fn a_set_is_taken_whole_or_not_at_all() {
     drop((too_large, full));
 
     assert_eq!(content_at(&daemon.path), before);
-    eventually("what was given is closed", || {
-        daemon.open_fds() == open_before
-    });
+    eventually("what was given is closed", || daemon.open_fds() == open_before);
 
     let mut whole = begin(4);
     assert_eq!(part(&mut whole, &["a", "b"]), eagain);
@@ -235,10 +211,7 @@ fn a_set_is_taken_whole_or_not_at_all() {
 #[test]
 fn descriptors_that_nobody_claims_are_closed() {
     let (_folder, daemon) = serve(&[]);
-    daemon
-        .client()
-        .store(&id("held"), Limit::never(), null(), deadline())
-        .unwrap();
+    daemon.client().store(&id("held"), Limit::never(), null(), deadline()).unwrap();
     let open_before = daemon.open_fds();
     let null = null();
     let one = [null.as_fd()];
@@ -288,22 +261,13 @@ fn half_a_connection_is_enough() {
     daemon.client().setdump(&set, deadline()).unwrap();
     let mut raw = Raw::connect(&daemon);
     let dumps = 10;
-    raw.send(
-        &Request::<OwnedFd>::Getdump
-            .into_message()
-            .bytes()
-            .repeat(dumps),
-        &[],
-    );
+    raw.send(&Request::<OwnedFd>::Getdump.into_message().bytes().repeat(dumps), &[]);
     raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
     // The daemon has seen the end of what it was sent.
     daemon.client().list(deadline()).unwrap();
     daemon.client().list(deadline()).unwrap();
     for _ in 0..dumps {
-        assert_eq!(
-            raw.receive().unwrap().0,
-            reply::getdump_head::<OwnedFd>(2530).bytes()[6..]
-        );
+        assert_eq!(raw.receive().unwrap().0, reply::getdump_head::<OwnedFd>(2530).bytes()[6..]);
         for _ in 0..10 {
             assert_eq!(raw.receive().unwrap().1.len(), 253);
         }
@@ -322,21 +286,12 @@ fn flags_stay_as_they_are() {
     let before = [flags(blocking.as_fd()), flags(nonblocking.as_fd())];
     assert_ne!(before[0], before[1]);
     let mut client = daemon.client();
-    client
-        .store(&id("blocking"), Limit::never(), &blocking, deadline())
-        .unwrap();
-    client
-        .store(&id("nonblocking"), Limit::never(), &nonblocking, deadline())
-        .unwrap();
+    client.store(&id("blocking"), Limit::never(), &blocking, deadline()).unwrap();
+    client.store(&id("nonblocking"), Limit::never(), &nonblocking, deadline()).unwrap();
     client.retrieve(&id("blocking"), deadline()).unwrap();
     client.getdump(deadline()).unwrap();
-    let retrieved = client
-        .retrieve_maybe_delete(&id("nonblocking"), true, deadline())
-        .unwrap();
-    assert_eq!(
-        [flags(blocking.as_fd()), flags(nonblocking.as_fd())],
-        before
-    );
+    let retrieved = client.retrieve_maybe_delete(&id("nonblocking"), true, deadline()).unwrap();
+    assert_eq!([flags(blocking.as_fd()), flags(nonblocking.as_fd())], before);
     assert_eq!(flags(retrieved.as_fd()), before[1]);
 }
 
@@ -357,9 +312,7 @@ fn expiry_does_not_wait_for_quiet() {
         let mut client = daemon.client();
         for round in 0..20 {
             let limit = Timestamp::now().saturating_add(Duration::from_millis(20));
-            client
-                .store(&id("brief"), Limit::at(limit), null(), deadline())
-                .unwrap();
+            client.store(&id("brief"), Limit::at(limit), null(), deadline()).unwrap();
             let mut handed_out = 0;
             loop {
                 let asked = Timestamp::now();
@@ -390,19 +343,12 @@ fn expiry_needs_no_visitor() {
     let before = open_fds(daemon.pid());
     for number in 0..10 {
         let limit = Limit::after(Duration::from_millis(10 * number));
-        client
-            .store(&id(&number.to_string()), limit, null(), deadline())
-            .unwrap();
+        client.store(&id(&number.to_string()), limit, null(), deadline()).unwrap();
     }
     eventually("they are closed", || open_fds(daemon.pid()) == before);
     // And one that is far away does not wake it up for ever.
     client
-        .store(
-            &id("later"),
-            Limit::after(Duration::from_secs(3600)),
-            null(),
-            deadline(),
-        )
+        .store(&id("later"), Limit::after(Duration::from_secs(3600)), null(), deadline())
         .unwrap();
     assert_eq!(open_fds(daemon.pid()), before + 1);
 }
@@ -414,17 +360,12 @@ fn a_client_that_does_not_read_disturbs_nobody() {
     let null = null();
     let mut client = daemon.client();
     for number in 0..3000 {
-        client
-            .store(&id(&number.to_string()), Limit::never(), &null, deadline())
-            .unwrap();
+        client.store(&id(&number.to_string()), Limit::never(), &null, deadline()).unwrap();
     }
     let mut lazy = Raw::connect(&daemon);
     lazy.stream.set_nonblocking(true).unwrap();
     // More requests than the daemon keeps replies for.
-    let dumps = Request::<OwnedFd>::Getdump
-        .into_message()
-        .bytes()
-        .repeat(60);
+    let dumps = Request::<OwnedFd>::Getdump.into_message().bytes().repeat(60);
     lazy.send(&dumps, &[]);
     for _ in 0..100 {
         assert_eq!(client.list(deadline()).unwrap().len(), 3000);
@@ -440,4 +381,50 @@ fn a_client_that_does_not_read_disturbs_nobody() {
         }
         assert_eq!(received, 3000);
     }
+}
+
+/// A client that asks for lists and does not read them costs one list, not thirty.
+#[test]
+fn unread_lists_are_few() {
+    let (_folder, daemon) = serve(&["-n", "1000"]);
+    let null = null();
+    let entry = |number: u32| Entry {
+        id: id(&format!("{number:0255}")),
+        limit: Limit::never(),
+        fd: null.as_fd(),
+    };
+    let set: Vec<_> = (0..1000).map(entry).collect();
+    daemon.client().setdump(&set, deadline()).unwrap();
+    let resident_kb = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = resident_kb();
+    let lazy: Vec<_> = (0..50)
+        .map(|_| {
+            let raw = Raw::connect(&daemon);
+            raw.send(&Request::<OwnedFd>::List.into_message().bytes().repeat(30), &[]);
+            raw
+        })
+        .collect();
+    daemon.open_fds();
+    // Each is owed 30 lists of 256 kB; two of them may wait, and what is being read.
+    let grown = resident_kb() - before;
+    assert!(grown < 50 * 3 * 256, "{grown} kB for 50 clients");
+    drop(lazy);
+}
+
+/// Replies that are due come before a client is hung up on.
+#[test]
+fn what_was_asked_before_nonsense_is_answered() {
+    let (_folder, daemon) = serve(&[]);
+    let mut raw = Raw::connect(&daemon);
+    let null = null();
+    raw.send_message(&store_message("x", &null));
+    assert_eq!(raw.receive().unwrap().0, [0]);
+    let retrieve = retrieve_message("x", true);
+    raw.send(&[retrieve.bytes(), b"\0\0\0\x01\0\0Z"].concat(), &[]);
+    assert_eq!(raw.receive().unwrap().1.len(), 1);
+    assert!(raw.receive().is_none());
 }

@@ -31,12 +31,7 @@ fn nothing_leaks_in_daemon_or_client() {
         let name = id(&format!("{}", round % 7));
         // Some of these are refused, by turns.
         let _ = client.store(&name, Limit::never(), &null, deadline());
-        let _ = client.store(
-            &id("brief"),
-            Limit::after(Duration::ZERO),
-            &null,
-            deadline(),
-        );
+        let _ = client.store(&id("brief"), Limit::after(Duration::ZERO), &null, deadline());
         let _ = client.retrieve(&name, deadline());
         let _ = client.retrieve(&id("nothing"), deadline());
         let _ = client.getdump(deadline());
@@ -85,9 +80,7 @@ fn a_client_that_gives_up_closes_what_it_has() {
     let null = File::open("/dev/null").unwrap();
     let mut client = daemon.client();
     for number in 0..600 {
-        client
-            .store(&id(&number.to_string()), Limit::never(), &null, deadline())
-            .unwrap();
+        client.store(&id(&number.to_string()), Limit::never(), &null, deadline()).unwrap();
     }
     drop(client);
     let before = open_fds(std::process::id());

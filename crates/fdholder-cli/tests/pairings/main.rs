@@ -93,11 +93,7 @@ fn trial(scenario: scenarios::Scenario, client: Suite, daemon: Suite) -> Trial {
             .with_ignored_flag(!required);
     }
     Trial::test(name, move || {
-        let pair = Pair {
-            client,
-            daemon,
-            folder: tempfile::tempdir().unwrap(),
-        };
+        let pair = Pair { client, daemon, folder: tempfile::tempdir().unwrap() };
         catch_unwind(AssertUnwindSafe(|| (scenario.play)(&pair))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));

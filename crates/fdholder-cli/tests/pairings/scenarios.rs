@@ -21,11 +21,7 @@ pub struct Scenario {
 
 impl Scenario {
     fn new(name: impl Into<String>, play: impl Fn(&Pair) + Send + Sync + 'static) -> Self {
-        Self {
-            name: name.into(),
-            tools: None,
-            play: Arc::new(play),
-        }
+        Self { name: name.into(), tools: None, play: Arc::new(play) }
     }
 }
 
@@ -40,10 +36,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario::new("programs_to_become", hold::programs_to_become),
         Scenario::new("expiry", expiry::expiry),
         Scenario::new("overlapping_transfer", dumps::overlapping_transfer),
-        Scenario::new(
-            "transfer_into_a_full_holder",
-            dumps::transfer_into_a_full_holder,
-        ),
+        Scenario::new("transfer_into_a_full_holder", dumps::transfer_into_a_full_holder),
         Scenario::new("transfer_of_limits", dumps::transfer_of_limits),
         Scenario::new("denied_operations", refusals::denied_operations),
         Scenario::new("no_daemon", refusals::no_daemon),

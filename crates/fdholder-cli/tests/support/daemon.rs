@@ -52,9 +52,9 @@ impl Rules {
     }
 
     pub fn may(self, key: &str, rights: &[&str]) -> Self {
-        rights.iter().fold(self, |rules, right| {
-            rules.write(&format!("{key}/env/S6_FDHOLDER_{right}"), "\n")
-        })
+        rights
+            .iter()
+            .fold(self, |rules, right| rules.write(&format!("{key}/env/S6_FDHOLDER_{right}"), "\n"))
     }
 }
 
@@ -81,10 +81,7 @@ impl Daemon {
         let listener = UnixListener::bind(path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let mut command = suite.command("s6-fdholderd");
-        command
-            .args(["-1", "-v0"])
-            .args(options)
-            .stdin(Stdio::from(OwnedFd::from(listener)));
+        command.args(["-1", "-v0"]).args(options).stdin(Stdio::from(OwnedFd::from(listener)));
         Self::spawn(command, path)
     }
 
@@ -99,15 +96,8 @@ impl Daemon {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut newline = [0];
         let ready = child.stdout.take().unwrap().read(&mut newline).unwrap();
-        assert_eq!(
-            &newline[..ready],
-            b"\n",
-            "the daemon did not say that it is ready"
-        );
-        Self {
-            path: path.to_owned(),
-            child,
-        }
+        assert_eq!(&newline[..ready], b"\n", "the daemon did not say that it is ready");
+        Self { path: path.to_owned(), child }
     }
 
     pub fn pid(&self) -> u32 {

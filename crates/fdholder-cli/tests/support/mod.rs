@@ -40,15 +40,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// A file whose path tells descriptors of it from others.
 pub fn marked_file(dir: &Path, name: &str) -> (File, PathBuf) {
     let path = dir.canonicalize().unwrap().join(name);
-    (
-        File::options()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(&path)
-            .unwrap(),
-        path,
-    )
+    (File::options().create(true).append(true).read(true).open(&path).unwrap(), path)
 }
 
 /// The path behind a descriptor, which says what it is.
@@ -60,9 +52,7 @@ pub fn path_of(fd: impl AsFd) -> PathBuf {
 pub type Content = BTreeMap<Identifier, (PathBuf, Limit)>;
 
 pub fn content_of(dump: &[Entry<OwnedFd>]) -> Content {
-    dump.iter()
-        .map(|entry| (entry.id.clone(), (path_of(&entry.fd), entry.limit)))
-        .collect()
+    dump.iter().map(|entry| (entry.id.clone(), (path_of(&entry.fd), entry.limit))).collect()
 }
 
 /// The content of a holder, by our client.
@@ -97,7 +87,5 @@ pub fn stdout(output: &Output) -> String {
 
 /// How many descriptors a process has open.
 pub fn open_fds(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .count()
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }

@@ -53,12 +53,7 @@ impl Suite {
             None => vec![ours(program)],
             Some(root) => {
                 let (loader, libraries) = loader(&root).expect("s6 is installed: scripts/peers");
-                vec![
-                    loader,
-                    "--library-path".into(),
-                    libraries,
-                    root.join("usr/bin").join(program),
-                ]
+                vec![loader, "--library-path".into(), libraries, root.join("usr/bin").join(program)]
             }
         }
     }
@@ -76,12 +71,7 @@ impl Suite {
 fn loader(root: &Path) -> Option<(PathBuf, PathBuf)> {
     let folders = std::fs::read_dir(root.join("usr/lib")).ok()?;
     for folder in folders.flatten().map(|entry| entry.path()) {
-        for file in std::fs::read_dir(&folder)
-            .ok()
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for file in std::fs::read_dir(&folder).ok().into_iter().flatten().flatten() {
             let name = file.file_name();
             let name = name.to_string_lossy();
             if name.starts_with("ld-linux") && name.contains(".so") {

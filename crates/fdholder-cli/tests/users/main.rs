@@ -18,40 +18,19 @@ fn main() {
     let rules = |daemon| move || rules_by_uid_and_gid(daemon);
     let trials = vec![
         trial("rules_by_uid_and_gid::ours", None, rules(Suite::Ours)),
-        trial(
-            "rules_by_uid_and_gid::s6-2.11",
-            Some(Suite::S6V211),
-            rules(Suite::S6V211),
-        ),
-        trial(
-            "rules_by_uid_and_gid::s6-2.13",
-            Some(Suite::S6V213),
-            rules(Suite::S6V213),
-        ),
-        trial(
-            "without_rules_nobody_else_gets_in",
-            None,
-            without_rules_nobody_else_gets_in,
-        ),
+        trial("rules_by_uid_and_gid::s6-2.11", Some(Suite::S6V211), rules(Suite::S6V211)),
+        trial("rules_by_uid_and_gid::s6-2.13", Some(Suite::S6V213), rules(Suite::S6V213)),
+        trial("without_rules_nobody_else_gets_in", None, without_rules_nobody_else_gets_in),
         trial("privileges_are_dropped", None, privileges_are_dropped),
-        trial(
-            "the_environment_names_the_user",
-            None,
-            the_environment_names_the_user,
-        ),
-        trial(
-            "in_flight_descriptors_wait_for_room",
-            None,
-            in_flight_descriptors_wait_for_room,
-        ),
+        trial("the_environment_names_the_user", None, the_environment_names_the_user),
+        trial("in_flight_descriptors_wait_for_room", None, in_flight_descriptors_wait_for_room),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
 fn trial(name: &str, peer: Option<Suite>, run: impl FnOnce() + Send + 'static) -> Trial {
     let missing = if rustix::process::geteuid().is_root() {
-        peer.filter(|peer| !peer.is_installed())
-            .map(|peer| peer.to_string())
+        peer.filter(|peer| !peer.is_installed()).map(|peer| peer.to_string())
     } else {
         Some("root".to_owned())
     };
@@ -77,10 +56,7 @@ fn common_folder() -> (tempfile::TempDir, PathBuf) {
     let binary = folder.path().join("fdholder");
     // By another process: a child that this one forks meanwhile would have the copy open
     // for writing, and what is open for writing cannot be executed.
-    let copied = Command::new("cp")
-        .arg(env!("CARGO_BIN_EXE_fdholder"))
-        .arg(&binary)
-        .status();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_fdholder")).arg(&binary).status();
     assert!(copied.unwrap().success());
     fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
     (folder, binary)
@@ -134,10 +110,7 @@ fn rules_by_uid_and_gid(daemon_suite: Suite) {
     fs::set_permissions(&socket, Permissions::from_mode(0o777)).unwrap();
     let path = socket.to_str().unwrap();
     let null = File::open("/dev/null").unwrap();
-    daemon
-        .client()
-        .store(&id("bar"), fdholder::Limit::never(), &null, deadline())
-        .unwrap();
+    daemon.client().store(&id("bar"), fdholder::Limit::never(), &null, deadline()).unwrap();
     let run = |uid, gid, arguments: &[&str]| run_as(uid, gid, &binary, arguments);
     let outcome = |output: Output| match output.status.code() {
         Some(0) => "yes",
@@ -149,18 +122,8 @@ fn rules_by_uid_and_gid(daemon_suite: Suite) {
     let store = |uid, name: &str| outcome(run(uid, 9, &["store", path, name]));
     for (uid, gid, expected, why) in [
         (1001, 9, "yes", "by its uid"),
-        (
-            1002,
-            1002,
-            "closed",
-            "the uid's deny goes before the gid's allow",
-        ),
-        (
-            1003,
-            1003,
-            "no",
-            "allow goes before deny, and that rule grants nothing",
-        ),
+        (1002, 1002, "closed", "the uid's deny goes before the gid's allow"),
+        (1003, 1003, "no", "allow goes before deny, and that rule grants nothing"),
         (1000, 2000, "yes", "by its gid"),
         (1000, 2001, "closed", "denied by its gid"),
         (1004, 9, "no", "an empty file grants nothing"),
@@ -169,25 +132,13 @@ fn rules_by_uid_and_gid(daemon_suite: Suite) {
         (1000, 0, "yes", "the daemon's own group"),
         (1000, 9, "no", "the default rule"),
     ] {
-        assert_eq!(
-            list(uid, gid),
-            expected,
-            "{daemon_suite}: uid {uid} gid {gid}: {why}"
-        );
+        assert_eq!(list(uid, gid), expected, "{daemon_suite}: uid {uid} gid {gid}: {why}");
     }
     assert_eq!(store(1001, "apple"), "yes", "{daemon_suite}");
     assert_eq!(store(1001, "banana"), "no", "{daemon_suite}");
-    assert_eq!(
-        store(1006, "123"),
-        "no",
-        "{daemon_suite}: \\d is not digits"
-    );
+    assert_eq!(store(1006, "123"), "no", "{daemon_suite}: \\d is not digits");
     let retrieve = |name: &str| outcome(run(1001, 9, &["retrieve", path, name, "true"]));
-    assert_eq!(
-        [retrieve("bar"), retrieve("apple")],
-        ["yes", "no"],
-        "{daemon_suite}"
-    );
+    assert_eq!([retrieve("bar"), retrieve("apple")], ["yes", "no"], "{daemon_suite}");
 }
 
 fn without_rules_nobody_else_gets_in() {
@@ -211,32 +162,15 @@ fn without_rules_nobody_else_gets_in() {
 
 fn ids_of(pid: u32, field: &str) -> Vec<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field))
-        .unwrap();
-    line.split_whitespace()
-        .map(|number| number.parse().unwrap())
-        .collect()
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.split_whitespace().map(|number| number.parse().unwrap()).collect()
 }
 
 fn privileges_are_dropped() {
     let (folder, binary) = common_folder();
     let path = folder.path().join("holder");
     let mut command = Command::new(&binary);
-    command
-        .args([
-            "serve",
-            "-1",
-            "-v0",
-            "-u",
-            "1001",
-            "-g",
-            "1002",
-            "-G",
-            "1003,1004",
-        ])
-        .arg(&path);
+    command.args(["serve", "-1", "-v0", "-u", "1001", "-g", "1002", "-G", "1003,1004"]).arg(&path);
     let daemon = Daemon::spawn(command, &path);
     assert_eq!(ids_of(daemon.pid(), "Uid:"), [1001; 4]);
     assert_eq!(ids_of(daemon.pid(), "Gid:"), [1002; 4]);
@@ -258,9 +192,7 @@ fn the_environment_names_the_user() {
     assert_eq!(ids_of(daemon.pid(), "Uid:"), [1001; 4]);
     assert_eq!(ids_of(daemon.pid(), "Groups:"), [1005]);
     let mut bad = Command::new(&binary);
-    bad.args(["serve", "-U"])
-        .arg(folder.path().join("other"))
-        .env("UID", "nobody");
+    bad.args(["serve", "-U"]).arg(folder.path().join("other")).env("UID", "nobody");
     assert_exit(&bad.output().unwrap(), 100);
 }
 
@@ -271,11 +203,7 @@ fn in_flight_descriptors_wait_for_room() {
     let daemon = |name: &str| {
         let path = folder.path().join(name);
         let mut command = Command::new(&binary);
-        command
-            .args(["serve", "-1", "-v0", "-n", "5000"])
-            .arg(&path)
-            .uid(1001)
-            .gid(1001);
+        command.args(["serve", "-1", "-v0", "-n", "5000"]).arg(&path).uid(1001).gid(1001);
         Daemon::spawn(command, &path)
     };
     let (from, to) = (daemon("from"), daemon("to"));
@@ -283,13 +211,7 @@ fn in_flight_descriptors_wait_for_room() {
         i=0; while [ $i -lt 600 ]; do export S6_FD_$i=0 S6_FDID_$i=id$i; i=$((i+1)); done\n\
         export 'S6_FDx=600'; exec env 'S6_FD#=600' \"$1\" setdump \"$2\"";
     let fill = Command::new("sh")
-        .args([
-            "-c",
-            script,
-            "sh",
-            binary.to_str().unwrap(),
-            from.path.to_str().unwrap(),
-        ])
+        .args(["-c", script, "sh", binary.to_str().unwrap(), from.path.to_str().unwrap()])
         .stdin(Stdio::null())
         .uid(1001)
         .gid(1001)
@@ -298,23 +220,11 @@ fn in_flight_descriptors_wait_for_room() {
     assert_exit(&fill, 0);
     let (from, to) = (from.path.to_str().unwrap(), to.path.to_str().unwrap());
     // The allowance is the soft limit of each sender, all of a user's senders together.
-    let limits = format!(
-        "ulimit -Sn 300; exec {} transferdump {from} {to}",
-        binary.display()
-    );
+    let limits = format!("ulimit -Sn 300; exec {} transferdump {from} {to}", binary.display());
     for _ in 0..5 {
-        let transfer = Command::new("sh")
-            .args(["-c", &limits])
-            .uid(1001)
-            .gid(1001)
-            .output()
-            .unwrap();
+        let transfer =
+            Command::new("sh").args(["-c", &limits]).uid(1001).gid(1001).output().unwrap();
         assert_exit(&transfer, 0);
     }
-    assert_eq!(
-        stdout(&run_as(1001, 1001, &binary, &["list", to]))
-            .lines()
-            .count(),
-        600
-    );
+    assert_eq!(stdout(&run_as(1001, 1001, &binary, &["list", to])).lines().count(), 600);
 }

@@ -5,6 +5,7 @@
 
 use super::{broken, Refusal, Rights, Verdict};
 use crate::limits::{RULES_FILE_LEN_MAX, RULES_RECORD_PART_MAX};
+use rustix::fs::{fstat, open, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -33,15 +34,19 @@ impl Cdb {
     /// When it cannot be read, is too large, or is no cdb.
     pub fn read(path: &Path) -> Result<Self, Refusal> {
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|error| broken(path, error))?;
-        file.take(RULES_FILE_LEN_MAX + 1)
+        // NONBLOCK so that a FIFO put in the place does not stop the daemon.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let system = |errno| broken(path, fdholder::strerror(errno));
+        let file = open(path, flags, Mode::empty()).map_err(system)?;
+        if FileType::from_raw_mode(fstat(&file).map_err(system)?.st_mode) != FileType::RegularFile {
+            return Err(broken(path, "not a regular file"));
+        }
+        File::from(file)
+            .take(RULES_FILE_LEN_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| broken(path, error))?;
         if bytes.len() as u64 > RULES_FILE_LEN_MAX {
-            return Err(broken(
-                path,
-                format_args!("over {RULES_FILE_LEN_MAX} bytes long"),
-            ));
+            return Err(broken(path, format_args!("over {RULES_FILE_LEN_MAX} bytes long")));
         }
         Self::from_bytes(bytes, path.display().to_string())
             .map_err(|Corrupt(problem)| broken(path, problem))
@@ -140,10 +145,7 @@ impl Cdb {
             Ok(Some(data)) => verdict_of(data),
             Err(Corrupt(problem)) => Err(problem.to_owned()),
         };
-        verdict.map_err(|problem| Refusal::Broken {
-            place: place(),
-            problem,
-        })
+        verdict.map_err(|problem| Refusal::Broken { place: place(), problem })
     }
 }
 
@@ -184,9 +186,7 @@ fn variables(environment: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 fn hash(key: &[u8]) -> u32 {
-    key.iter().fold(5381, |hash: u32, &byte| {
-        hash.wrapping_mul(33) ^ u32::from(byte)
-    })
+    key.iter().fold(5381, |hash: u32, &byte| hash.wrapping_mul(33) ^ u32::from(byte))
 }
 
 #[cfg(test)]
@@ -234,15 +234,9 @@ mod tests {
     #[test]
     fn rules_are_found() {
         let environment = b"S6_FDHOLDER_STORE_REGEX=^web\0S6_FDHOLDER_LIST=\0S6_FDHOLDER_GETDUMP\0";
-        let bytes = make(&[
-            (b"uid/1", &allow(environment)),
-            (b"uid/2", b"D"),
-            (b"uid/3", b"X"),
-        ]);
+        let bytes = make(&[(b"uid/1", &allow(environment)), (b"uid/2", b"D"), (b"uid/3", b"X")]);
         let cdb = Cdb::from_bytes(bytes, "rules".into()).unwrap();
-        let Verdict::Allow(rights) = cdb.look_up("uid/1").unwrap() else {
-            panic!()
-        };
+        let Verdict::Allow(rights) = cdb.look_up("uid/1").unwrap() else { panic!() };
         assert!(rights.may_store(&Identifier::new("web").unwrap()));
         assert!(rights.list && !rights.getdump && !rights.setdump);
         assert!(matches!(cdb.look_up("uid/2").unwrap(), Verdict::Deny));
@@ -253,14 +247,7 @@ mod tests {
 
     #[test]
     fn records_that_lie_are_refused() {
-        for data in [
-            &b""[..],
-            b"A",
-            b"A\0\x05ab\0\0",
-            b"A\0\0\0\0x",
-            b"A\0\0",
-            b"A\x20\0",
-        ] {
+        for data in [&b""[..], b"A", b"A\0\x05ab\0\0", b"A\0\0\0\0x", b"A\0\0", b"A\x20\0"] {
             assert!(verdict_of(data).is_err(), "{data:?}");
         }
         assert!(verdict_of(&allow(b"S6_FDHOLDER_STORE_REGEX=(\0")).is_err());

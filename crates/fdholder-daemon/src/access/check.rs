@@ -92,9 +92,7 @@ fn check_rule(rules: &Path, key: String) -> Rule {
         if VARIABLES.contains(&name.as_str()) {
             let empty = fs::metadata(folder.join("env").join(&name)).is_ok_and(|m| m.len() == 0);
             if empty {
-                remarks.push(format!(
-                    "env/{name} is empty and grants nothing; a newline would"
-                ));
+                remarks.push(format!("env/{name} is empty and grants nothing; a newline would"));
             }
         } else if name.starts_with("S6_FDHOLDER_") {
             remarks.push(format!("env/{name}: there is no such right"));
@@ -105,9 +103,7 @@ fn check_rule(rules: &Path, key: String) -> Rule {
 
 fn check_cdb(path: &Path) -> Result<(Vec<Rule>, Vec<String>), Refusal> {
     let content = cdb::Cdb::read(path)?;
-    let records = content
-        .records()
-        .map_err(|cdb::Corrupt(problem)| broken(path, problem))?;
+    let records = content.records().map_err(|cdb::Corrupt(problem)| broken(path, problem))?;
     let rules = records.into_iter().map(|(key, data)| {
         let key = key.escape_ascii().to_string();
         let says = match cdb::verdict_of(data) {
@@ -121,9 +117,7 @@ fn check_cdb(path: &Path) -> Result<(Vec<Rule>, Vec<String>), Refusal> {
     });
     let mut rules: Vec<_> = rules.collect();
     rules.sort_by(|a, b| a.key.cmp(&b.key));
-    let remarks = rules
-        .is_empty()
-        .then(|| "no rule at all: nobody may connect".to_owned());
+    let remarks = rules.is_empty().then(|| "no rule at all: nobody may connect".to_owned());
     Ok((rules, remarks.into_iter().collect()))
 }
 
@@ -131,9 +125,9 @@ fn check_cdb(path: &Path) -> Result<(Vec<Rule>, Vec<String>), Refusal> {
 fn remark_on_key(key: &str) -> Option<String> {
     let known = match key.split_once('/') {
         Some(("uid", "self" | "default") | ("gid", "self")) => true,
-        Some(("uid" | "gid", number)) => number
-            .parse::<u32>()
-            .is_ok_and(|parsed| parsed.to_string() == number),
+        Some(("uid" | "gid", number)) => {
+            number.parse::<u32>().is_ok_and(|parsed| parsed.to_string() == number)
+        }
         _ => false,
     };
     (!known).then(|| "never looked up: a number, or self, or uid/default is".to_owned())
@@ -175,12 +169,7 @@ mod tests {
         write("users/0/allow", "");
         let (rules, remarks) = check(dir.path()).unwrap();
         let rule = |key: &str| rules.iter().find(|rule| rule.key == key).unwrap();
-        assert_eq!(
-            rule("uid/0").remarks.len(),
-            2,
-            "{:?}",
-            rule("uid/0").remarks
-        );
+        assert_eq!(rule("uid/0").remarks.len(), 2, "{:?}", rule("uid/0").remarks);
         assert!(matches!(&rule("uid/0").says, Says::Allow(rights) if !rights.list));
         assert!(matches!(&rule("uid/1").says, Says::Broken(why) if why.contains("STORE_REGEX")));
         assert!(rule("uid/root").remarks[0].contains("never looked up"));

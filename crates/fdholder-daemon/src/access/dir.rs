@@ -54,12 +54,8 @@ fn rights_in(env: &Path, witness: &mut Witness) -> Result<Rights, Refusal> {
             variables.push((name.as_bytes(), value));
         }
     }
-    Rights::from_environment(
-        variables
-            .iter()
-            .map(|(name, value)| (*name, value.as_slice())),
-    )
-    .map_err(|problem| broken(env, problem))
+    Rights::from_environment(variables.iter().map(|(name, value)| (*name, value.as_slice())))
+        .map_err(|problem| broken(env, problem))
 }
 
 /// The value that a file of an `env` folder gives its variable; `None` when it is not
@@ -84,10 +80,7 @@ fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refus
         .read_to_end(&mut content)
         .map_err(|error| broken(path, error))?;
     if content.len() > RULE_FILE_LEN_MAX {
-        return Err(broken(
-            path,
-            format_args!("over {RULE_FILE_LEN_MAX} bytes long"),
-        ));
+        return Err(broken(path, format_args!("over {RULE_FILE_LEN_MAX} bytes long")));
     }
     Ok(value_of(content))
 }
@@ -98,15 +91,9 @@ fn value_of(mut content: Vec<u8>) -> Option<Vec<u8>> {
     if content.is_empty() {
         return None;
     }
-    let line = content
-        .iter()
-        .position(|&byte| byte == b'\n')
-        .unwrap_or(content.len());
+    let line = content.iter().position(|&byte| byte == b'\n').unwrap_or(content.len());
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r');
-    let end = content[..line]
-        .iter()
-        .rposition(|byte| !blank(byte))
-        .map_or(0, |last| last + 1);
+    let end = content[..line].iter().rposition(|byte| !blank(byte)).map_or(0, |last| last + 1);
     content.truncate(end);
     for byte in &mut content {
         if *byte == 0 {
@@ -168,39 +155,24 @@ mod tests {
     #[test]
     fn the_first_rule_that_matches_decides() {
         let rules = Folder::new();
-        rules
-            .write("uid/default/allow", "")
-            .write("uid/default/env/S6_FDHOLDER_LIST", "\n");
+        rules.write("uid/default/allow", "").write("uid/default/env/S6_FDHOLDER_LIST", "\n");
         rules.write("uid/1/deny", "").write("gid/1/allow", "");
         rules.write("uid/2/allow", "").write("uid/2/deny", "");
-        rules
-            .write("gid/3/allow", "")
-            .write("gid/3/env/S6_FDHOLDER_GETDUMP", "\n");
+        rules.write("gid/3/allow", "").write("gid/3/env/S6_FDHOLDER_GETDUMP", "\n");
         rules.write("uid/self/allow", "").write("gid/self/deny", "");
         assert!(rules.ask(9, 9).unwrap().list);
-        assert_eq!(
-            rules.ask(1, 1).unwrap_err(),
-            Refusal::Denied("uid/1".into())
-        );
+        assert_eq!(rules.ask(1, 1).unwrap_err(), Refusal::Denied("uid/1".into()));
         assert!(!rules.ask(2, 1).unwrap().list, "allow goes before deny");
         assert!(rules.ask(9, 3).unwrap().getdump);
-        assert!(
-            !rules.ask(100, 3).unwrap().getdump,
-            "self goes before the gid"
-        );
-        assert_eq!(
-            rules.ask(9, 200).unwrap_err(),
-            Refusal::Denied("gid/self".into())
-        );
+        assert!(!rules.ask(100, 3).unwrap().getdump, "self goes before the gid");
+        assert_eq!(rules.ask(9, 200).unwrap_err(), Refusal::Denied("gid/self".into()));
         assert_eq!(Folder::new().ask(0, 0).unwrap_err(), Refusal::NoRule);
     }
 
     #[test]
     fn an_empty_file_grants_nothing_and_a_newline_does() {
         let rules = Folder::new();
-        rules
-            .write("uid/1/allow", "")
-            .write("uid/1/env/S6_FDHOLDER_LIST", "");
+        rules.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_LIST", "");
         rules.write("uid/1/env/S6_FDHOLDER_SETDUMP", "\n");
         let rights = rules.ask(1, 1).unwrap();
         assert!(!rights.list && rights.setdump);
@@ -214,30 +186,19 @@ mod tests {
         rules.write("uid/default/allow", "");
         let env = |uid: u32| format!("uid/{uid}/env/S6_FDHOLDER_STORE_REGEX");
         for uid in 1..=4 {
-            rules
-                .write(&format!("uid/{uid}/allow"), "")
-                .write(&env(uid), "^ok");
+            rules.write(&format!("uid/{uid}/allow"), "").write(&env(uid), "^ok");
         }
         rules.write(&env(1), "(");
         rules.write(&env(2), &"a".repeat(RULE_FILE_LEN_MAX + 1));
         fs::remove_file(rules.path().join(env(3))).unwrap();
         fs::create_dir(rules.path().join(env(3))).unwrap();
         fs::remove_file(rules.path().join(env(4))).unwrap();
-        rustix::fs::mknodat(
-            CWD,
-            rules.path().join(env(4)),
-            FileType::Fifo,
-            Mode::RUSR,
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(CWD, rules.path().join(env(4)), FileType::Fifo, Mode::RUSR, 0).unwrap();
         rules.write("uid/5", "a file where a folder is due");
         symlink("6", rules.path().join("uid/6")).unwrap();
         for uid in 1..=6 {
             let refusal = rules.ask(uid, 9).unwrap_err();
-            let Refusal::Broken { place, .. } = &refusal else {
-                panic!("{uid}: {refusal}")
-            };
+            let Refusal::Broken { place, .. } = &refusal else { panic!("{uid}: {refusal}") };
             assert!(place.contains(&format!("uid/{uid}")), "{place}");
         }
     }
@@ -245,9 +206,7 @@ mod tests {
     #[test]
     fn a_changed_rule_holds_at_once() {
         let folder = Folder::new();
-        folder
-            .write("uid/1/allow", "")
-            .write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "^a");
+        folder.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "^a");
         let mut rules = Rules::in_dir(folder.path());
         let user = User { uid: 1, gid: 1 };
         let (a, b) = (Identifier::new("a").unwrap(), Identifier::new("b").unwrap());

@@ -37,11 +37,7 @@ struct Identity {
 
 impl From<Stat> for Identity {
     // The types of these fields differ between architectures.
-    #[allow(
-        clippy::cast_possible_wrap,
-        clippy::cast_lossless,
-        clippy::unnecessary_cast
-    )]
+    #[allow(clippy::cast_possible_wrap, clippy::cast_lossless, clippy::unnecessary_cast)]
     fn from(stat: Stat) -> Self {
         Self {
             dev: stat.st_dev as u64,
@@ -120,10 +116,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         // A ctime cannot be set, so the files are taken for settled ones.
-        let settled = |path: &Path| Witness {
-            unsettled: false,
-            ..witness(path)
-        };
+        let settled = |path: &Path| Witness { unsettled: false, ..witness(path) };
 
         let absent = settled(&file);
         assert!(absent.still_holds());
@@ -142,14 +135,8 @@ mod tests {
         assert!(!before.still_holds(), "it was replaced");
 
         let before = settled(&file);
-        let past = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        let times = Timestamps {
-            last_access: past,
-            last_modification: past,
-        };
+        let past = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let times = Timestamps { last_access: past, last_modification: past };
         utimensat(CWD, &file, &times, AtFlags::empty()).unwrap();
         assert!(!before.still_holds(), "its times were set");
 

@@ -61,13 +61,7 @@ impl Pattern {
         // SAFETY: `compiled` is a compiled expression (`new`), the text is a C string, and
         // no matches are asked for.
         unsafe {
-            libc::regexec(
-                &raw const *self.compiled,
-                text.as_ptr(),
-                0,
-                std::ptr::null_mut(),
-                0,
-            ) == 0
+            libc::regexec(&raw const *self.compiled, text.as_ptr(), 0, std::ptr::null_mut(), 0) == 0
         }
     }
 }
@@ -78,10 +72,8 @@ fn error_text(code: i32, compiled: *const libc::regex_t) -> String {
     // SAFETY: the buffer is as long as its length says; regerror takes the expression of
     // the failed call and ends the text with NUL.
     unsafe { libc::regerror(code, compiled, text.as_mut_ptr().cast(), text.len()) };
-    CStr::from_bytes_until_nul(&text).map_or_else(
-        |_| format!("error {code}"),
-        |text| text.to_string_lossy().into_owned(),
-    )
+    CStr::from_bytes_until_nul(&text)
+        .map_or_else(|_| format!("error {code}"), |text| text.to_string_lossy().into_owned())
 }
 
 impl Drop for Pattern {
@@ -108,9 +100,7 @@ mod tests {
     use super::*;
 
     fn found(pattern: &str, id: &str) -> bool {
-        Pattern::new(pattern.as_bytes())
-            .unwrap()
-            .is_found_in(&Identifier::new(id).unwrap())
+        Pattern::new(pattern.as_bytes()).unwrap().is_found_in(&Identifier::new(id).unwrap())
     }
 
     #[test]

@@ -63,11 +63,7 @@ impl Connecting {
         self.shared.stop.store(true, Ordering::Relaxed);
         // A panic of the client shows in its counts.
         let _ = self.thread.join();
-        self.shared
-            .result
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.result.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -70,10 +70,7 @@ impl Report {
             ]
         }));
         let widths: [usize; 5] = std::array::from_fn(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
+            rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
         });
         let mut text = String::from("A service went from one holder to another while in use.\n\n");
         for row in &rows {
@@ -112,9 +109,7 @@ fn short(address: &str) -> String {
     } else if len <= WIDTH {
         address.to_owned()
     } else {
-        std::iter::once('…')
-            .chain(address.chars().skip(len - WIDTH + 1))
-            .collect()
+        std::iter::once('…').chain(address.chars().skip(len - WIDTH + 1)).collect()
     }
 }
 
@@ -147,10 +142,7 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(grouped),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]
@@ -158,20 +150,13 @@ mod tests {
         let report = |arrived, refused| Report {
             carried: vec![Carried {
                 id: "x".into(),
-                what: Description {
-                    kind: "pipe".into(),
-                    address: String::new(),
-                },
+                what: Description { kind: "pipe".into(), address: String::new() },
                 limit: Limit::never(),
                 identity: None,
                 arrived,
             }],
             transfer_time: Duration::ZERO,
-            connections: Connections {
-                made: 10,
-                refused,
-                longest_gap: Duration::ZERO,
-            },
+            connections: Connections { made: 10, refused, longest_gap: Duration::ZERO },
             by_first_server: 5,
         };
         assert!(report(true, 0).is_good());

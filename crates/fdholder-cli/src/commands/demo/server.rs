@@ -10,9 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 pub fn answer_on_stdin() -> Result<ExitCode, Failure> {
-    serve()
-        .map(|()| ExitCode::SUCCESS)
-        .map_err(|error| Failure::system("serve", error))
+    serve().map(|()| ExitCode::SUCCESS).map_err(|error| Failure::system("serve", error))
 }
 
 fn serve() -> std::io::Result<()> {
@@ -20,10 +18,7 @@ fn serve() -> std::io::Result<()> {
     let (term, handler) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, handler)?;
     loop {
-        let mut ready = [
-            PollFd::new(&listener, PollFlags::IN),
-            PollFd::new(&term, PollFlags::IN),
-        ];
+        let mut ready = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&term, PollFlags::IN)];
         match poll(&mut ready, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,

@@ -24,18 +24,15 @@ pub fn print_dump() {
     let dump = environ::parse(|name| std::env::var_os(name)).unwrap();
     for Entry { id, limit, fd } in dump {
         let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
-        let limit = limit
-            .moment()
-            .map_or_else(|| "never".to_owned(), |at| at.to_string());
+        let limit = limit.moment().map_or_else(|| "never".to_owned(), |at| at.to_string());
         println!("{id} {limit} {}", path.display());
     }
 }
 
 /// Fills a holder with `count` descriptors of different files, every third with a limit.
 fn fill(pair: &Pair, daemon: &Daemon, count: usize) -> Content {
-    let files: Vec<_> = (0..7)
-        .map(|number| marked_file(&pair.folder(), &format!("file-{number}")))
-        .collect();
+    let files: Vec<_> =
+        (0..7).map(|number| marked_file(&pair.folder(), &format!("file-{number}"))).collect();
     let mut client = daemon.client();
     let now = Timestamp::now();
     let mut content = Content::new();
@@ -49,19 +46,14 @@ fn fill(pair: &Pair, daemon: &Daemon, count: usize) -> Content {
             Limit::never()
         };
         let (file, path) = &files[number % files.len()];
-        client
-            .store(&name, limit, file.as_fd(), deadline())
-            .unwrap();
+        client.store(&name, limit, file.as_fd(), deadline()).unwrap();
         content.insert(name, (path.clone(), limit));
     }
     content
 }
 
 fn paths(content: &Content) -> BTreeMap<Identifier, PathBuf> {
-    content
-        .iter()
-        .map(|(id, (path, _))| (id.clone(), path.clone()))
-        .collect()
+    content.iter().map(|(id, (path, _))| (id.clone(), path.clone())).collect()
 }
 
 /// Runs until it does not fail for [`faults::room_for_one_message`], where that may be.
@@ -82,10 +74,7 @@ fn counted_with_255(pair: &Pair, count: usize) -> Option<&'static str> {
         return None;
     }
     let agree = faults::messages_by_255(count) == count.div_ceil(253);
-    match (
-        faults::counts_with_255(pair.client),
-        faults::counts_with_255(pair.daemon),
-    ) {
+    match (faults::counts_with_255(pair.client), faults::counts_with_255(pair.daemon)) {
         (_, true) => Some("Broken pipe"), // It cannot send, and hangs up.
         (true, false) if !agree => Some("Protocol error"),
         _ => None,
@@ -98,10 +87,7 @@ pub fn dump_of(pair: &Pair, count: usize) {
     let content = fill(pair, &daemon, count);
     let getdump = || {
         let mut command = pair.program("getdump");
-        command
-            .arg(&daemon.path)
-            .arg(std::env::current_exe().unwrap())
-            .env(PRINTER, "1");
+        command.arg(&daemon.path).arg(std::env::current_exe().unwrap()).env(PRINTER, "1");
         command.output().unwrap()
     };
     let output = with_room(pair, count, getdump);
@@ -113,9 +99,7 @@ pub fn dump_of(pair: &Pair, count: usize) {
     let expected: Vec<_> = content
         .iter()
         .map(|(id, (path, limit))| {
-            let limit = limit
-                .moment()
-                .map_or_else(|| "never".to_owned(), |at| at.to_string());
+            let limit = limit.moment().map_or_else(|| "never".to_owned(), |at| at.to_string());
             format!("{id} {limit} {}", path.display())
         })
         .collect();
@@ -133,9 +117,7 @@ pub fn transfer_of(pair: &Pair, count: usize) {
         let destination = pair.start(way, &["-n", "6000"]);
         let other = marked_file(&pair.folder(), "other");
         let mut client = destination.client();
-        client
-            .store(&id("other"), Limit::never(), &other.0, deadline())
-            .unwrap();
+        client.store(&id("other"), Limit::never(), &other.0, deadline()).unwrap();
         let transfer = || {
             let mut command = if way == "transferdump" {
                 pair.program("transferdump")
@@ -163,11 +145,7 @@ pub fn transfer_of(pair: &Pair, count: usize) {
             expected.insert(id("other"), other.1);
             assert_eq!(paths_at(&destination.path), expected);
         }
-        assert_eq!(
-            paths_at(&source.path),
-            paths(&content),
-            "the source keeps what it has"
-        );
+        assert_eq!(paths_at(&source.path), paths(&content), "the source keeps what it has");
     }
 }
 
@@ -175,14 +153,8 @@ pub fn transfer_of(pair: &Pair, count: usize) {
 pub fn transfer_of_limits(pair: &Pair) {
     let (source, destination) = (pair.start("source", &[]), pair.start("destination", &[]));
     let content = fill(pair, &source, 30);
-    let (from, to) = (
-        source.path.to_str().unwrap(),
-        destination.path.to_str().unwrap(),
-    );
-    assert_exit(
-        &pair.run("transferdump", &["-t", "60000:60000", from, to]),
-        0,
-    );
+    let (from, to) = (source.path.to_str().unwrap(), destination.path.to_str().unwrap());
+    assert_exit(&pair.run("transferdump", &["-t", "60000:60000", from, to]), 0);
     assert_eq!(content_at(&destination.path), content);
     assert_eq!(content_at(&source.path), content);
 }
@@ -195,25 +167,17 @@ pub fn overlapping_transfer(pair: &Pair) {
         let (file, path) = marked_file(&pair.folder(), mark);
         let mut client = daemon.client();
         for name in names {
-            client
-                .store(&id(name), Limit::never(), &file, deadline())
-                .unwrap();
+            client.store(&id(name), Limit::never(), &file, deadline()).unwrap();
         }
         path
     };
     let theirs = store(&source, &["a", "b"], "source's");
     let ours = store(&destination, &["b", "c"], "destination's");
-    let (from, to) = (
-        source.path.to_str().unwrap(),
-        destination.path.to_str().unwrap(),
-    );
+    let (from, to) = (source.path.to_str().unwrap(), destination.path.to_str().unwrap());
     for _ in 0..2 {
         assert_exit(&pair.run("transferdump", &[from, to]), 0);
-        let expected = [
-            (id("a"), theirs.clone()),
-            (id("b"), theirs.clone()),
-            (id("c"), ours.clone()),
-        ];
+        let expected =
+            [(id("a"), theirs.clone()), (id("b"), theirs.clone()), (id("c"), ours.clone())];
         assert_eq!(paths_at(&destination.path), BTreeMap::from(expected));
     }
     let expected = [(id("a"), theirs.clone()), (id("b"), theirs)];
@@ -228,23 +192,11 @@ pub fn transfer_into_a_full_holder(pair: &Pair) {
     let (theirs, theirs_path) = marked_file(&pair.folder(), "source's");
     let (ours, ours_path) = marked_file(&pair.folder(), "destination's");
     for name in ["a", "b"] {
-        client
-            .store(&id(name), Limit::never(), &theirs, deadline())
-            .unwrap();
-        destination
-            .client()
-            .store(&id(name), Limit::never(), &ours, deadline())
-            .unwrap();
+        client.store(&id(name), Limit::never(), &theirs, deadline()).unwrap();
+        destination.client().store(&id(name), Limit::never(), &ours, deadline()).unwrap();
     }
-    let (from, to) = (
-        source.path.to_str().unwrap(),
-        destination.path.to_str().unwrap(),
-    );
-    let denied = if faults::exits_1_for_the_destination(pair.client) {
-        1
-    } else {
-        2
-    };
+    let (from, to) = (source.path.to_str().unwrap(), destination.path.to_str().unwrap());
+    let denied = if faults::exits_1_for_the_destination(pair.client) { 1 } else { 2 };
 
     let replaced = pair.run("transferdump", &[from, to]);
     let mut expected = BTreeMap::from([(id("a"), theirs_path.clone()), (id("b"), theirs_path)]);
@@ -256,14 +208,9 @@ pub fn transfer_into_a_full_holder(pair: &Pair) {
     }
     assert_eq!(paths_at(&destination.path), expected);
 
-    client
-        .store(&id("c"), Limit::never(), &theirs, deadline())
-        .unwrap();
+    client.store(&id("c"), Limit::never(), &theirs, deadline()).unwrap();
     let full = pair.run("transferdump", &[from, to]);
     assert_exit(&full, denied);
-    assert!(
-        stderr(&full).contains("Too many open files in system"),
-        "{full:?}"
-    );
+    assert!(stderr(&full).contains("Too many open files in system"), "{full:?}");
     assert_eq!(paths_at(&destination.path), expected);
 }

@@ -20,21 +20,12 @@ pub fn store_and_list(pair: &Pair) {
     assert_eq!(listed(pair, path), [""; 0]);
     let (first, first_path) = marked_file(&pair.folder(), "first");
     let (second, second_path) = marked_file(&pair.folder(), "second");
-    let by_stdin = pair
-        .program("store")
-        .args([path, "a"])
-        .stdin(first)
-        .output()
-        .unwrap();
+    let by_stdin = pair.program("store").args([path, "a"]).stdin(first).output().unwrap();
     assert_exit(&by_stdin, 0);
     // Descriptor 0 by its number, in every spelling that getopt knows.
     let store = |arguments: &[&str]| {
         let stdin = second.try_clone().unwrap();
-        pair.program("store")
-            .args(arguments)
-            .stdin(stdin)
-            .output()
-            .unwrap()
+        pair.program("store").args(arguments).stdin(stdin).output().unwrap()
     };
     assert_exit(&store(&["-d", "0", "-t10000", path, "b"]), 0);
     assert_eq!(listed(pair, path), ["a", "b"]);
@@ -49,15 +40,8 @@ pub fn store_and_list(pair: &Pair) {
     assert_exit(&store(&["-T0", path, "c"]), 0);
     let full = store(&[path, "d"]);
     assert_exit(&full, 1);
-    assert!(
-        stderr(&full).contains("Too many open files in system"),
-        "{full:?}"
-    );
-    assert_eq!(
-        paths_at(&daemon.path)[&id("a")],
-        first_path,
-        "what was held still is"
-    );
+    assert!(stderr(&full).contains("Too many open files in system"), "{full:?}");
+    assert_eq!(paths_at(&daemon.path)[&id("a")], first_path, "what was held still is");
 }
 
 pub fn odd_bytes(pair: &Pair) {
@@ -87,10 +71,7 @@ pub fn odd_bytes(pair: &Pair) {
 
     let too_long = pair.run("store", &[path, &"x".repeat(256)]);
     assert_exit(&too_long, 1);
-    assert!(
-        stderr(&too_long).contains("File name too long"),
-        "{too_long:?}"
-    );
+    assert!(stderr(&too_long).contains("File name too long"), "{too_long:?}");
     assert_exit(&pair.run("store", &[path, ""]), 1);
     assert_eq!(listed(pair, path), [""; 0]);
 }
@@ -107,15 +88,7 @@ pub fn retrieve(pair: &Pair) {
     let daemon = pair.start("holder", &[]);
     let path = daemon.path.to_str().unwrap();
     let (file, file_path) = marked_file(&pair.folder(), "file");
-    assert_exit(
-        &pair
-            .program("store")
-            .args([path, "a"])
-            .stdin(file)
-            .output()
-            .unwrap(),
-        0,
-    );
+    assert_exit(&pair.program("store").args([path, "a"]).stdin(file).output().unwrap(), 0);
     for _ in 0..3 {
         assert_eq!(retrieved(pair, &[path, "a"]), file_path.to_str().unwrap());
     }
@@ -131,19 +104,8 @@ pub fn retrieve_and_delete(pair: &Pair) {
     let daemon = pair.start("holder", &[]);
     let path = daemon.path.to_str().unwrap();
     let (file, file_path) = marked_file(&pair.folder(), "file");
-    assert_exit(
-        &pair
-            .program("store")
-            .args([path, "a"])
-            .stdin(file)
-            .output()
-            .unwrap(),
-        0,
-    );
-    assert_eq!(
-        retrieved(pair, &["-D", "-t", "10000", path, "a"]),
-        file_path.to_str().unwrap()
-    );
+    assert_exit(&pair.program("store").args([path, "a"]).stdin(file).output().unwrap(), 0);
+    assert_eq!(retrieved(pair, &["-D", "-t", "10000", path, "a"]), file_path.to_str().unwrap());
     assert_eq!(listed(pair, path), [""; 0]);
     assert_exit(&pair.run("retrieve", &["-D", path, "a", "true"]), 1);
 }
@@ -157,10 +119,7 @@ pub fn delete(pair: &Pair) {
     assert_eq!(listed(pair, path), ["b"]);
     let missing = pair.run("delete", &["-t", "10000", path, "a"]);
     assert_exit(&missing, 1);
-    assert!(
-        stderr(&missing).contains("No such file or directory"),
-        "{missing:?}"
-    );
+    assert!(stderr(&missing).contains("No such file or directory"), "{missing:?}");
     assert_exit(&pair.run("store", &[path, "a"]), 0);
 }
 
@@ -169,14 +128,8 @@ pub fn programs_to_become(pair: &Pair) {
     let path = daemon.path.to_str().unwrap();
     assert_exit(&pair.run("store", &[path, "a"]), 0);
     let run = |program: &[&str]| {
-        let (retrieve, getdump) = (
-            [&[path, "a"], program].concat(),
-            [&[path], program].concat(),
-        );
-        [
-            pair.run("retrieve", &retrieve),
-            pair.run("getdump", &getdump),
-        ]
+        let (retrieve, getdump) = ([&[path, "a"], program].concat(), [&[path], program].concat());
+        [pair.run("retrieve", &retrieve), pair.run("getdump", &getdump)]
     };
     for output in run(&["/nowhere/at/all"]) {
         assert_exit(&output, 127);
@@ -192,10 +145,7 @@ pub fn programs_to_become(pair: &Pair) {
     }
     // Nothing is inherited but what was there before.
     let open = ["sh", "-c", "ls /proc/self/fd"];
-    let before = std::process::Command::new(open[0])
-        .args(&open[1..])
-        .output()
-        .unwrap();
+    let before = std::process::Command::new(open[0]).args(&open[1..]).output().unwrap();
     let after = pair.run("retrieve", &[&[path, "a"], &open[..]].concat());
     assert_eq!(stdout(&after), stdout(&before));
 }

@@ -13,12 +13,7 @@ pub fn in_a_cdb(pair: &Pair) {
     let cdb = pair.folder().join("rules.cdb");
     let make = || {
         let mut command = CDB_MAKER.command("s6-accessrules-cdb-from-fs");
-        assert!(command
-            .arg(&cdb)
-            .arg(&rules.dir)
-            .status()
-            .unwrap()
-            .success());
+        assert!(command.arg(&cdb).arg(&rules.dir).status().unwrap().success());
     };
     make();
     let options = ["-x", cdb.to_str().unwrap()];
@@ -31,9 +26,7 @@ pub fn in_a_cdb(pair: &Pair) {
     make();
     assert_exit(&pair.run("list", &[path]), 0);
     daemon.signal(Signal::HUP);
-    eventually("the new rules hold", || {
-        pair.run("list", &[path]).status.code() == Some(1)
-    });
+    eventually("the new rules hold", || pair.run("list", &[path]).status.code() == Some(1));
     assert_exit(&pair.run("retrieve", &[path, "a", "true"]), 0);
 
     // A file that is no cdb any more leaves the rules in force.

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A user as the kernel knows it: effective uid and gid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -237,6 +238,7 @@ struct Remembered {
 pub struct Rules {
     source: Source,
     remembered: HashMap<User, Remembered>,
+    settled: Duration,
 }
 
 impl Rules {
@@ -261,13 +263,20 @@ impl Rules {
         Ok(Self::from(Source::Cdb { path, content }))
     }
 
-    fn from(source: Source) -> Self {
-        Self { source, remembered: HashMap::new() }
+    /// Rules in a folder whose files count as settled at once, so that a test need not wait
+    /// until what they said is remembered.
+    #[cfg(test)]
+    fn in_settled_dir(path: impl Into<PathBuf>) -> Self {
+        Self { settled: Duration::ZERO, ..Self::in_dir(path) }
     }
 
-    /// Whether there are no rules but that the owner may do everything.
-    pub fn is_owner_only(&self) -> bool {
-        matches!(self.source, Source::OwnerOnly)
+    #[cfg(test)]
+    fn remembers(&self, user: User) -> bool {
+        self.remembered.contains_key(&user)
+    }
+
+    fn from(source: Source) -> Self {
+        Self { source, remembered: HashMap::new(), settled: freshness::SETTLED }
     }
 
     /// Reads a cdb again, as SIGHUP asks; a folder needs no such thing.
@@ -294,7 +303,7 @@ impl Rules {
                 return remembered.decision.clone();
             }
         }
-        let (decision, read) = self.source.decide(user, own);
+        let (decision, read) = self.source.decide(user, own, self.settled);
         let decision = decision.map(|(_key, rights)| Arc::new(rights));
         // What is broken may be so for a moment only (no descriptors left, say), and nothing
         // would show when it is not any more.
@@ -315,7 +324,7 @@ impl Rules {
     ///
     /// [`Refusal`], as [`rights`](Self::rights).
     pub fn explain(&self, user: User, own: User) -> Result<(String, Rights), Refusal> {
-        self.source.decide(user, own).0
+        self.source.decide(user, own, self.settled).0
     }
 }
 
@@ -324,6 +333,7 @@ impl Source {
         &self,
         user: User,
         own: User,
+        settled: Duration,
     ) -> (Result<(String, Rights), Refusal>, freshness::Witness) {
         match self {
             Self::OwnerOnly => {
@@ -332,13 +342,13 @@ impl Source {
                 } else {
                     Err(Refusal::NoRule)
                 };
-                (decision, freshness::Witness::nothing_read())
+                (decision, freshness::Witness::new(settled))
             }
             Self::Cdb { content, .. } => {
                 let decision = decide(user, own, |key| content.look_up(key));
-                (decision, freshness::Witness::nothing_read())
+                (decision, freshness::Witness::new(settled))
             }
-            Self::Dir(path) => dir::decide_in(path, user, own),
+            Self::Dir(path) => dir::decide_in(path, user, own, settled),
         }
     }
 }

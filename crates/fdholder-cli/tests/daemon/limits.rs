@@ -45,15 +45,6 @@ fn a_dump_that_does_not_fit_is_enfile() {
 }
 
 #[test]
-fn a_transfer_needs_room_for_one_message_only() {
-    let (_from_folder, from) = filled(5000);
-    let (_to_folder, to) = filled(0);
-    let paths = [from.path.to_str().unwrap(), to.path.to_str().unwrap()];
-    assert_exit(&with_open_files(300, &["transferdump", paths[0], paths[1]]), 0);
-    assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
-}
-
-#[test]
 fn getdump_raises_its_soft_limit() {
     let (_folder, daemon) = filled(600);
     let script = "ulimit -Sn 64; exec \"$0\" getdump \"$1\" sh -c 'echo \"$S6_FD_599\"'";

@@ -26,15 +26,19 @@ fn nothing_leaks_in_daemon_or_client() {
     let null = File::open("/dev/null").unwrap();
     let counts = || [std::process::id(), first.pid(), second.pid()].map(open_fds);
     let before = counts();
+    let (mut good, mut bad) = (0, 0);
     for round in 0..300u32 {
         let mut client = first.client();
         let name = id(&format!("{}", round % 7));
         // Some of these are refused, by turns.
-        let _ = client.store(&name, Limit::never(), &null, deadline());
+        let stored = client.store(&name, Limit::never(), &null, deadline());
         let _ = client.store(&id("brief"), Limit::after(Duration::ZERO), &null, deadline());
         let _ = client.retrieve(&name, deadline());
         let _ = client.retrieve(&id("nothing"), deadline());
-        let _ = client.getdump(deadline());
+        // Good and bad, both are tried.
+        good += usize::from(stored.is_ok());
+        bad += usize::from(stored.is_err());
+        client.getdump(deadline()).unwrap();
         if round % 3 == 0 {
             let _ = client.retrieve_maybe_delete(&name, true, deadline());
         }
@@ -47,7 +51,9 @@ fn nothing_leaks_in_daemon_or_client() {
                 })
                 .collect();
             // Too large a set is refused.
-            let _ = second.client().setdump(&set, deadline());
+            let set_down = second.client().setdump(&set, deadline());
+            good += usize::from(set_down.is_ok());
+            bad += usize::from(set_down.is_err());
         }
         if round % 10 == 0 {
             // What does not fit is refused at the end.
@@ -63,6 +69,7 @@ fn nothing_leaks_in_daemon_or_client() {
         let noise = UnixStream::connect(&first.path).unwrap();
         transport::send(&noise, &[round as u8; 40], &[null.as_fd()], Wait::Yes).unwrap();
     }
+    assert!(good > 50 && bad > 50, "{good} good, {bad} bad");
     for daemon in [&first, &second] {
         let mut client = daemon.client();
         for id in client.list(deadline()).unwrap() {

@@ -7,11 +7,13 @@ mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::fs::{self, File, Permissions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use support::daemon::serve;
 use support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Rules, Suite};
 
 fn main() {
@@ -23,6 +25,7 @@ fn main() {
         trial("without_rules_nobody_else_gets_in", None, without_rules_nobody_else_gets_in),
         trial("privileges_are_dropped", None, privileges_are_dropped),
         trial("the_environment_names_the_user", None, the_environment_names_the_user),
+        trial("a_transfer_needs_room_for_one_message_only", None, small_transfer),
         trial("in_flight_descriptors_wait_for_room", None, in_flight_descriptors_wait_for_room),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -227,4 +230,25 @@ fn in_flight_descriptors_wait_for_room() {
         assert_exit(&transfer, 0);
     }
     assert_eq!(stdout(&run_as(1001, 1001, &binary, &["list", to])).lines().count(), 600);
+}
+
+/// Root, whose descriptors in flight are not counted, carries 5,000 with room for 300. (An
+/// ordinary user's allowance is its limit on open files; what the source has sent counts,
+/// too.)
+fn small_transfer() {
+    let (_from_folder, from) = serve(&["-n", "5000"]);
+    let (_to_folder, to) = serve(&["-n", "5000"]);
+    let null = File::open("/dev/null").unwrap();
+    let entry = |number: u32| fdholder::Entry {
+        id: id(&number.to_string()),
+        limit: fdholder::Limit::never(),
+        fd: null.as_fd(),
+    };
+    let set: Vec<_> = (0..5000).map(entry).collect();
+    from.client().setdump(&set, deadline()).unwrap();
+    let script = "ulimit -n 300; exec \"$0\" transferdump \"$1\" \"$2\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&from.path).arg(&to.path);
+    assert_exit(&command.output().unwrap(), 0);
+    assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
 }

@@ -1,6 +1,6 @@
 //! Going through a set of rules: what each says, and what is wrong or odd about it.
 
-use super::freshness::Witness;
+use super::freshness::{Witness, SETTLED};
 use super::{broken, cdb, dir, Refusal, Rights, Verdict, VARIABLES};
 use std::fs;
 use std::io;
@@ -66,7 +66,7 @@ fn check_rule(rules: &Path, key: String) -> Rule {
     let mut remarks = Vec::new();
     remarks.extend(remark_on_key(&key));
     let there = |name: &str| folder.join(name).symlink_metadata().is_ok();
-    let says = match dir::look_up(&folder, &mut Witness::default()) {
+    let says = match dir::look_up(&folder, &mut Witness::new(SETTLED)) {
         Ok(Verdict::Allow(rights)) => {
             if there("deny") {
                 remarks.push("deny is there too, but allow goes before it".to_owned());

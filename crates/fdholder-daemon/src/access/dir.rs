@@ -10,14 +10,16 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// What the rules in `path` say of `user`, and what was looked at to know it.
 pub(super) fn decide_in(
     path: &Path,
     user: User,
     own: User,
+    settled: Duration,
 ) -> (Result<(String, Rights), Refusal>, Witness) {
-    let mut witness = Witness::default();
+    let mut witness = Witness::new(settled);
     let decision = decide(user, own, |key| look_up(&path.join(key), &mut witness));
     (decision, witness)
 }
@@ -112,6 +114,7 @@ mod tests {
     use super::*;
     use crate::access::Rules;
     use fdholder::Identifier;
+    use rustix::fs::{utimensat, Timespec, Timestamps};
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
@@ -219,5 +222,50 @@ mod tests {
         }
         fs::remove_file(folder.path().join("uid/1/allow")).unwrap();
         assert_eq!(rules.rights(user, DAEMON).unwrap_err(), Refusal::NoRule);
+    }
+
+    /// What is remembered is used; and each file that was looked at, when it changes, ends
+    /// that.
+    #[test]
+    fn what_is_remembered_holds_until_a_file_changes() {
+        let folder = Folder::new();
+        folder.write("gid/1/allow", "").write("gid/1/env/S6_FDHOLDER_LIST", "\n");
+        folder.write("gid/1/env/S6_FDHOLDER_STORE_REGEX", "^a");
+        let mut rules = Rules::in_settled_dir(folder.path());
+        let user = User { uid: 1, gid: 1 };
+        let mut seconds = 0;
+        // A time of its own for each file that is written, however coarse the clock.
+        let mut write = |file: &str, content: &str| {
+            folder.write(file, content);
+            seconds += 1;
+            let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            utimensat(CWD, folder.path().join(file), &times, AtFlags::empty()).unwrap();
+        };
+        let mut changes = [
+            ("gid/1/env/S6_FDHOLDER_STORE_REGEX", "^b"),
+            ("gid/1/env/S6_FDHOLDER_RETRIEVE_REGEX", "^b"),
+            ("gid/1/env/S6_FDHOLDER_LIST", ""),
+            ("gid/1/env/S6_FDHOLDER_GETDUMP", "\n"),
+            ("gid/1/env/S6_FDHOLDER_SETDUMP", "\n"),
+            ("uid/1/allow", ""),
+        ]
+        .into_iter();
+        let mut seen: Vec<Arc<Rights>> = Vec::new();
+        loop {
+            let first = rules.rights(user, DAEMON).unwrap();
+            let second = rules.rights(user, DAEMON).unwrap();
+            assert!(Arc::ptr_eq(&first, &second), "it is remembered");
+            assert!(!seen.iter().any(|earlier| Arc::ptr_eq(earlier, &first)), "it is read again");
+            seen.push(first);
+            let Some((file, content)) = changes.next() else { break };
+            write(file, content);
+        }
+        assert_eq!(seen.len(), 7);
+        write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "(");
+        for _ in 0..2 {
+            assert!(matches!(rules.rights(user, DAEMON), Err(Refusal::Broken { .. })));
+        }
+        assert!(!rules.remembers(user), "what is broken may be mended without a trace");
     }
 }

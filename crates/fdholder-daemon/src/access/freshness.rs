@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A file must have been left alone this long before it was read to be relied upon:
 /// longer than a tick of any clock that stamps files (2 s on FAT).
-const SETTLED: Duration = Duration::from_millis(2500);
+pub(super) const SETTLED: Duration = Duration::from_millis(2500);
 
 /// What a path was.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,28 +57,30 @@ fn look(path: &CString) -> Seen {
 }
 
 /// What was looked at to come to a decision.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Witness {
     paths: Vec<(CString, Seen)>,
+    settled: Duration,
     unsettled: bool,
 }
 
 impl Witness {
-    /// For decisions that depend on no file.
-    pub fn nothing_read() -> Self {
-        Self::default()
+    /// Nothing has been looked at yet. `settled` is how long a file must have been left
+    /// alone to be relied upon: [`SETTLED`], but in tests.
+    pub fn new(settled: Duration) -> Self {
+        Self { paths: Vec::new(), settled, unsettled: false }
     }
 
     /// Looks at a path, before it is read.
     pub fn look_at(&mut self, path: CString) {
         let seen = look(&path);
         if let Seen::File(identity) = &seen {
-            let settled_since = SystemTime::now()
-                .checked_sub(SETTLED)
-                .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-                .map_or(0, |unix| i64::try_from(unix.as_secs()).unwrap_or(0));
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let (secs, nanos) = identity.changed;
+            let changed =
+                Duration::new(u64::try_from(secs).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
             // A stamp in the future is not settled either.
-            self.unsettled |= identity.changed.0 >= settled_since;
+            self.unsettled |= changed + self.settled >= now;
         }
         self.paths.push((path, seen));
     }
@@ -98,7 +100,7 @@ mod tests {
     use std::path::Path;
 
     fn witness(path: &Path) -> Witness {
-        let mut witness = Witness::default();
+        let mut witness = Witness::new(SETTLED);
         witness.look_at(CString::new(path.as_os_str().as_bytes()).unwrap());
         witness
     }

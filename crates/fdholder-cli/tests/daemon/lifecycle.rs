@@ -221,24 +221,29 @@ fn it_says_how_many_it_can_hold() {
     assert_eq!(client.list(deadline()).unwrap().len(), capacity);
 }
 
-/// What has arrived before SIGTERM is answered.
+/// What has arrived before SIGTERM is answered: many requests, or one of a client that has
+/// just come.
 #[test]
 fn a_lame_duck_answers_what_it_was_asked() {
-    const REQUESTS: usize = 700;
-    let (_folder, mut daemon) = serve(&[]);
-    let mut stream = UnixStream::connect(&daemon.path).unwrap();
-    daemon.client().list(deadline()).unwrap();
-    let request: fdholder::Request<std::os::fd::OwnedFd> =
-        fdholder::Request::Retrieve { id: id(&"x".repeat(200)), delete: false };
-    daemon.signal(Signal::STOP);
-    stream.write_all(&request.into_message().bytes().repeat(REQUESTS)).unwrap();
-    daemon.signal(Signal::TERM);
-    daemon.signal(Signal::CONT);
-    let mut replies = Vec::new();
-    // Hung up on behind the last one.
-    let _ = stream.read_to_end(&mut replies);
-    assert_eq!(replies, b"\0\0\0\x01\0\0\x02".repeat(REQUESTS), "ENOENT each");
-    daemon.wait();
+    for (count, connected_before) in [(2048, true), (1, false)] {
+        let (_folder, mut daemon) = serve(&[]);
+        let connect = || UnixStream::connect(&daemon.path).unwrap();
+        let connected = connected_before.then(connect);
+        daemon.client().list(deadline()).unwrap();
+        let request: fdholder::Request<std::os::fd::OwnedFd> =
+            // 64 bytes, so that a read of any power of two ends with a whole request.
+            fdholder::Request::Retrieve { id: id(&"x".repeat(54)), delete: false };
+        daemon.signal(Signal::STOP);
+        let mut stream = connected.unwrap_or_else(connect);
+        stream.write_all(&request.into_message().bytes().repeat(count)).unwrap();
+        daemon.signal(Signal::TERM);
+        daemon.signal(Signal::CONT);
+        let mut replies = Vec::new();
+        // Hung up on behind the last one.
+        let _ = stream.read_to_end(&mut replies);
+        assert!(replies == b"\0\0\0\x01\0\0\x02".repeat(count), "ENOENT for each of {count}");
+        daemon.wait();
+    }
 }
 
 /// A daemon whose log nobody reads goes on.

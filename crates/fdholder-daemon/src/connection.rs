@@ -24,7 +24,7 @@ pub struct Connection<F> {
 /// without a trace.
 #[derive(Debug)]
 struct Set<F> {
-    entries: Vec<Entry<F>>,
+    entries: Vec<Arc<Entry<F>>>,
     announced: usize,
 }
 
@@ -163,12 +163,12 @@ impl<F> Connection<F> {
 
     fn add_to_set(
         &mut self,
-        mut entries: Vec<Entry<F>>,
+        entries: Vec<Entry<F>>,
         store: &mut Store<F>,
         now: Timestamp,
     ) -> Result<Vec<Change<F>>, Malformed> {
         let mut set = self.set.take().ok_or(Malformed::UNANNOUNCED_SET)?;
-        set.entries.append(&mut entries);
+        set.entries.extend(entries.into_iter().map(Arc::new));
         if set.entries.len() > set.announced {
             return Err(Malformed::SET_TOO_LONG);
         }

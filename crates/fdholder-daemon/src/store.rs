@@ -5,7 +5,7 @@
 
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Timestamp};
-use hashbrown::HashTable;
+use hashbrown::hash_table::{Entry as TableEntry, HashTable};
 use slab::Slab;
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -102,7 +102,9 @@ impl<F> Store<F> {
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
-            changes.push(Change::Held(self.insert(entry)));
+            let entry = Arc::new(entry);
+            self.put(Arc::clone(&entry));
+            changes.push(Change::Held(entry));
             Ok(())
         };
         changes.append(&mut self.expire(now)); // A limit may have passed already.
@@ -151,24 +153,25 @@ impl<F> Store<F> {
     /// Adds a set: all of it, or nothing with ENFILE. It replaces what is held under its
     /// identifiers (only new ones count against the capacity), and of several entries of
     /// its own under one identifier the last stays.
-    pub fn setdump(&mut self, set: Vec<Entry<F>>, now: Timestamp) -> Outcome<(), F> {
+    pub fn setdump(&mut self, set: Vec<Arc<Entry<F>>>, now: Timestamp) -> Outcome<(), F> {
         let mut changes = self.expire(now);
         if !self.has_room_for(&set) {
             return Outcome { answer: Err(Errno::NFILE), changes };
         }
         let Self { by_id, slots, hasher, .. } = self;
         by_id.reserve(set.len(), |&slot| hasher.hash_one(&slots[slot as usize].id));
+        slots.reserve(set.len());
         changes.reserve(set.len());
         for entry in set {
-            changes.extend(self.remove(&entry.id).map(Change::Released));
-            changes.push(Change::Held(self.insert(entry)));
+            changes.extend(self.put(Arc::clone(&entry)).map(Change::Released));
+            changes.push(Change::Held(entry));
         }
         changes.append(&mut self.expire(now));
         Outcome { answer: Ok(()), changes }
     }
 
     /// Whether what is new in a set fits. Seldom does it have to be counted.
-    fn has_room_for(&self, set: &[Entry<F>]) -> bool {
+    fn has_room_for(&self, set: &[Arc<Entry<F>>]) -> bool {
         let room = self.capacity - self.len();
         let is_new = |id: &&Identifier| self.slot_of(id).is_none();
         set.len() <= room
@@ -184,17 +187,34 @@ impl<F> Store<F> {
         self.by_id.find(self.hash(id), |&slot| self.slots[slot as usize].id == *id).copied()
     }
 
-    /// Inserts under an identifier that is free.
-    fn insert(&mut self, entry: Entry<F>) -> Arc<Entry<F>> {
-        let entry = Arc::new(entry);
-        let hash = self.hash(&entry.id);
-        let slot = self.slots.insert(Arc::clone(&entry)) as u32; // At most FDS_MAX.
-        if let Some(moment) = entry.limit.moment() {
-            self.by_limit.insert((moment, slot));
+    /// Holds an entry in the place of what its identifier had, if anything, which is
+    /// returned.
+    fn put(&mut self, entry: Arc<Entry<F>>) -> Option<Arc<Entry<F>>> {
+        let Self { slots, by_id, hasher, by_limit, .. } = self;
+        let limit = entry.limit.moment();
+        let found = by_id.entry(
+            hasher.hash_one(&entry.id),
+            |&slot| slots[slot as usize].id == entry.id,
+            |&slot| hasher.hash_one(&slots[slot as usize].id),
+        );
+        let (slot, replaced) = match found {
+            TableEntry::Occupied(found) => {
+                let slot = *found.get();
+                (slot, Some(std::mem::replace(&mut slots[slot as usize], entry)))
+            }
+            TableEntry::Vacant(free) => {
+                let slot = slots.insert(entry) as u32; // At most FDS_MAX.
+                free.insert(slot);
+                (slot, None)
+            }
+        };
+        if let Some(moment) = replaced.as_ref().and_then(|replaced| replaced.limit.moment()) {
+            by_limit.remove(&(moment, slot));
         }
-        let (slots, hasher) = (&self.slots, &self.hasher);
-        self.by_id.insert_unique(hash, slot, |&slot| hasher.hash_one(&slots[slot as usize].id));
-        entry
+        if let Some(moment) = limit {
+            by_limit.insert((moment, slot));
+        }
+        replaced
     }
 
     fn remove(&mut self, id: &Identifier) -> Option<Arc<Entry<F>>> {
@@ -351,10 +371,9 @@ mod tests {
                 (Ok(entries.iter().map(|entry| entry.fd).collect()), changes)
             }
             Op::Setdump(set) => {
-                let set = set
-                    .iter()
-                    .enumerate()
-                    .map(|(index, (number, secs))| entry(*number, *secs, fd + index as u32));
+                let set = set.iter().enumerate().map(|(index, (number, secs))| {
+                    Arc::new(entry(*number, *secs, fd + index as u32))
+                });
                 let done = store.setdump(set.collect(), now);
                 (done.answer.map(|()| vec![]), done.changes)
             }
@@ -403,7 +422,8 @@ mod tests {
         for number in 0..2 {
             store.store(Entry { id: id(number), limit: limit(0), fd: number }, at(1));
         }
-        let set = (0..2).map(|number| Entry { id: id(number), limit: limit(0), fd: number + 10 });
+        let set = (0..2)
+            .map(|number| Arc::new(Entry { id: id(number), limit: limit(0), fd: number + 10 }));
         assert_eq!(store.setdump(set.collect(), at(1)).answer, Ok(()));
         assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 10);
     }

@@ -52,14 +52,19 @@ impl Identifier {
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, BadIdentifier> {
         let bytes = bytes.as_ref();
         Self::check(bytes)?;
+        Ok(Self::from_checked(bytes))
+    }
+
+    /// Copies bytes that [`check`](Self::check) has let pass.
+    pub(crate) fn from_checked(bytes: &[u8]) -> Self {
         let mut inline = [0; INLINE_LEN];
-        Ok(Self(match inline.get_mut(..bytes.len()) {
+        Self(match inline.get_mut(..bytes.len()) {
             Some(start) => {
                 start.copy_from_slice(bytes);
                 Bytes::Inline { len: bytes.len() as u8, bytes: inline } // At most INLINE_LEN.
             }
             None => Bytes::Boxed(bytes.into()),
-        }))
+        })
     }
 
     /// What [`new`](Self::new) checks, without the copy.

@@ -208,8 +208,7 @@ impl<'a> Reader<'a> {
     }
 
     fn id(&mut self) -> Result<Identifier, Malformed> {
-        // The bytes were checked just now; a second check cannot fail.
-        Identifier::new(self.id_bytes()?).map_err(|_| Malformed("an identifier that is none"))
+        self.id_bytes().map(Identifier::from_checked)
     }
 
     /// As many entries as there are descriptors, and nothing behind them.

@@ -8,6 +8,7 @@
 
 pub mod access;
 mod connection;
+pub mod credentials;
 mod deadlines;
 pub mod embedded;
 pub mod limits;

@@ -1,11 +1,12 @@
 //! The socket a holder listens on: made at a path, or inherited.
 
 use crate::access::User;
+use crate::credentials;
 use rustix::fs::{
     chown, flock, lstat, open, unlink, FileType, FlockOperation, Gid, Mode, OFlags, Uid,
 };
 use rustix::io::Errno;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_peercred, socket_type};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{
     bind, connect, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
 };
@@ -184,12 +185,9 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError>
         }
         // EAGAIN: its queue is full, so there is one.
         Ok(()) | Err(Errno::AGAIN) => {
-            let owner = socket_peercred(&probe).ok();
-            Err(ListenError::InUse {
-                path: path.to_owned(),
-                pid: owner.map(|owner| owner.pid.as_raw_nonzero().get()),
-                uid: owner.map_or(u32::MAX, |owner| owner.uid.as_raw()),
-            })
+            let owner = credentials::of_peer(&probe)
+                .map_err(ListenError::system(format!("see who listens on {}", path.display())))?;
+            Err(ListenError::InUse { path: path.to_owned(), pid: owner.pid, uid: owner.user.uid })
         }
         Err(errno) => {
             Err(ListenError::system(format!("see who listens on {}", path.display()))(errno))

@@ -1,6 +1,7 @@
 //! The event loop: sockets, timers and signals around a store.
 
 use crate::access::{Rules, User};
+use crate::credentials;
 use crate::deadlines::Deadlines;
 use crate::limits::{
     ACCEPTS_PER_TURN, CONNECTIONS_MAX, CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT,
@@ -13,7 +14,7 @@ use crate::store::Store;
 use fdholder::{strerror, Errno, Timestamp, LEAP_SECONDS};
 use rustix::event::{epoll, Timespec};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
-use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{accept_with, SocketFlags};
 use rustix::time::{
     timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags,
@@ -240,10 +241,8 @@ impl Server {
 
     /// Lets a client in, or closes the connection.
     fn admit(&mut self, socket: OwnedFd) {
-        let user = match socket_peercred(&socket) {
-            Ok(credentials) => {
-                User { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() }
-            }
+        let user = match credentials::of_peer(&socket) {
+            Ok(credentials) => credentials.user,
             Err(errno) => return warn!("unable to see who connects: {}", strerror(errno)),
         };
         let rights = match self.rules.rights(user, self.user) {

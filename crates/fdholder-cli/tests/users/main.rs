@@ -26,6 +26,7 @@ fn main() {
         trial("privileges_are_dropped", None, privileges_are_dropped),
         trial("the_environment_names_the_user", None, the_environment_names_the_user),
         trial("a_transfer_needs_room_for_one_message_only", None, small_transfer),
+        trial("clients_of_another_pid_namespace", None, clients_of_another_pid_namespace),
         trial("in_flight_descriptors_wait_for_room", None, in_flight_descriptors_wait_for_room),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -251,4 +252,25 @@ fn small_transfer() {
     command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&from.path).arg(&to.path);
     assert_exit(&command.output().unwrap(), 0);
     assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
+}
+
+/// A daemon in a container does not see the pids of clients outside; they may use it all
+/// the same.
+fn clients_of_another_pid_namespace() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child"]).arg(binary).args(["serve", "-1", "-v0"]);
+    let daemon = Daemon::spawn(
+        {
+            command.arg(&path);
+            command
+        },
+        &path,
+    );
+    daemon
+        .client()
+        .store(&id("x"), fdholder::Limit::never(), std::io::stdin(), deadline())
+        .unwrap();
+    assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
 }

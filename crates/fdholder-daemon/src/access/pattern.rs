@@ -1,8 +1,7 @@
 //! POSIX extended regular expressions, by the C library's `regcomp`.
 //!
 //! The rules were written for that meaning, in which `^\d+$` is not "digits": a library
-//! with another one would give rights that nobody granted. The only `unsafe` of the
-//! daemon is here.
+//! with another one would give rights that nobody granted.
 #![allow(unsafe_code)]
 
 use fdholder::limits::ID_LEN_MAX;

@@ -83,7 +83,9 @@ impl From<TransferError> for Failure {
 fn advice(cause: Cause) -> Option<&'static str> {
     Some(match cause {
         Cause::Connect(Errno::NOENT) => "no such socket: is the daemon running, is the path right?",
-        Cause::Connect(Errno::CONNREFUSED) => "nobody listens there: start the daemon again",
+        Cause::Connect(Errno::CONNREFUSED) => {
+            "nobody listens there, or it is no socket: is the daemon running, is the path right?"
+        }
         Cause::Connect(Errno::ACCESS) => {
             "the socket's or a folder's permissions keep this user out"
         }
@@ -96,13 +98,13 @@ fn advice(cause: Cause) -> Option<&'static str> {
         Cause::Denied(Errno::NOENT) => "nothing is held under that id: list shows what is",
         Cause::Exchange(Errno::PIPE) => {
             "the connection was closed: the holder's access rules do not let this user in, or \
-             it is no fd-holder"
+             it is not an fd-holder"
         }
         Cause::Exchange(Errno::NFILE) => "this process has no room for them: see ulimit -n",
         Cause::Exchange(Errno::BADF) => "that descriptor is closed, or cannot be passed on",
         Cause::Exchange(Errno::NAMETOOLONG) => "an id has at most 255 bytes",
         Cause::Exchange(Errno::INVAL) => "an id has at least one byte",
-        Cause::TimedOut => "no answer in time: is that a fd-holder, is option -t too short?",
+        Cause::TimedOut => "no answer in time: is that an fd-holder, is option -t too short?",
         _ => return None,
     })
 }

@@ -21,7 +21,7 @@ pub fn id_operand() -> Arg {
         .value_name("ID")
         .required(true)
         .value_parser(clap::value_parser!(OsString))
-        .help("Identifier of the descriptor, 1 to 255 bytes")
+        .help("Identifier of the descriptor, 1 to 255 bytes; put -- before one that begins with -")
 }
 
 /// The operands that make the program to become.
@@ -39,7 +39,7 @@ pub fn prog_operands() -> Arg {
 /// `-t`: how long the whole operation may take.
 pub fn timeout_option() -> Arg {
     milliseconds_option("timeout", 't', "timeout")
-        .help("Give up after so many milliseconds (0: never)")
+        .help("Give up after so many milliseconds [default: 0, never]")
 }
 
 /// An option whose value is a span in milliseconds.
@@ -79,3 +79,12 @@ pub fn number(text: impl AsRef<std::ffi::OsStr>) -> Result<u32, String> {
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| "it is not a number from 0 to 4294967295".to_owned())
 }
+
+/// What the exit codes of a client program mean.
+pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 the holder said no or broke off, \
+                              100 wrong usage, 111 no holder there or a system error.";
+
+/// The same for one that becomes another program.
+pub const EXIT_CODES_EXEC: &str = "Exit codes: those of PROG; 1 the holder said no or broke off, \
+                                   100 wrong usage, 111 no holder there or a system error, \
+                                   126 PROG cannot be executed, 127 it was not found.";

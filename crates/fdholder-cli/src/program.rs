@@ -84,12 +84,16 @@ impl Invocation {
                 Err(error) => answer_to(called, &error),
             });
         };
-        let called = format!("fdholder {wanted}");
+        let command = definition(program);
+        let mut called = format!("fdholder {wanted}");
+        let command = command.bin_name(&called);
+        let nested = arguments.get(2).and_then(|argument| argument.to_str());
+        if let Some(nested) = nested.filter(|nested| command.find_subcommand(nested).is_some()) {
+            called = format!("{called} {nested}");
+        }
         arguments.remove(0);
-        let matches = definition(program)
-            .bin_name(&called)
-            .try_get_matches_from(arguments)
-            .map_err(|error| answer_to(&called, &error))?;
+        let matches =
+            command.try_get_matches_from(arguments).map_err(|error| answer_to(&called, &error))?;
         Ok(Self { called, as_s6: false, program, matches })
     }
 
@@ -182,11 +186,24 @@ fn as_getopt_reads(command: &Command, arguments: Vec<OsString>) -> Option<Vec<Os
 fn answer_to(called: &str, error: &clap::Error) -> Answer {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Answer::Text(error.to_string()),
-        _ => {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            usage_answer(called, "a subcommand is required")
+        }
+        kind => {
             let text = error.to_string();
             let lines = text.lines().take_while(|line| !line.trim().is_empty());
-            let line = lines.map(str::trim).collect::<Vec<_>>().join(" ");
-            usage_answer(called, line.trim_start_matches("error: "))
+            let mut problem = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+            if let Some(rest) = problem.strip_prefix("error: ") {
+                problem = rest.to_owned();
+            }
+            if kind == ErrorKind::MissingRequiredArgument {
+                let (_, missing) = problem.split_once(": ").unwrap_or(("", &problem));
+                problem = format!("missing {missing}");
+            }
+            if let Some(tip) = text.lines().find_map(|line| line.trim().strip_prefix("tip: ")) {
+                problem = format!("{problem}: {tip}");
+            }
+            usage_answer(called, &problem)
         }
     }
 }

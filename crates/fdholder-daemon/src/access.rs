@@ -114,6 +114,12 @@ impl Rights {
         Self { store: Ids::All, retrieve: Ids::All, list: true, getdump: true, setdump: true }
     }
 
+    /// Whether nothing is granted.
+    pub fn is_nothing(&self) -> bool {
+        matches!((&self.store, &self.retrieve), (Ids::None, Ids::None))
+            && !(self.list || self.getdump || self.setdump)
+    }
+
     /// Whether the client may store and delete under `id`.
     pub fn may_store(&self, id: &Identifier) -> bool {
         self.store.contain(id)

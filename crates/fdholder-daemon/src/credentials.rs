@@ -7,6 +7,7 @@
 
 use crate::access::User;
 use rustix::io::Errno;
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// The other end of a socket, as it was when it connected (or, for the end that accepts,
@@ -17,6 +18,16 @@ pub struct Credentials {
     pub pid: Option<i32>,
     /// Its effective user and group.
     pub user: User,
+}
+
+impl fmt::Display for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "client ({}", self.user)?;
+        match self.pid {
+            Some(pid) => write!(f, " pid {pid})"),
+            None => f.write_str(" of another pid namespace)"),
+        }
+    }
 }
 
 /// Asks the kernel.

@@ -72,7 +72,11 @@ impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::System { doing, errno } => {
-                write!(f, "unable to {doing}: {}", fdholder::strerror(*errno))
+                write!(f, "unable to {doing}: {}", fdholder::strerror(*errno))?;
+                if *errno == Errno::NAMETOOLONG {
+                    f.write_str(" (the path of a socket has at most 107 bytes)")?;
+                }
+                Ok(())
             }
             Self::InUse { path, pid, uid } => {
                 write!(f, "unable to bind to {}: a daemon listens there (", path.display())?;

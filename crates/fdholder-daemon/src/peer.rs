@@ -3,6 +3,7 @@
 
 use crate::access::Rights;
 use crate::connection::{Connection, Step};
+use crate::credentials::Credentials;
 use crate::limits::{MESSAGES_PER_TURN, REQUESTS_PER_TURN};
 use crate::store::Store;
 use fdholder::transport::{self, Wait};
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 /// One client of the daemon.
 #[derive(Debug)]
 pub(crate) struct Peer {
+    /// For messages; its rights were decided when it connected.
+    pub who: Credentials,
     socket: OwnedFd,
     connection: Connection<OwnedFd>,
     /// It has shut down its side: what it asked is answered, then it is let go.
@@ -57,8 +60,9 @@ impl fmt::Display for Gone {
 const SEND_PAUSE: Duration = Duration::from_millis(2);
 
 impl Peer {
-    pub fn new(socket: OwnedFd, rights: Arc<Rights>) -> Self {
+    pub fn new(socket: OwnedFd, who: Credentials, rights: Arc<Rights>) -> Self {
         Self {
+            who,
             socket,
             connection: Connection::new(rights),
             half_closed: false,

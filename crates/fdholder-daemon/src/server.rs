@@ -127,7 +127,8 @@ impl Server {
         let capacity = options.fds_max.clamp(1, FDS_MAX).min(available - connections_max);
         if connections_max == 0 || capacity == 0 {
             return Err(io::Error::other(format!(
-                "the limit on open files, {open_files}, is too low to hold anything"
+                "the hard limit on open files, {open_files}, is too low to hold anything; it takes \
+                 {} or more", FDS_RESERVED + 2
             )));
         }
         // The listener is not one of the descriptors held for others.
@@ -241,25 +242,25 @@ impl Server {
 
     /// Lets a client in, or closes the connection.
     fn admit(&mut self, socket: OwnedFd) {
-        let user = match credentials::of_peer(&socket) {
-            Ok(credentials) => credentials.user,
+        let who = match credentials::of_peer(&socket) {
+            Ok(who) => who,
             Err(errno) => return warn!("unable to see who connects: {}", strerror(errno)),
         };
-        let rights = match self.rules.rights(user, self.user) {
+        let rights = match self.rules.rights(who.user, self.user) {
             Ok(rights) => rights,
             Err(refusal @ crate::access::Refusal::Broken { .. }) => {
-                return warn!("{user} refused, error in the rules: {refusal}");
+                return warn!("{who} refused, error in the rules: {refusal}");
             }
-            Err(refusal) => return debug!("{user} refused: {refusal}"),
+            Err(refusal) => return debug!("{who} refused: {refusal}"),
         };
-        let peer = Peer::new(socket, rights);
+        let peer = Peer::new(socket, who, rights);
         let entry = self.peers.vacant_entry();
         let token = entry.key();
         let data = epoll::EventData::new_u64(token as u64);
         if let Err(errno) = epoll::add(&self.epoll, peer.socket(), data, peer.interest) {
             return warn!("unable to watch a client: {}", strerror(errno));
         }
-        debug!(client = token, "{user} connected");
+        debug!("{who} connected");
         let peer = entry.insert(peer);
         let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
@@ -306,9 +307,9 @@ impl Server {
         self.turns.set(token, &mut peer.turn, None);
         match why {
             Gone::Malformed(_) | Gone::Failed(Errno::TIMEDOUT) => {
-                warn!(client = token, "client dropped: {why}");
+                warn!("{} dropped: {why}", peer.who);
             }
-            Gone::Closed | Gone::Failed(_) => debug!(client = token, "{why}"),
+            Gone::Closed | Gone::Failed(_) => debug!("{} gone: {why}", peer.who),
         }
     }
 

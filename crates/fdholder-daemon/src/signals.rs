@@ -4,7 +4,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-/// The signals a daemon heeds: SIGTERM ends it, SIGHUP has it read its rules again.
+/// The signals a daemon heeds: SIGTERM ends it, and so does SIGINT (Ctrl-C, also as the
+/// first process of a container, where nothing else would); SIGHUP has it read its rules
+/// again. `server.rs` acts on them.
 #[derive(Debug)]
 pub struct Signals {
     term: Pipe,
@@ -39,7 +41,7 @@ impl Pipe {
 }
 
 impl Signals {
-    /// Catches SIGTERM and SIGHUP from now on.
+    /// Catches SIGTERM, SIGINT and SIGHUP from now on.
     ///
     /// # Errors
     ///
@@ -47,6 +49,7 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         let signals = Self::none()?;
         signals.term.register(signal_hook::consts::SIGTERM)?;
+        signals.term.register(signal_hook::consts::SIGINT)?;
         signals.hup.register(signal_hook::consts::SIGHUP)?;
         Ok(signals)
     }

@@ -323,6 +323,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_is_no_stamp_or_identifier_is_refused() {
+        let store = |nanos: u32, id: &[u8]| {
+            let label = b"S\x40\0\0\0\0\0\0\0";
+            parse(&[&label[..], &nanos.to_be_bytes(), id].concat(), &[1])
+        };
+        assert!(store(999_999_999, b"\x01a\0").is_ok());
+        assert!(store(1_000_000_000, b"\x01a\0").is_err());
+        assert!(store(0, b"\0\0").is_err());
+        assert!(store(0, b"\x03a\0b\0").is_err());
+        assert!(store(0, b"\x01ab").is_err());
+    }
+
+    #[test]
     fn descriptors_must_fit_the_request() {
         let store = b"S\x40\0\0\0\0\0\0\0\0\0\0\0\x01a\0";
         assert!(parse(store, &[1]).is_ok());

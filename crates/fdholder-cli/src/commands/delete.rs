@@ -3,7 +3,7 @@
 use crate::connect::connect;
 use crate::connect::identifier;
 use crate::failure::Failure;
-use crate::options::{id_operand, path_operand, timeout_option};
+use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::Command;
 use std::process::ExitCode;
@@ -19,6 +19,7 @@ pub const PROGRAM: Program = Program {
 fn define(command: Command) -> Command {
     command
         .about("Have the holder close a descriptor")
+        .after_help(EXIT_CODES)
         .arg(timeout_option())
         .arg(path_operand())
         .arg(id_operand())

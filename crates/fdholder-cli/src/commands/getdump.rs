@@ -4,7 +4,7 @@
 use crate::connect::connect;
 use crate::exec::become_program;
 use crate::failure::Failure;
-use crate::options::{path_operand, prog_operands, timeout_option};
+use crate::options::{path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
 use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Entry};
@@ -25,12 +25,13 @@ pub const PROGRAM: Program = Program {
 fn define(command: Command) -> Command {
     command
         .about("Become a program that has open everything that is held")
-        .after_help(
+        .after_help(format!(
             "Environment of PROG:\n  S6_FD#         how many descriptors\n  \
              S6_FD_i        number of descriptor i, from 0\n  \
              S6_FDID_i      its identifier\n  \
-             S6_FDLIMIT_i   when it expires (TAI64N), unset for never",
-        )
+             S6_FDLIMIT_i   when it expires (TAI64N), unset for never\n\n\
+             {EXIT_CODES_EXEC}",
+        ))
         .arg(timeout_option())
         .arg(path_operand())
         .arg(prog_operands())

@@ -4,7 +4,7 @@ use crate::connect::connect;
 use crate::connect::identifier;
 use crate::exec::become_program;
 use crate::failure::Failure;
-use crate::options::{id_operand, path_operand, prog_operands, timeout_option};
+use crate::options::{id_operand, path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use std::process::ExitCode;
@@ -20,6 +20,7 @@ pub const PROGRAM: Program = Program {
 fn define(command: Command) -> Command {
     command
         .about("Become a program whose standard input is a held descriptor")
+        .after_help(EXIT_CODES_EXEC)
         .arg(
             Arg::new("delete")
                 .short('D')

@@ -8,7 +8,7 @@ use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::{Rules, User};
-use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT};
+use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, listen_at, Listen, BACKLOG_DEFAULT};
 use fdholder_daemon::privileges::{drop_to, Become};
 use fdholder_daemon::signals::Signals;
@@ -67,11 +67,11 @@ fn define_server(command: Command) -> Command {
         )
         .arg(
             milliseconds_option("client-timeout", 't', "client-timeout")
-                .help("Drop a client that is silent so long in the middle of something"),
+                .help("Drop a client that is silent so long before its first request or in the middle of one [default: 0, never]"),
         )
         .arg(
             milliseconds_option("lame-duck", 'T', "lame-duck-timeout")
-                .help("After SIGTERM, let clients finish for so long (0: as long as they take)"),
+                .help("After SIGTERM, let clients finish for so long [default: 0, as long as they take]"),
         )
         .arg(
             file("rulesdir", 'i', "rules-dir")
@@ -91,9 +91,11 @@ fn define_daemon(command: Command) -> Command {
     let flag = |id, short, long| Arg::new(id).short(short).long(long).action(ArgAction::SetTrue);
     define_server(command)
         .after_help(
-            "Without rules the socket has mode 0600, the daemon's own user may do everything\n\
-             and nobody else connects. SIGTERM ends it once clients have finished; the exit\n\
-             code is 0, +1 if descriptors were still held, +2 if clients were cut off.",
+            "Without rules the socket has mode 0600, the daemon's own user may do everything \
+             and nobody else connects. With rules it has mode 0777, and they decide.\n\n\
+             SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
+             for the next one to replace. Exit codes: 0, +1 if descriptors were still held, +2 \
+             if clients were cut off; 100 wrong usage, 111 it cannot start.",
         )
         .arg(
             flag("reuse", 'd', "reuse")
@@ -106,8 +108,9 @@ fn define_daemon(command: Command) -> Command {
                 .help("Fail if PATH is there, whatever it is"),
         )
         .arg(
-            number_option("backlog", 'b', "backlog")
-                .help("Clients that wait to be accepted at most"),
+            number_option("backlog", 'b', "backlog").help(format!(
+                "Clients that wait to be accepted at most [default: {BACKLOG_DEFAULT}]"
+            )),
         )
         .arg(
             Arg::new("groups")
@@ -136,11 +139,13 @@ fn groups(text: &OsStr) -> Result<Groups, String> {
 }
 
 fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
     let source = RulesSource::of(invocation)?;
+    let owner_only = matches!(source, RulesSource::OwnerOnly);
+    let rules = source.read()?;
     let path: PathBuf = invocation.required("path")?;
     let user = user_to_become(invocation)?;
     let own = User::this_process();
-    let owner_only = matches!(source, RulesSource::OwnerOnly);
     // With rules, they alone decide, as with s6; without, the file system does.
     let listen = Listen {
         path: path.clone(),
@@ -153,11 +158,21 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
             .then_some(User { uid: user.uid.unwrap_or(own.uid), gid: user.gid.unwrap_or(own.gid) }),
     };
     let listener = listen_at(&listen).map_err(|error| Failure::new(exit::SYSTEM, error))?;
-    drop_to(&user).map_err(|(doing, errno)| Failure::system(doing, errno))?;
-    serve(invocation, listener, source, &path.display().to_string())
+    let started = drop_to(&user)
+        .map_err(|(doing, errno)| Failure::system(doing, errno))
+        .and_then(|()| prepare(invocation, listener, rules));
+    match started {
+        Ok(server) => serve(invocation, server, &path.display().to_string()),
+        Err(failure) => {
+            // No daemon, no socket; if it cannot be removed, the next one will.
+            let _ = std::fs::remove_file(&path);
+            Err(failure)
+        }
+    }
 }
 
 fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
     let source = RulesSource::of(invocation)?;
     let stdin = std::io::stdin();
     check_inherited(&stdin).map_err(|problem| {
@@ -167,7 +182,8 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(|error| Failure::system("take the socket from standard input", error))?;
-    serve(invocation, listener, source, "standard input")
+    let server = prepare(invocation, listener, source.read()?)?;
+    serve(invocation, server, "standard input")
 }
 
 /// Where the rules are, by the command line.
@@ -234,15 +250,8 @@ fn user_to_become(invocation: &Invocation) -> Result<Become, Failure> {
     Ok(user)
 }
 
-/// What both names of the daemon do once there is a socket.
-fn serve(
-    invocation: &Invocation,
-    listener: OwnedFd,
-    source: RulesSource,
-    place: &str,
-) -> Result<ExitCode, Failure> {
-    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
-    let failed = |doing: &'static str| move |error: std::io::Error| Failure::system(doing, error);
+/// The server that the command line asks for.
+fn prepare(invocation: &Invocation, listener: OwnedFd, rules: Rules) -> Result<Server, Failure> {
     let span = |id: &str| invocation.optional(id).and_then(|Milliseconds(span)| span);
     let count = |id: &str| invocation.optional::<u32>(id).map(|count| count as usize);
     let defaults = Options::default();
@@ -253,17 +262,32 @@ fn serve(
         client_timeout: span("client-timeout"),
         lame_duck_timeout: span("lame-duck"),
     };
-    let signals = Signals::catch().map_err(failed("catch signals"))?;
-    let server = Server::new(listener, source.read()?, signals, options)
-        .map_err(failed("prepare the server"))?;
+    let signals = Signals::catch().map_err(|error| Failure::system("catch signals", error))?;
+    let server = Server::new(listener, rules, signals, options)
+        .map_err(|error| Failure::system("prepare the server", error))?;
     let capacity = server.capacity();
-    if capacity < wanted {
-        warn!("{wanted} descriptors do not fit under the limit on open files (ulimit -Hn)");
+    if wanted > FDS_MAX {
+        warn!("room for {capacity} descriptors, not {wanted}: no holder has room for more");
+    } else if capacity < wanted {
+        warn!(
+            "room for {capacity} descriptors, not {wanted}: the hard limit on open files \
+             (ulimit -Hn) does not allow more"
+        );
     }
-    info!("ready on {place}, holding up to {capacity} descriptors");
+    Ok(server)
+}
+
+/// What both names of the daemon do once there is a server.
+fn serve(invocation: &Invocation, server: Server, place: &str) -> Result<ExitCode, Failure> {
+    let (capacity, pid) = (server.capacity(), std::process::id());
+    info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors");
     give_up_standard_streams(invocation.matches.get_flag("ready"))
-        .map_err(failed("announce readiness on stdout"))?;
-    let Ended { held, clients } = server.run().map_err(failed("go on serving"))?;
+        .map_err(|error| Failure::system("announce readiness on stdout", error))?;
+    let Ended { held, clients } =
+        server.run().map_err(|error| Failure::system("go on serving", error))?;
+    if held > 0 {
+        warn!("ended with {held} descriptors, which are closed now");
+    }
     Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
 }
 

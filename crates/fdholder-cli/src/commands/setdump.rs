@@ -3,7 +3,7 @@
 use crate::connect::connect;
 use crate::failure::{exit, Failure};
 use crate::inherited;
-use crate::options::{path_operand, timeout_option};
+use crate::options::{path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Cause, Entry, Error};
@@ -20,7 +20,9 @@ pub const PROGRAM: Program = Program {
 fn define(command: Command) -> Command {
     command
         .about("Give the holder the descriptors that getdump's environment describes")
-        .after_help("The environment is that of 'fdholder getdump PATH PROG'.")
+        .after_help(format!(
+            "The environment is that of 'fdholder getdump PATH PROG'.\n\n{EXIT_CODES}"
+        ))
         .arg(timeout_option())
         .arg(path_operand())
 }

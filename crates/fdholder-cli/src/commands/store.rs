@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::inherited;
 use crate::options::{
     id_operand, milliseconds_option, number_option, path_operand, timeout_option, Milliseconds,
+    EXIT_CODES,
 };
 use crate::program::{Invocation, Program};
 use clap::Command;
@@ -23,10 +24,11 @@ pub const PROGRAM: Program = Program {
 fn define(command: Command) -> Command {
     command
         .about("Have a descriptor held: standard input, or the one -d names")
+        .after_help(EXIT_CODES)
         .arg(number_option("fd", 'd', "fd").help("Descriptor to store [default: 0]"))
         .arg(
             milliseconds_option("fdtimeout", 'T', "expire")
-                .help("The holder closes it after so many milliseconds (0: never)"),
+                .help("The holder closes it after so many milliseconds [default: 0, never]"),
         )
         .arg(timeout_option())
         .arg(path_operand())

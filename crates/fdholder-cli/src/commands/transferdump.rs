@@ -23,8 +23,10 @@ fn define(command: Command) -> Command {
     command
         .about("Carry everything one holder has into another")
         .after_help(
-            "The source keeps what it has; under an id that both have, its descriptor replaces\n\
-             the destination's. Exit codes: 1 the source denied it, 2 the destination denied it.",
+            "The source keeps what it has; under an id that both have, its descriptor \
+             replaces the destination's.\n\n\
+             Exit codes: 0 done, 1 the source said no or broke off, 2 the destination did, \
+             100 wrong usage, 111 no holder there or a system error.",
         )
         .arg(
             Arg::new("timeouts")

@@ -86,7 +86,8 @@ fn a_path_in_use_is_left_alone() {
     daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
     let second = suite::fdholder(["serve", daemon.path.to_str().unwrap()]).output().unwrap();
     assert_exit(&second, 111);
-    assert!(stderr(&second).contains(&format!("pid {}", daemon.pid())), "{second:?}");
+    let owner = format!("(pid {}, uid {})", daemon.pid(), rustix::process::geteuid().as_raw());
+    assert!(stderr(&second).contains(&owner), "{second:?}");
     assert_eq!(stderr(&second).lines().count(), 1);
     assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
 
@@ -123,6 +124,10 @@ fn the_exit_code_says_what_was_left() {
     let (_folder, daemon) = serve(&[]);
     daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
     assert_eq!(daemon.terminate(), Some(1));
+    let (_folder, mut daemon) = serve(&[]);
+    daemon.client().store(&id("x"), Limit::never(), null(), deadline()).unwrap();
+    daemon.signal(Signal::INT);
+    assert_eq!(daemon.wait().code(), Some(1), "Ctrl-C is no worse");
     let (_folder, daemon) = serve(&["-T", "1"]);
     // In the middle of a request, for ever.
     let mut stuck = UnixStream::connect(&daemon.path).unwrap();
@@ -176,6 +181,33 @@ fn clients_beyond_the_limit_wait() {
     assert!(second.list(soon).is_err());
     drop((first, second));
     daemon.client().list(deadline()).unwrap();
+}
+
+/// s6's daemon stops at 256.
+#[test]
+fn three_hundred_clients_at_once() {
+    let (_folder, daemon) = serve(&["-c", "300"]);
+    let mut clients: Vec<_> = (0..300).map(|_| daemon.client()).collect();
+    for client in &mut clients {
+        client.list(deadline()).unwrap();
+    }
+}
+
+/// A daemon that cannot start leaves nothing behind.
+#[test]
+fn a_failed_start_leaves_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let script = "ulimit -n 200; exec \"$0\" \"$@\"";
+    let rules = folder.path().join("no rules");
+    for options in [&["-v1"][..], &["-x", rules.to_str().unwrap()]] {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder"), "serve"]);
+        let output = command.args(options).arg(&path).output().unwrap();
+        assert_exit(&output, 111);
+        assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+        assert!(!path.exists());
+    }
 }
 
 #[test]

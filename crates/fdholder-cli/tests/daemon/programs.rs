@@ -68,7 +68,7 @@ fn options_may_follow_operands_under_our_own_name() {
     assert_exit(&run(&["store", path, "x", "--expire", "3600000", "--timeout", "10000"]), 0);
     assert_exit(&run(&["list", path, "-t", "10000"]), 0);
     let list = run(&["list", path, "--json"]);
-    assert_eq!(stdout(&list), "[{\"id\":\"x\"}]\n");
+    assert_eq!(stdout(&list), "[{\"id\":\"x\",\"quoted\":\"x\"}]\n");
     assert_exit(&run(&["retrieve", "--delete", path, "x", "sh", "-c", "true", "--help"]), 0);
     assert_eq!(stdout(&run(&["list", path, "--json"])), "[]\n");
 }
@@ -148,6 +148,22 @@ fn messages_say_what_to_do() {
         "s6-fdholder-store: fatal: unable to store fd: Device or resource busy \
          (the id is in use: delete it first, or take another)\n"
     );
+    assert_eq!(
+        stderr(&store("").unwrap()),
+        "s6-fdholder-store: fatal: unable to store fd: Invalid argument \
+         (an id has at least one byte)\n"
+    );
+    let typo = suite::fdholder(["list", "--tiemout", "5", path]).output().unwrap();
+    assert_eq!(
+        stderr(&typo),
+        "fdholder list: usage: unexpected argument '--tiemout' found: a similar argument exists: \
+         '--timeout' (see 'fdholder list --help')\n"
+    );
+    let missing = suite::fdholder(["store"]).output().unwrap();
+    assert_eq!(
+        stderr(&missing),
+        "fdholder store: usage: missing <PATH> <ID> (see 'fdholder store --help')\n"
+    );
     let nowhere = suite::fdholder(["list", "/nowhere/holder"]).output().unwrap();
     assert_eq!(
         stderr(&nowhere),
@@ -217,4 +233,31 @@ fn stderr_that_is_closed_does_not_change_the_exit_code() {
     assert_eq!(run(&["list", "/nowhere/holder"]), Some(111));
     assert_eq!(run(&["list"]), Some(100));
     assert_eq!(run(&["--help"]), Some(0));
+}
+
+/// A source that takes its time may, however little the destination is allowed.
+#[test]
+fn a_slow_source_is_not_the_destinations_fault() {
+    use fdholder::{reply, transport};
+    use std::os::fd::AsFd;
+    let (folder, daemon) = serve(&[]);
+    let slow = folder.path().join("slow");
+    let listener = UnixListener::bind(&slow).unwrap();
+    let source = std::thread::spawn(move || {
+        use std::io::Read;
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 7]).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let (name, never) = (id("x"), Limit::never());
+        let head = reply::getdump_head(1);
+        let data = reply::getdump_data(std::iter::once((&name, never, null.as_fd())));
+        transport::send(&stream, head.bytes(), head.fds(), transport::Wait::Yes).unwrap();
+        // Longer than the destination is given in all.
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        transport::send(&stream, data.bytes(), data.fds(), transport::Wait::Yes).unwrap();
+    });
+    let mut command = suite::fdholder(["transferdump", "-t", ":500"]);
+    assert_exit(&command.arg(&slow).arg(&daemon.path).output().unwrap(), 0);
+    source.join().unwrap();
+    assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
 }

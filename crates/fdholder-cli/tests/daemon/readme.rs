@@ -33,6 +33,5 @@ fn the_quick_start_works_as_pasted() {
     end(&folder.path().join("holder"));
     end(&folder.path().join("holder2"));
     assert!(output.status.success(), "{output:?}");
-    // Each holder says that it is ready with an empty line.
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "\ngreeting\n\nstill here\n");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "greeting\nstill here\n");
 }

@@ -24,7 +24,7 @@ fn nothing_leaks_in_daemon_or_client() {
     let (_first_folder, first) = serve(&["-n", "300"]);
     let (_second_folder, second) = serve(&["-n", "300"]);
     let null = File::open("/dev/null").unwrap();
-    let counts = || [std::process::id(), first.pid(), second.pid()].map(open_fds);
+    let counts = || [open_fds(std::process::id()), first.open_fds(), second.open_fds()];
     let before = counts();
     let (mut good, mut bad) = (0, 0);
     for round in 0..300u32 {

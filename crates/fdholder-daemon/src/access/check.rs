@@ -2,6 +2,7 @@
 
 use super::freshness::{Witness, SETTLED};
 use super::{broken, cdb, dir, Refusal, Rights, Verdict, VARIABLES};
+use fdholder::Errno;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -36,9 +37,12 @@ pub enum Says {
 ///
 /// When the folder or file itself cannot be read.
 pub fn check(path: &Path) -> Result<(Vec<Rule>, Vec<String>), Refusal> {
-    let metadata = fs::metadata(path).map_err(|error| broken(path, error))?;
-    if metadata.is_dir() {
-        check_dir(path).map_err(|error| broken(path, error))
+    let failed = |error: io::Error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        broken(path, fdholder::strerror(errno))
+    };
+    if fs::metadata(path).map_err(failed)?.is_dir() {
+        check_dir(path).map_err(failed)
     } else {
         check_cdb(path)
     }
@@ -68,6 +72,9 @@ fn check_rule(rules: &Path, key: String) -> Rule {
     let there = |name: &str| folder.join(name).symlink_metadata().is_ok();
     let says = match dir::look_up(&folder, &mut Witness::new(SETTLED)) {
         Ok(Verdict::Allow(rights)) => {
+            if rights.is_nothing() {
+                remarks.push("it lets its users connect, but grants them nothing".to_owned());
+            }
             if there("deny") {
                 remarks.push("deny is there too, but allow goes before it".to_owned());
             }
@@ -169,7 +176,7 @@ mod tests {
         write("users/0/allow", "");
         let (rules, remarks) = check(dir.path()).unwrap();
         let rule = |key: &str| rules.iter().find(|rule| rule.key == key).unwrap();
-        assert_eq!(rule("uid/0").remarks.len(), 2, "{:?}", rule("uid/0").remarks);
+        assert_eq!(rule("uid/0").remarks.len(), 3, "{:?}", rule("uid/0").remarks);
         assert!(matches!(&rule("uid/0").says, Says::Allow(rights) if !rights.list));
         assert!(matches!(&rule("uid/1").says, Says::Broken(why) if why.contains("STORE_REGEX")));
         assert!(rule("uid/root").remarks[0].contains("never looked up"));

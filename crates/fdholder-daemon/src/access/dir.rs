@@ -207,6 +207,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_right_does_not_matter() {
+        let rules = Folder::new();
+        rules.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_LIST", "\n");
+        rules.write("uid/1/env/OTHER/file", "").write("uid/1/env/a=b", "x");
+        assert!(rules.ask(1, 1).unwrap().list);
+    }
+
+    #[test]
     fn a_changed_rule_holds_at_once() {
         let folder = Folder::new();
         folder.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_STORE_REGEX", "^a");

@@ -4,20 +4,21 @@ use crate::serve;
 use crate::support::{assert_exit, deadline, id, stderr, Daemon};
 use fdholder::{Entry, Errno, Limit};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, Output};
+
+/// A set of so many copies of a descriptor.
+fn set_of(fd: &File, count: u32) -> Vec<Entry<BorrowedFd<'_>>> {
+    let entry =
+        |number: u32| Entry { id: id(&number.to_string()), limit: Limit::never(), fd: fd.as_fd() };
+    (0..count).map(entry).collect()
+}
 
 /// A daemon that holds so many.
 fn filled(count: u32) -> (tempfile::TempDir, Daemon) {
     let (folder, daemon) = serve(&["-n", "6000"]);
     let null = File::open("/dev/null").unwrap();
-    let set: Vec<_> = (0..count)
-        .map(|number| Entry {
-            id: id(&number.to_string()),
-            limit: Limit::never(),
-            fd: null.as_fd(),
-        })
-        .collect();
+    let set = set_of(&null, count);
     daemon.client().setdump(&set, deadline()).unwrap();
     (folder, daemon)
 }
@@ -73,13 +74,7 @@ fn a_set_that_does_not_fit_the_process_is_enfile() {
     command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&path);
     let daemon = Daemon::spawn(command, &path);
     let null = File::open("/dev/null").unwrap();
-    let set: Vec<_> = (0..450)
-        .map(|number| Entry {
-            id: id(&number.to_string()),
-            limit: Limit::never(),
-            fd: null.as_fd(),
-        })
-        .collect();
+    let set = set_of(&null, 450);
     daemon.client().setdump(&set, deadline()).unwrap();
     // It replaces what is held, so the store would take it; but until it is whole both
     // are open.

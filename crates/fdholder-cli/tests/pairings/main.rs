@@ -12,8 +12,7 @@ mod scenarios;
 #[path = "../support/mod.rs"]
 mod support;
 
-use libtest_mimic::{Arguments, Failed, Trial};
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use libtest_mimic::{Arguments, Trial};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use support::{Daemon, Rules, Suite};
@@ -85,19 +84,9 @@ fn main() {
 fn trial(scenario: scenarios::Scenario, client: Suite, daemon: Suite) -> Trial {
     let name = format!("{}::{client}_client_{daemon}_daemon", scenario.name);
     let mut needed = [client, daemon].into_iter().chain(scenario.tools);
-    if let Some(peer) = needed.find(|suite| !suite.is_installed()) {
-        let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
-        let failure = format!("{peer} is not installed: run scripts/peers");
-        return Trial::test(name, move || Err(Failed::from(failure)))
-            .with_kind(format!("needs {peer}"))
-            .with_ignored_flag(!required);
-    }
-    Trial::test(name, move || {
+    let missing = needed.find(|suite| !suite.is_installed()).map(|suite| suite.to_string());
+    support::trial::trial(name, missing, move || {
         let pair = Pair { client, daemon, folder: tempfile::tempdir().unwrap() };
-        catch_unwind(AssertUnwindSafe(|| (scenario.play)(&pair))).map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-            Failed::from(text.unwrap_or_default())
-        })
+        (scenario.play)(&pair);
     })
 }

@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod suite;
+pub mod trial;
 
 pub use daemon::{Daemon, Rules};
 pub use suite::Suite;

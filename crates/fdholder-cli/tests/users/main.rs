@@ -5,12 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use std::fs::{self, File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use support::daemon::serve;
@@ -38,19 +37,7 @@ fn trial(name: &str, peer: Option<Suite>, run: impl FnOnce() + Send + 'static) -
     } else {
         Some("root".to_owned())
     };
-    if let Some(missing) = missing {
-        let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
-        let failure = format!("this needs {missing}");
-        return Trial::test(name, move || Err(Failed::from(failure)))
-            .with_kind(format!("needs {missing}"))
-            .with_ignored_flag(!required);
-    }
-    Trial::test(name, move || {
-        catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            Failed::from(text.unwrap_or_else(|| "it panicked".to_owned()))
-        })
-    })
+    support::trial::trial(name.to_owned(), missing, run)
 }
 
 /// A folder that every user may enter, with our binary in it.

@@ -1,6 +1,7 @@
 //! From the start of the daemon to its end.
 
 use crate::serve;
+use crate::support::daemon::serve_under;
 use crate::support::{
     assert_exit, deadline, eventually, id, marked_file, stderr, suite, Daemon, Rules, Suite,
 };
@@ -212,12 +213,7 @@ fn a_failed_start_leaves_no_socket() {
 
 #[test]
 fn the_soft_limit_on_open_files_is_raised() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("holder");
-    let mut command = Command::new("sh");
-    let script = "ulimit -Sn 64; exec \"$0\" serve -1 -v0 -n 500 \"$1\"";
-    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&path);
-    let daemon = Daemon::spawn(command, &path);
+    let (_folder, daemon) = serve_under("ulimit -Sn 64", &["-n", "500"]);
     let (mut client, null) = (daemon.client(), null());
     for number in 0..500 {
         client.store(&id(&number.to_string()), Limit::never(), &null, deadline()).unwrap();

@@ -1,6 +1,7 @@
 //! Processes with little room for descriptors.
 
 use crate::serve;
+use crate::support::daemon::serve_under;
 use crate::support::{assert_exit, deadline, id, stderr, Daemon};
 use fdholder::{Entry, Errno, Limit};
 use std::fs::File;
@@ -67,12 +68,7 @@ fn getdump_raises_its_soft_limit() {
 /// everybody else goes on.
 #[test]
 fn a_set_that_does_not_fit_the_process_is_enfile() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("holder");
-    let mut command = Command::new("sh");
-    let script = "ulimit -n 800; exec \"$0\" serve -1 -v0 -c 4 -n 450 \"$1\"";
-    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&path);
-    let daemon = Daemon::spawn(command, &path);
+    let (_folder, daemon) = serve_under("ulimit -n 800", &["-c", "4", "-n", "450"]);
     let null = File::open("/dev/null").unwrap();
     let set = set_of(&null, 450);
     daemon.client().setdump(&set, deadline()).unwrap();

@@ -68,6 +68,17 @@ pub fn serve(options: &[&str]) -> (tempfile::TempDir, Daemon) {
     (folder, daemon)
 }
 
+/// The same under a limit of the shell's, such as `ulimit -n 600`.
+pub fn serve_under(limit: &str, options: &[&str]) -> (tempfile::TempDir, Daemon) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let script = format!("{limit}; exec \"$0\" serve -1 -v0 \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_fdholder")]).args(options).arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    (folder, daemon)
+}
+
 /// A running daemon. Killed when dropped.
 pub struct Daemon {
     pub path: PathBuf,

@@ -1,6 +1,6 @@
 //! How a program says that it failed: one line on stderr, and an exit code.
 
-use fdholder::{Cause, Errno, Error, Side, TransferError};
+use fdholder::{Cause, Errno, Error, Left, Side, TransferError};
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,31 +51,36 @@ impl Failure {
         ExitCode::from(self.code)
     }
 
-    fn of_exchange(error: &Error, denied: u8) -> Self {
+    /// An error with what there is to say besides.
+    fn of_exchange(error: &Error, denied: u8, left: Option<Left>) -> Self {
         let code = match error.cause() {
             Cause::Connect(_) => exit::SYSTEM,
             _ => denied,
         };
-        match advice(error.cause()) {
-            Some(advice) => Self::new(code, format_args!("{error} ({advice})")),
-            None => Self::new(code, error),
+        let advice = advice(error.cause()).map(str::to_owned);
+        let besides: Vec<_> = advice.into_iter().chain(left.map(|left| left.to_string())).collect();
+        if besides.is_empty() {
+            return Self::new(code, error);
         }
+        Self::new(code, format_args!("{error} ({})", besides.join("; ")))
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::of_exchange(&error, exit::DENIED)
+        Self::of_exchange(&error, exit::DENIED, None)
     }
 }
 
 impl From<TransferError> for Failure {
-    fn from(TransferError { side, error }: TransferError) -> Self {
+    fn from(TransferError { side, error, left }: TransferError) -> Self {
         let denied = match side {
             Side::Source => exit::DENIED,
             Side::Destination => exit::DENIED_BY_DESTINATION,
         };
-        Self::of_exchange(&error, denied)
+        // Who was not reached is known to have done nothing.
+        let left = Some(left).filter(|_| !matches!(error.cause(), Cause::Connect(_)));
+        Self::of_exchange(&error, denied, left)
     }
 }
 
@@ -95,6 +100,8 @@ fn advice(cause: Cause) -> Option<&'static str> {
         Cause::Denied(Errno::PERM) => "the holder's access rules do not grant this user that",
         Cause::Denied(Errno::NFILE) => "no room: see option -n of the holder, and ulimit -n",
         Cause::Denied(Errno::BUSY) => "the id is in use: delete it first, or take another",
+        Cause::Denied(Errno::EXIST) => "it holds some of these ids: see --dry-run",
+        Cause::Exchange(Errno::AGAIN) => "it changes faster than it can be read: try again",
         Cause::Denied(Errno::NOENT) => "nothing is held under that id: list shows what is",
         Cause::Exchange(Errno::PIPE) => {
             "the connection was closed: the holder's access rules do not let this user in, or \

@@ -14,6 +14,7 @@ mod log;
 mod options;
 mod output;
 mod program;
+mod progress;
 
 use program::Invocation;
 use std::process::ExitCode;

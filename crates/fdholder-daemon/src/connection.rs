@@ -1,13 +1,16 @@
 //! One client, without its socket: bytes and descriptors in, replies out.
 
 use crate::access::Rights;
+use crate::delivery::Delivery;
 use crate::outbox::Outbox;
 use crate::store::{Change, Outcome, Store};
+use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
-use fdholder::limits::REQUEST_PAYLOAD_MAX;
+use fdholder::limits::{RELEASE_FDS_MAX, REQUEST_PAYLOAD_MAX};
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
 use fdholder::{Entry, Errno, Malformed, Request, Timestamp};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A client's side of the daemon: what has arrived, what it may do, a set it is giving,
@@ -18,6 +21,16 @@ pub struct Connection<F> {
     decoder: Decoder<F>,
     set: Option<Set<F>>,
     outbox: Outbox<F>,
+    /// It has said hello.
+    is_fdholder: bool,
+    on_conflict: OnConflict,
+    /// What came of its last set.
+    taken: Option<Taken>,
+    /// What was held when it asked for that. Only of a client that may take all of it
+    /// anyway, as descriptors in here stay open.
+    snapshot: Vec<Arc<Entry<F>>>,
+    /// Until it has gone nothing else is done for this client.
+    delivery: Option<Delivery<F>>,
 }
 
 /// A set that is being given, until its last message commits it. Dropped, it is gone
@@ -45,6 +58,11 @@ impl<F> Connection<F> {
             decoder: Decoder::new(REQUEST_PAYLOAD_MAX),
             set: None,
             outbox: Outbox::default(),
+            is_fdholder: false,
+            on_conflict: OnConflict::default(),
+            taken: None,
+            snapshot: Vec::new(),
+            delivery: None,
         }
     }
 
@@ -58,14 +76,49 @@ impl<F> Connection<F> {
         &mut self.outbox
     }
 
-    /// Whether more may be read from this client: not while it leaves replies unread.
+    /// Whether more may be read from this client: not while it leaves replies unread, nor
+    /// while what it asked next has to wait for a delivery.
     pub fn wants_input(&self) -> bool {
-        !self.outbox.is_full()
+        !(self.outbox.is_full() || self.delivery.is_some() && self.decoder.has_frame())
     }
 
     /// Whether the client is in the middle of something: a request, a set, a reply.
     pub fn is_busy(&self) -> bool {
-        self.set.is_some() || !self.outbox.is_empty() || self.decoder.is_mid_frame()
+        self.set.is_some()
+            || self.delivery.is_some()
+            || !self.outbox.is_empty()
+            || self.decoder.is_mid_frame()
+    }
+
+    /// Whether its receiver takes whatever messages arrive together, as every fdholder's.
+    pub fn is_fdholder(&self) -> bool {
+        self.is_fdholder
+    }
+
+    /// The delivery that is under way.
+    pub fn delivery(&self) -> Option<&Delivery<F>> {
+        self.delivery.as_ref()
+    }
+
+    /// What to send next for the delivery: where to, bytes, and the entries whose
+    /// descriptors go with the first. `None` when all has gone, or there is none.
+    pub fn delivery_front(&mut self) -> Option<(&F, &[u8], &[Arc<Entry<F>>])> {
+        self.delivery.as_mut()?.front(&self.snapshot)
+    }
+
+    /// Says that `len` bytes of [`delivery_front`](Self::delivery_front) were sent.
+    pub fn delivery_advance(&mut self, len: usize) {
+        if let Some(delivery) = &mut self.delivery {
+            delivery.advance(len);
+        }
+    }
+
+    /// Ends the delivery: all has gone, or it failed.
+    pub fn delivery_ended(&mut self, answer: Answer<()>) {
+        if let Some(delivery) = self.delivery.take() {
+            let delivered = |()| extension::delivered(delivery.bytes());
+            self.outbox.push(answer.map_or_else(refusal, delivered));
+        }
     }
 
     /// Carries out one request, if there is a whole one.
@@ -75,7 +128,7 @@ impl<F> Connection<F> {
     /// [`Malformed`] when the client breaks the protocol; the connection must be closed.
     /// A set it had not finished is dropped with it, and nothing of it was stored.
     pub fn step(&mut self, store: &mut Store<F>, now: Timestamp) -> Result<Step<F>, Malformed> {
-        if !self.wants_input() {
+        if self.outbox.is_full() || self.delivery.is_some() {
             return Ok(Step::Wait);
         }
         let Some(frame) = self.decoder.next()? else {
@@ -98,7 +151,9 @@ impl<F> Connection<F> {
         store: &mut Store<F>,
         now: Timestamp,
     ) -> Result<Vec<Change<F>>, Malformed> {
-        if self.set.is_some() && !matches!(request, Request::SetdumpData(_)) {
+        let may_come_amid_set =
+            matches!(request, Request::SetdumpData(_) | Request::Extension(Extension::Unknown));
+        if self.set.is_some() && !may_come_amid_set {
             return Err(Malformed::MID_SET);
         }
         let rights = Arc::clone(&self.rights);
@@ -141,6 +196,7 @@ impl<F> Connection<F> {
             Request::Setdump(_) if !rights.setdump => self.refuse(Errno::PERM),
             Request::Setdump(count) => self.begin_set(count, store),
             Request::SetdumpData(entries) => self.add_to_set(entries, store, now)?,
+            Request::Extension(extension) => self.extend(extension, store, now),
         })
     }
 
@@ -177,9 +233,104 @@ impl<F> Connection<F> {
             self.outbox.push(reply::status(Err(Errno::AGAIN)));
             return Ok(Vec::new());
         }
-        let Outcome { answer, changes } = store.setdump(set.entries, now);
-        self.outbox.push(reply::status(answer));
+        let Outcome { answer, changes } = store.setdump(set.entries, self.on_conflict, now);
+        self.outbox.push(reply::status(answer.as_ref().map(|_| ()).map_err(|errno| *errno)));
+        self.taken = answer.ok();
         Ok(changes)
+    }
+
+    /// Requests beyond s6's protocol.
+    fn extend(
+        &mut self,
+        extension: Extension<F>,
+        store: &mut Store<F>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        match extension {
+            Extension::Hello(_version) => {
+                self.is_fdholder = true;
+                self.outbox.push(extension::hello());
+                Vec::new()
+            }
+            Extension::Snapshot { .. } if !(self.rights.list || self.rights.getdump) => {
+                self.refuse(Errno::PERM)
+            }
+            Extension::Snapshot { entries } => self.take_snapshot(entries, store, now),
+            Extension::Deliver { .. } if !self.rights.getdump => self.refuse(Errno::PERM),
+            Extension::Deliver { runs, to } => match self.positions(runs) {
+                Some(runs) => {
+                    self.delivery = Some(Delivery::new(to, runs));
+                    Vec::new()
+                }
+                None => self.refuse(Errno::INVAL),
+            },
+            Extension::Release { runs, only_ask } => match self.positions(runs) {
+                Some(runs) if runs.iter().map(Range::len).sum::<usize>() <= RELEASE_FDS_MAX => {
+                    self.release(&runs, only_ask, store, now)
+                }
+                _ => self.refuse(Errno::INVAL),
+            },
+            Extension::OnConflict(_) if !self.rights.setdump => self.refuse(Errno::PERM),
+            Extension::OnConflict(on_conflict) => {
+                self.on_conflict = on_conflict;
+                self.outbox.push(reply::status(Ok(())));
+                Vec::new()
+            }
+            Extension::Taken => {
+                let taken = self.taken.as_ref();
+                self.outbox.push(taken.map_or_else(|| refusal(Errno::NODATA), extension::taken));
+                Vec::new()
+            }
+            Extension::Unknown => self.refuse(Errno::OPNOTSUPP),
+        }
+    }
+
+    fn take_snapshot(
+        &mut self,
+        entries: bool,
+        store: &mut Store<F>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        let (snapshot, changes) = store.dump(now);
+        let (count, capacity) = (snapshot.len() as u32, store.capacity() as u32); // FDS_MAX.
+        let listed = if entries { &snapshot[..] } else { &[] };
+        let listed = listed.iter().map(|entry| (&entry.id, entry.limit));
+        self.outbox.push(extension::snapshot(count, capacity, listed));
+        if self.rights.getdump {
+            self.snapshot = snapshot;
+        }
+        changes
+    }
+
+    /// Checks positions against the snapshot. They ascend, so that none comes twice and a
+    /// request is not more work than the snapshot is long.
+    fn positions(&self, runs: Vec<Range<u32>>) -> Option<Vec<Range<usize>>> {
+        let mut end = 0;
+        let runs = runs.into_iter().map(|run| run.start as usize..run.end as usize);
+        let in_order = |run: Range<usize>| {
+            let fits = end <= run.start && run.end <= self.snapshot.len();
+            end = run.end;
+            fits.then_some(run)
+        };
+        runs.map(in_order).collect()
+    }
+
+    fn release(
+        &mut self,
+        runs: &[Range<usize>],
+        only_ask: bool,
+        store: &mut Store<F>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        let Self { snapshot, rights, .. } = self;
+        let entries = || runs.iter().flat_map(|run| &snapshot[run.clone()]);
+        if !entries().all(|entry| rights.may_store(&entry.id)) {
+            return self.refuse(Errno::PERM);
+        }
+        let count = entries().filter(|entry| store.holds(entry)).count() as u32; // FDS_MAX.
+        let changes = if only_ask { Vec::new() } else { store.release(entries(), now) };
+        self.outbox.push(extension::released(count));
+        changes
     }
 }
 

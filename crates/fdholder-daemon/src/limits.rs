@@ -1,6 +1,8 @@
 //! Every limit of the daemon on what a client can make grow, with its reason. Those of
 //! the protocol are in `fdholder::limits`.
 
+use std::time::Duration;
+
 /// Descriptors held at most, by default. s6's default; `-n` changes it.
 pub const FDS_MAX_DEFAULT: usize = 1000;
 
@@ -30,6 +32,11 @@ pub const REQUESTS_PER_TURN: usize = 128;
 /// Messages sent to one client in one turn, for the same reason: one that reads as fast as
 /// it is sent a dump would otherwise have the daemon to itself.
 pub const MESSAGES_PER_TURN: usize = 128;
+
+/// How long a delivery waits for a destination that takes nothing, although its client
+/// does, who may be gone without our noticing: it may have handed us the other end of its
+/// own connection. An honest destination that stands still so long is one that hangs.
+pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Clients accepted in one turn of the loop, so that a flood of them does not keep those
 /// already here from being served.

@@ -10,41 +10,76 @@ use std::sync::Arc;
 /// A reply owns the descriptors it sends.
 pub(crate) type Reply<F> = Message<Arc<Entry<F>>>;
 
+/// A message that is being sent.
+#[derive(Debug)]
+pub(crate) struct Departing<F> {
+    message: Reply<F>,
+    sent: usize,
+}
+
+impl<F> From<Reply<F>> for Departing<F> {
+    fn from(message: Reply<F>) -> Self {
+        Self { message, sent: 0 }
+    }
+}
+
+impl<F> Departing<F> {
+    /// What is still to be sent: bytes, and the entries whose descriptors go with the first.
+    pub fn rest(&self) -> (&[u8], &[Arc<Entry<F>>]) {
+        let entries = if self.sent == 0 { self.message.fds() } else { &[] };
+        (&self.message.bytes()[self.sent..], entries)
+    }
+
+    /// Says that so many bytes were sent, and the descriptors. Returns whether that was
+    /// the last of it.
+    pub fn advance(&mut self, len: usize) -> bool {
+        self.sent += len;
+        self.sent >= self.len()
+    }
+
+    /// Bytes of it all.
+    pub fn len(&self) -> usize {
+        self.message.bytes().len()
+    }
+}
+
 /// A part of the replies that wait.
 #[derive(Debug)]
 enum Pending<F> {
-    Message(Reply<F>),
+    Message(Departing<F>),
     /// The rest of a dump, made into messages as they leave: what waits is a pointer for
     /// each entry, not its bytes.
-    Dump(std::vec::IntoIter<Arc<Entry<F>>>),
+    Dump {
+        entries: std::vec::IntoIter<Arc<Entry<F>>>,
+        /// Some of it has left already.
+        begun: bool,
+    },
 }
 
 /// The replies that a client has not read yet, in order.
 #[derive(Debug)]
 pub struct Outbox<F> {
     queue: VecDeque<Pending<F>>,
-    /// How much of the first message has been sent.
-    sent: usize,
     /// Bytes of the messages in the queue.
     bytes: usize,
 }
 
 impl<F> Default for Outbox<F> {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), sent: 0, bytes: 0 }
+        Self { queue: VecDeque::new(), bytes: 0 }
     }
 }
 
 impl<F> Outbox<F> {
     pub(crate) fn push(&mut self, reply: Reply<F>) {
         self.bytes += reply.bytes().len();
-        self.queue.push_back(Pending::Message(reply));
+        self.queue.push_back(Pending::Message(reply.into()));
     }
 
     /// Queues the entries of a dump, in messages of 253.
     pub(crate) fn push_dump(&mut self, entries: Vec<Arc<Entry<F>>>) {
         if !entries.is_empty() {
-            self.queue.push_back(Pending::Dump(entries.into_iter()));
+            self.queue.push_back(Pending::Dump { entries: entries.into_iter(), begun: false });
         }
     }
 
@@ -59,9 +94,15 @@ impl<F> Outbox<F> {
         self.queue.len() >= REPLIES_PENDING_MAX || self.bytes >= REPLY_BYTES_PENDING_MAX
     }
 
+    /// Whether what comes next is a message of a dump that follows another one.
+    pub fn is_amid_dump(&self) -> bool {
+        matches!(self.queue.front(), Some(Pending::Dump { begun: true, .. }))
+    }
+
     /// What to send next: bytes, and the entries whose descriptors go with the first.
     pub fn front(&mut self) -> Option<(&[u8], &[Arc<Entry<F>>])> {
-        if let Some(Pending::Dump(entries)) = self.queue.front_mut() {
+        if let Some(Pending::Dump { entries, begun }) = self.queue.front_mut() {
+            *begun = true;
             let part: Vec<_> = entries.by_ref().take(MESSAGE_FDS_MAX).collect();
             let done = entries.len() == 0;
             let message = reply::getdump_data(
@@ -71,25 +112,20 @@ impl<F> Outbox<F> {
                 self.queue.pop_front();
             }
             self.bytes += message.bytes().len();
-            self.queue.push_front(Pending::Message(message));
+            self.queue.push_front(Pending::Message(message.into()));
         }
         match self.queue.front() {
-            Some(Pending::Message(message)) if self.sent == 0 => {
-                Some((message.bytes(), message.fds()))
-            }
-            Some(Pending::Message(message)) => Some((&message.bytes()[self.sent..], &[])),
+            Some(Pending::Message(message)) => Some(message.rest()),
             _ => None,
         }
     }
 
     /// Says that `len` bytes of [`front`](Self::front) were sent, and its descriptors.
     pub fn advance(&mut self, len: usize) {
-        self.sent += len;
-        if let Some(Pending::Message(message)) = self.queue.front() {
-            if self.sent >= message.bytes().len() {
-                self.bytes -= message.bytes().len();
+        if let Some(Pending::Message(message)) = self.queue.front_mut() {
+            if message.advance(len) {
+                self.bytes -= message.len();
                 self.queue.pop_front();
-                self.sent = 0;
             }
         }
     }

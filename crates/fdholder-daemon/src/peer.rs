@@ -4,10 +4,12 @@
 use crate::access::Rights;
 use crate::connection::{Connection, Step};
 use crate::credentials::Credentials;
-use crate::limits::{MESSAGES_PER_TURN, REQUESTS_PER_TURN};
+use crate::limits::{DELIVERY_PATIENCE, MESSAGES_PER_TURN, REQUESTS_PER_TURN};
+use crate::outlet;
 use crate::store::Store;
+use crate::unread::all_is_read;
 use fdholder::transport::{self, Wait};
-use fdholder::{Errno, Malformed, Timestamp};
+use fdholder::{Entry, Errno, Malformed, Timestamp};
 use rustix::event::epoll::EventFlags;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,8 +29,12 @@ pub(crate) struct Peer {
     /// before its work was, a little later when descriptors in flight have no room
     /// (ETOOMANYREFS), as nothing tells when they do.
     again: Option<Instant>,
+    /// It has not taken the last message of a dump, and cannot take two together.
+    paced: bool,
     /// What epoll watches for it.
     pub interest: EventFlags,
+    /// Watches the destination of its delivery, when there is no room there.
+    outlet: Option<outlet::Watch>,
     /// Its entry in the daemon's deadlines.
     pub deadline: Option<Instant>,
     /// Its entry among those to serve again.
@@ -67,7 +73,9 @@ impl Peer {
             connection: Connection::new(rights),
             half_closed: false,
             again: None,
+            paced: false,
             interest: EventFlags::IN,
+            outlet: None,
             deadline: None,
             turn: None,
         }
@@ -83,6 +91,38 @@ impl Peer {
 
     pub fn again(&self) -> Option<Instant> {
         self.again
+    }
+
+    pub fn is_delivering(&self) -> bool {
+        self.connection.delivery().is_some()
+    }
+
+    /// How long it may go on without a sign of life, when clients have so long.
+    pub fn patience(&self, client_timeout: Option<Duration>) -> Option<Duration> {
+        if self.is_delivering() {
+            Some(client_timeout.map_or(DELIVERY_PATIENCE, |span| span.min(DELIVERY_PATIENCE)))
+        } else {
+            client_timeout.filter(|_| self.is_busy())
+        }
+    }
+
+    /// Gives up a delivery that has waited too long. Returns whether there was one.
+    pub fn give_up_delivery(&mut self) -> bool {
+        let delivering = self.is_delivering();
+        self.connection.delivery_ended(Err(Errno::TIMEDOUT));
+        delivering
+    }
+
+    /// Watches the destination of a delivery while there is no room.
+    pub fn watch_outlet(&mut self, epoll: &Arc<OwnedFd>, token: u64) -> Result<(), Errno> {
+        self.outlet = match (self.connection.delivery(), self.outlet.take()) {
+            (Some(delivery), None) if self.again.is_none() => {
+                Some(outlet::Watch::new(epoll, delivery.to(), token)?)
+            }
+            (Some(_), watch) if self.again.is_none() => watch,
+            _ => None,
+        };
+        Ok(())
     }
 
     /// Reads once, if the client may send more. Returns whether anything came.
@@ -107,11 +147,13 @@ impl Peer {
     /// request. Returns whether anything was done.
     pub fn serve(&mut self, store: &mut Store<OwnedFd>) -> Result<bool, Gone> {
         self.again = None;
+        self.paced = false;
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let mut progress = false;
         loop {
             let before = (requests, messages);
             let carried_out = self.carry_out(store, &mut requests);
+            self.deliver(&mut messages);
             // Also when the next request is malformed: the replies before it are due.
             self.flush(&mut messages)?;
             carried_out.map_err(Gone::Malformed)?;
@@ -124,7 +166,9 @@ impl Peer {
                 break;
             }
         }
-        if self.half_closed && self.again.is_none() && self.connection.outbox().is_empty() {
+        // A client that no longer listens wants no delivery.
+        let done = self.again.is_none() && self.connection.outbox().is_empty();
+        if self.half_closed && (done || self.is_delivering()) {
             return Err(Gone::Closed);
         }
         self.update_interest();
@@ -142,16 +186,52 @@ impl Peer {
                 Step::Did(_changes) => *budget -= 1,
                 Step::Wait => break,
             }
+            if let Some(delivery) = self.connection.delivery() {
+                if let Err(errno) = outlet::check(delivery.to()) {
+                    self.connection.delivery_ended(Err(errno));
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Sends to another holder until its socket is full. Whatever becomes of it, this
+    /// client is told, and no other is concerned.
+    fn deliver(&mut self, budget: &mut usize) {
+        while *budget > 0 {
+            let Some((to, bytes, entries)) = self.connection.delivery_front() else {
+                self.connection.delivery_ended(Ok(()));
+                break;
+            };
+            match send(to.as_fd(), bytes, entries) {
+                Ok(sent) => {
+                    self.connection.delivery_advance(sent);
+                    *budget -= 1;
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::TOOMANYREFS) => {
+                    self.again = Some(Instant::now() + SEND_PAUSE);
+                    break;
+                }
+                Err(errno) => self.connection.delivery_ended(Err(errno)),
+            }
+        }
     }
 
     /// Sends until the socket is full.
     fn flush(&mut self, budget: &mut usize) -> Result<(), Gone> {
         while *budget > 0 {
+            // s6's receiver fails when the descriptors of a message arrive before those
+            // of the last one were taken.
+            if self.connection.outbox().is_amid_dump()
+                && !self.connection.is_fdholder()
+                && !all_is_read(&self.socket).map_err(Gone::Failed)?
+            {
+                self.paced = true;
+                break;
+            }
             let Some((bytes, entries)) = self.connection.outbox().front() else { break };
-            let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
-            match transport::send(&self.socket, bytes, &fds, Wait::No) {
+            match send(self.socket.as_fd(), bytes, entries) {
                 Ok(sent) => {
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
@@ -175,5 +255,18 @@ impl Peer {
         if !self.connection.outbox().is_empty() && self.again.is_none() {
             self.interest |= EventFlags::OUT;
         }
+        if self.paced {
+            // There is room already; each time the client takes something is an edge.
+            self.interest |= EventFlags::ET;
+        }
     }
+}
+
+fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    entries: &[Arc<Entry<OwnedFd>>],
+) -> Result<usize, Errno> {
+    let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
+    transport::send(socket, bytes, &fds, Wait::No)
 }

@@ -22,6 +22,7 @@ use rustix::time::{
 use slab::Slab;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -62,7 +63,7 @@ pub struct Ended {
 pub struct Server {
     listener: OwnedFd,
     signals: Signals,
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     /// Rings when the next descriptor expires, by the real-time clock, and when that
     /// clock is set.
     expiry_timer: OwnedFd,
@@ -107,6 +108,9 @@ const TERM: u64 = u64::MAX - 1;
 const HUP: u64 = u64::MAX - 2;
 const EXPIRY: u64 = u64::MAX - 3;
 
+/// Marks the token of a client's delivery: its destination has room.
+const OUTLET: u64 = 1 << 62;
+
 impl Server {
     /// Prepares a server on a listening Unix stream socket. Raises the soft limit on open
     /// files, and lowers what is asked for to what that allows: see
@@ -138,7 +142,7 @@ impl Server {
         }
         // Accepted sockets would inherit it, and credentials take the room of descriptors.
         set_socket_passcred(&listener, false)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let expiry_timer = timerfd_create(TimerfdClockId::Realtime, timer_flags)?;
         let sources: [(BorrowedFd<'_>, u64); 4] = [
@@ -200,7 +204,12 @@ impl Server {
                     TERM => self.begin_lame_duck(),
                     HUP => self.reload(),
                     EXPIRY => self.expiry_timer_rang(),
-                    token => _ = self.serve(token as usize), // A slab's key.
+                    // A slab's key.
+                    token if token & OUTLET != 0 => _ = self.serve((token & !OUTLET) as usize),
+                    token => {
+                        self.notice_hang_up(token as usize, event.flags);
+                        self.serve(token as usize);
+                    }
                 }
             }
             self.store.expire(Timestamp::now());
@@ -266,6 +275,14 @@ impl Server {
         self.deadlines.set(token, &mut peer.deadline, deadline);
     }
 
+    /// A client that is not read from may have gone all the same; its delivery with it.
+    fn notice_hang_up(&mut self, token: usize, flags: epoll::EventFlags) {
+        let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        if hung_up && self.peers.get(token).is_some_and(Peer::is_delivering) {
+            self.let_go(token, &Gone::Closed);
+        }
+    }
+
     /// Does what there is to do for one client. An event may speak of a client that has
     /// just gone, or of its place's next owner: either is harmless. Returns whether there
     /// was anything to do.
@@ -285,17 +302,21 @@ impl Server {
                 return false;
             }
         };
+        let mut result = peer.watch_outlet(&self.epoll, token as u64 | OUTLET);
         if peer.interest != watched {
             let data = epoll::EventData::new_u64(token as u64);
-            if let Err(errno) = epoll::modify(&self.epoll, peer.socket(), data, peer.interest) {
-                self.let_go(token, &Gone::Failed(errno));
-                return false;
-            }
+            result = result
+                .and_then(|()| epoll::modify(&self.epoll, peer.socket(), data, peer.interest));
+        }
+        if let Err(errno) = result {
+            self.let_go(token, &Gone::Failed(errno));
+            return false;
         }
         let again = peer.again();
         self.turns.set(token, &mut peer.turn, again);
-        if let Some(timeout) = self.options.client_timeout.filter(|_| progress) {
-            let deadline = peer.is_busy().then(|| Instant::now() + timeout);
+        if progress {
+            let patience = peer.patience(self.options.client_timeout);
+            let deadline = patience.map(|span| Instant::now() + span);
             self.deadlines.set(token, &mut peer.deadline, deadline);
         }
         progress
@@ -320,7 +341,13 @@ impl Server {
             self.serve(token);
         }
         while let Some(token) = self.deadlines.passed(now) {
-            self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
+            let peer = &mut self.peers[token];
+            self.deadlines.set(token, &mut peer.deadline, None);
+            if peer.give_up_delivery() {
+                self.serve(token);
+            } else {
+                self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
+            }
         }
         let full = self.peers.len() >= self.options.connections_max;
         self.accepting = match self.accepting {

@@ -3,6 +3,7 @@
 //! Pure: `now` is an argument, nothing is read or closed here but by dropping, and each
 //! call returns what it changed, for whoever mirrors or records it.
 
+use fdholder::extension::{OnConflict, Taken};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Timestamp};
 use hashbrown::hash_table::{Entry as TableEntry, HashTable};
@@ -150,14 +151,38 @@ impl<F> Store<F> {
         count <= self.capacity
     }
 
-    /// Adds a set: all of it, or nothing with ENFILE. It replaces what is held under its
-    /// identifiers (only new ones count against the capacity), and of several entries of
-    /// its own under one identifier the last stays.
-    pub fn setdump(&mut self, set: Vec<Arc<Entry<F>>>, now: Timestamp) -> Outcome<(), F> {
+    /// Adds a set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
+    /// when it has identifiers that are held and is to fail on those. Only new identifiers
+    /// count against the capacity, and of several entries of the set under one of those
+    /// the last stays; an earlier one counts as replaced.
+    pub fn setdump(
+        &mut self,
+        mut set: Vec<Arc<Entry<F>>>,
+        on_conflict: OnConflict,
+        now: Timestamp,
+    ) -> Outcome<Taken, F> {
         let mut changes = self.expire(now);
+        let mut kept = Vec::new();
+        let is_held = |entry: &Arc<Entry<F>>| self.slot_of(&entry.id).is_some();
+        match on_conflict {
+            OnConflict::Keep => {
+                let mut positions = 0..;
+                set.retain(|entry| {
+                    let position = positions.next();
+                    let held = is_held(entry);
+                    kept.extend(position.filter(|_| held));
+                    !held
+                });
+            }
+            OnConflict::Fail if set.iter().any(is_held) => {
+                return Outcome { answer: Err(Errno::EXIST), changes };
+            }
+            OnConflict::Replace | OnConflict::Fail => {}
+        }
         if !self.has_room_for(&set) {
             return Outcome { answer: Err(Errno::NFILE), changes };
         }
+        let (put, held_before) = (set.len(), self.len());
         let Self { by_id, slots, hasher, .. } = self;
         by_id.reserve(set.len(), |&slot| hasher.hash_one(&slots[slot as usize].id));
         slots.reserve(set.len());
@@ -166,8 +191,35 @@ impl<F> Store<F> {
             changes.extend(self.put(Arc::clone(&entry)).map(Change::Released));
             changes.push(Change::Held(entry));
         }
+        let added = self.len() - held_before;
+        // Each is at most FDS_MAX.
+        let taken = Taken { added: added as u32, replaced: (put - added) as u32, kept };
         changes.append(&mut self.expire(now));
-        Outcome { answer: Ok(()), changes }
+        Outcome { answer: Ok(taken), changes }
+    }
+
+    /// Whether this very entry is what is held under its identifier.
+    pub fn holds(&self, entry: &Arc<Entry<F>>) -> bool {
+        let held = self.slot_of(&entry.id).map(|slot| &self.slots[slot as usize]);
+        held.is_some_and(|held| Arc::ptr_eq(held, entry))
+    }
+
+    /// Releases entries, where they are still what is held under their identifiers.
+    pub fn release<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a Arc<Entry<F>>>,
+        now: Timestamp,
+    ) -> Vec<Change<F>>
+    where
+        F: 'a,
+    {
+        let mut changes = self.expire(now);
+        for entry in entries {
+            if self.holds(entry) {
+                changes.extend(self.remove(&entry.id).map(Change::Released));
+            }
+        }
+        changes
     }
 
     /// Whether what is new in a set fits. Seldom does it have to be counted.
@@ -248,205 +300,4 @@ impl<F> Store<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use fdholder::Limit;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    /// Seconds on a clock of the test's own; 0 is never.
-    fn limit(secs: u8) -> Limit {
-        match secs {
-            0 => Limit::never_from(at(0)),
-            secs => Limit::at(at(secs)),
-        }
-    }
-
-    fn at(secs: u8) -> Timestamp {
-        Timestamp::new((1 << 62) + 1000 + u64::from(secs), 0).unwrap()
-    }
-
-    fn id(number: u8) -> Identifier {
-        Identifier::new([b'a' + number % 8]).unwrap()
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Store(u8, u8),
-        Delete(u8),
-        Retrieve(u8, bool),
-        Dump,
-        Setdump(Vec<(u8, u8)>),
-        Wait(u8),
-    }
-
-    fn any_op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            (any::<u8>(), 0u8..60).prop_map(|(id, limit)| Op::Store(id, limit)),
-            any::<u8>().prop_map(Op::Delete),
-            any::<(u8, bool)>().prop_map(|(id, delete)| Op::Retrieve(id, delete)),
-            Just(Op::Dump),
-            proptest::collection::vec((any::<u8>(), 0u8..60), 0..8).prop_map(Op::Setdump),
-            (0u8..4).prop_map(Op::Wait),
-        ]
-    }
-
-    const CAPACITY: usize = 5;
-
-    /// The same rules over a plain map.
-    #[derive(Default)]
-    struct Model {
-        held: BTreeMap<Identifier, (Limit, u32)>,
-    }
-
-    impl Model {
-        fn expire(&mut self, now: Timestamp) {
-            self.held.retain(|_, (limit, _)| !limit.expired(now));
-        }
-
-        fn apply(&mut self, op: &Op, fd: u32, now: Timestamp) -> Answer<Vec<u32>> {
-            self.expire(now);
-            let answer = match op {
-                Op::Store(..) if self.held.len() >= CAPACITY => Err(Errno::NFILE),
-                Op::Store(number, _) if self.held.contains_key(&id(*number)) => Err(Errno::BUSY),
-                Op::Store(number, secs) => {
-                    self.held.insert(id(*number), (limit(*secs), fd));
-                    Ok(vec![])
-                }
-                Op::Delete(number) => {
-                    self.held.remove(&id(*number)).map(|_| vec![]).ok_or(Errno::NOENT)
-                }
-                Op::Retrieve(number, delete) => match self.held.get(&id(*number)).copied() {
-                    None => Err(Errno::NOENT),
-                    Some((_, fd)) => {
-                        if *delete {
-                            self.held.remove(&id(*number));
-                        }
-                        Ok(vec![fd])
-                    }
-                },
-                Op::Dump => Ok(self.held.values().map(|(_, fd)| *fd).collect()),
-                Op::Setdump(set) => {
-                    let mut after = self.held.clone();
-                    for (index, (number, secs)) in set.iter().enumerate() {
-                        after.insert(id(*number), (limit(*secs), fd + index as u32));
-                    }
-                    if after.len() > CAPACITY {
-                        Err(Errno::NFILE)
-                    } else {
-                        self.held = after;
-                        Ok(vec![])
-                    }
-                }
-                Op::Wait(_) => Ok(vec![]),
-            };
-            self.expire(now);
-            answer
-        }
-    }
-
-    fn apply(
-        store: &mut Store<u32>,
-        op: &Op,
-        fd: u32,
-        now: Timestamp,
-    ) -> (Answer<Vec<u32>>, Vec<Change<u32>>) {
-        let entry = |number, secs, fd| Entry { id: id(number), limit: limit(secs), fd };
-        match op {
-            Op::Store(number, secs) => {
-                let done = store.store(entry(*number, *secs, fd), now);
-                (done.answer.map(|()| vec![]), done.changes)
-            }
-            Op::Delete(number) => {
-                let done = store.delete(&id(*number), now);
-                (done.answer.map(|()| vec![]), done.changes)
-            }
-            Op::Retrieve(number, delete) => {
-                let done = store.retrieve(&id(*number), *delete, now);
-                (done.answer.map(|entry| vec![entry.fd]), done.changes)
-            }
-            Op::Dump => {
-                let (mut entries, changes) = store.dump(now);
-                entries.sort_by(|a, b| a.id.cmp(&b.id));
-                (Ok(entries.iter().map(|entry| entry.fd).collect()), changes)
-            }
-            Op::Setdump(set) => {
-                let set = set.iter().enumerate().map(|(index, (number, secs))| {
-                    Arc::new(entry(*number, *secs, fd + index as u32))
-                });
-                let done = store.setdump(set.collect(), now);
-                (done.answer.map(|()| vec![]), done.changes)
-            }
-            Op::Wait(_) => unreachable!("it is no call"),
-        }
-    }
-
-    proptest! {
-        /// The store answers as the map does, and its changes rebuild what it holds.
-        #[test]
-        fn it_behaves_like_a_plain_map(ops in proptest::collection::vec(any_op(), 0..120)) {
-            let (mut store, mut model) = (Store::new(CAPACITY), Model::default());
-            let mut mirror = BTreeMap::new();
-            let mut secs = 1;
-            for (index, op) in ops.iter().enumerate() {
-                if let Op::Wait(span) = op {
-                    // Nobody tells the store: whatever is asked next must notice.
-                    secs = u8::min(secs + span, 100);
-                    continue;
-                }
-                let (now, fd) = (at(secs), index as u32 * 100);
-                let (answer, changes) = apply(&mut store, op, fd, now);
-                prop_assert_eq!(answer, model.apply(op, fd, now), "{:?}", op);
-                for change in changes {
-                    match change {
-                        Change::Held(entry) => {
-                            prop_assert!(mirror.insert(entry.id.clone(), entry.fd).is_none());
-                        }
-                        Change::Released(entry) => {
-                            prop_assert_eq!(mirror.remove(&entry.id), Some(entry.fd));
-                        }
-                    }
-                }
-                store.check();
-                let held = |(id, (_, fd)): (&Identifier, &(Limit, u32))| (id.clone(), *fd);
-                prop_assert_eq!(&mirror, &model.held.iter().map(held).collect());
-                let next = model.held.values().filter_map(|(limit, _)| limit.moment()).min();
-                prop_assert_eq!(store.next_expiry(), next);
-            }
-        }
-    }
-
-    #[test]
-    fn a_set_that_only_replaces_needs_no_room() {
-        let mut store = Store::new(2);
-        for number in 0..2 {
-            store.store(Entry { id: id(number), limit: limit(0), fd: number }, at(1));
-        }
-        let set = (0..2)
-            .map(|number| Arc::new(Entry { id: id(number), limit: limit(0), fd: number + 10 }));
-        assert_eq!(store.setdump(set.collect(), at(1)).answer, Ok(()));
-        assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 10);
-    }
-
-    #[test]
-    fn a_reply_keeps_what_it_sends() {
-        let mut store = Store::new(2);
-        store.store(Entry { id: id(0), limit: limit(0), fd: 1 }, at(1));
-        let first = store.retrieve(&id(0), true, at(1)).answer.unwrap();
-        store.store(Entry { id: id(0), limit: limit(0), fd: 2 }, at(1));
-        assert_eq!(first.fd, 1);
-        assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 2);
-    }
-
-    /// 200,000 stores under one limit: n log n takes well under a second, n squared hours.
-    #[test]
-    fn equal_limits_cost_nothing_extra() {
-        let mut store = Store::new(200_000);
-        for number in 0..200_000u32 {
-            let id = Identifier::new(number.to_string()).unwrap();
-            store.store(Entry { id, limit: limit(9), fd: number }, at(1));
-        }
-        assert_eq!(store.len(), 200_000);
-        assert_eq!(store.expire(at(9)).len(), 200_000);
-    }
-}
+mod tests;

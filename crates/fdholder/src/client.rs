@@ -49,6 +49,8 @@ pub struct Client {
     /// Requests and replies are in step. False while one is under way, so that an error
     /// half-way leaves it false.
     pub(crate) in_step: bool,
+    /// Which extensions the holder has said that it speaks.
+    pub(crate) version: Option<u32>,
 }
 
 impl Client {
@@ -68,7 +70,13 @@ impl Client {
 
     /// A client over a connected socket that was made elsewhere.
     pub fn over(socket: OwnedFd) -> Self {
-        Self { socket, decoder: Decoder::new(REPLY_PAYLOAD_MAX), buffer: Vec::new(), in_step: true }
+        Self {
+            socket,
+            decoder: Decoder::new(REPLY_PAYLOAD_MAX),
+            buffer: Vec::new(),
+            in_step: true,
+            version: None,
+        }
     }
 
     /// Has a copy of `fd` held under `id` until `limit`.
@@ -145,14 +153,23 @@ impl Client {
         deadline: Deadline,
         read: impl FnOnce(Frame<'_, OwnedFd>) -> Result<Answer<T>, Malformed>,
     ) -> Result<T, Cause> {
+        self.send_request(request, deadline)?;
+        let answer = read(self.receive(deadline)?)?;
+        self.in_step = true;
+        answer.map_err(Cause::Denied)
+    }
+
+    /// Sends a request; whoever reads the reply puts the connection back in step.
+    pub(crate) fn send_request(
+        &mut self,
+        request: Request<BorrowedFd<'_>>,
+        deadline: Deadline,
+    ) -> Result<(), Cause> {
         if !std::mem::take(&mut self.in_step) {
             return Err(Cause::Exchange(Errno::NOTCONN));
         }
         let message = request.into_message();
-        self.send(message.bytes(), message.fds(), deadline)?;
-        let answer = read(self.receive(deadline)?)?;
-        self.in_step = true;
-        answer.map_err(Cause::Denied)
+        self.send(message.bytes(), message.fds(), deadline)
     }
 
     pub(crate) fn send(
@@ -204,6 +221,11 @@ impl Client {
                 Err(errno) => return Err(Cause::Exchange(errno)),
             }
         }
+    }
+
+    /// The connection itself, for a wait that is not on it alone, or to hand it on.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     fn wait_for(&self, what: PollFlags, deadline: Deadline) -> Result<(), Cause> {

@@ -6,12 +6,15 @@ use crate::error::{Cause, Error, Malformed};
 use crate::frame::{Frame, Message};
 use crate::limits::MESSAGE_FDS_MAX;
 use crate::reply;
-use crate::request::{setdump_data_from_getdump, Entry, Request};
+use crate::request::{setdump_data, setdump_data_from_getdump, Entry, Request};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-const GET_DUMP: &str = "get dump";
-const SET_DUMP: &str = "set dump";
+pub(crate) const GET_DUMP: &str = "get dump";
+pub(crate) const SET_DUMP: &str = "set dump";
 
 impl Client {
     /// Copies of everything, with identifiers and limits.
@@ -77,7 +80,7 @@ impl Client {
                 .map_err(|cause| Error::new(SET_DUMP, cause))?;
             self.in_step = false;
         }
-        Ok(Outgoing { client: self, remaining: count })
+        Ok(Outgoing { client: self, remaining: count, unanswered: VecDeque::new(), confirmed: 0 })
     }
 }
 
@@ -145,12 +148,15 @@ impl Incoming<'_> {
 
 /// A set that is being given to a holder.
 ///
-/// The holder answers each part before the next is sent: s6's daemon has room for the
-/// descriptors of one message only, and fails when the next one's come early.
+/// Parts may only be sent ahead of the answers to those before to a fdholder: s6's daemon
+/// has room for the descriptors of one message, and fails when the next one's come early.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
     client: &'a mut Client,
     remaining: u32,
+    /// How many descriptors had each part that was not answered yet.
+    unanswered: VecDeque<u32>,
+    confirmed: u32,
 }
 
 impl Outgoing<'_> {
@@ -172,58 +178,103 @@ impl Outgoing<'_> {
         if entries.is_empty() || entries.len() > MESSAGE_FDS_MAX {
             return Err(Error::new(SET_DUMP, Cause::Exchange(Errno::INVAL)));
         }
-        let entries = entries.iter().map(|entry| Entry {
-            id: entry.id.clone(),
-            limit: entry.limit,
-            fd: entry.fd.as_fd(),
-        });
-        let message = Request::SetdumpData(entries.collect()).into_message();
-        self.send_part(message.bytes(), message.fds(), deadline)
-            .and_then(|()| self.read_answer(deadline))
-            .map_err(|cause| Error::new(SET_DUMP, cause))
+        let entries = entries.iter().map(|entry| (&entry.id, entry.limit, entry.fd.as_fd()));
+        self.send_message(&setdump_data(entries), deadline)?;
+        self.confirm(deadline)
     }
 
-    /// Sends a message that [`Incoming::next_message`] made, without waiting for the
-    /// answer: [`confirm`](Self::confirm) does, before the next is sent.
+    /// Sends the next part as a message, without waiting for the answer.
     pub(crate) fn send_message(
         &mut self,
-        message: &Message<OwnedFd>,
+        message: &Message<impl AsFd>,
         deadline: Deadline,
     ) -> Result<(), Error> {
         let fds: Vec<_> = message.fds().iter().map(AsFd::as_fd).collect();
-        self.send_part(message.bytes(), &fds, deadline).map_err(|cause| Error::new(SET_DUMP, cause))
+        let count = fds.len() as u32; // 253 at most.
+        self.expect_part(count)
+            .and_then(|()| self.client.send(message.bytes(), &fds, deadline))
+            .map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
-    /// Reads the answer to the message sent last.
+    /// Says that another process sends this many descriptors, as messages of 253.
+    pub(crate) fn is_sent_elsewhere(&mut self, mut count: u32) -> Result<(), Error> {
+        while count > 0 {
+            let part = count.min(MESSAGE_FDS_MAX as u32);
+            self.expect_part(part).map_err(|cause| Error::new(SET_DUMP, cause))?;
+            count -= part;
+        }
+        Ok(())
+    }
+
+    fn expect_part(&mut self, count: u32) -> Result<(), Cause> {
+        self.remaining = self.remaining.checked_sub(count).ok_or(Cause::Exchange(Errno::INVAL))?;
+        self.unanswered.push_back(count);
+        Ok(())
+    }
+
+    /// The connection, for a process that sends in our place.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.client.socket()
+    }
+
+    /// How many parts were sent and not answered.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.unanswered.len()
+    }
+
+    /// How many descriptors the holder has confirmed.
+    pub(crate) fn confirmed(&self) -> u32 {
+        self.confirmed
+    }
+
+    /// Waits for the answer to the first part that has none.
     pub(crate) fn confirm(&mut self, deadline: Deadline) -> Result<(), Error> {
         self.read_answer(deadline).map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
-    fn send_part(
-        &mut self,
-        bytes: &[u8],
-        fds: &[BorrowedFd<'_>],
-        deadline: Deadline,
-    ) -> Result<(), Cause> {
-        let count = fds.len() as u32; // 253 at most.
-        let remaining = self.remaining.checked_sub(count).ok_or(Cause::Exchange(Errno::INVAL))?;
-        self.client.send(bytes, fds, deadline)?;
-        self.remaining = remaining;
-        Ok(())
+    /// Takes in what the holder has said already, if anything.
+    pub(crate) fn hear(&mut self) -> Result<(), Error> {
+        match self.read_answer(Deadline::after(Duration::ZERO)) {
+            Ok(()) | Err(Cause::TimedOut) => Ok(()),
+            Err(cause) => Err(Error::new(SET_DUMP, cause)),
+        }
+    }
+
+    /// Whether the connection takes more: the holder is not behind with reading.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut socket = [PollFd::from_borrowed_fd(self.socket(), PollFlags::OUT)];
+        matches!(poll(&mut socket, Some(&Timespec::default())), Ok(ready) if ready > 0)
+    }
+
+    /// Fails if the holder has said something although all it was sent is answered.
+    pub(crate) fn expect_silence(&mut self) -> Result<(), Error> {
+        let answer = match self.client.receive(Deadline::after(Duration::ZERO)) {
+            Err(Cause::TimedOut) => return Ok(()),
+            Ok(frame) => reply::parse_status(&frame).map_err(Cause::from),
+            Err(cause) => Err(cause),
+        };
+        let cause = match answer {
+            Ok(Err(errno)) if errno != Errno::AGAIN => Cause::Denied(errno),
+            Ok(_) => Malformed("an answer to what was not sent yet").into(),
+            Err(cause) => cause,
+        };
+        Err(Error::new(SET_DUMP, cause))
     }
 
     fn read_answer(&mut self, deadline: Deadline) -> Result<(), Cause> {
         let answer = reply::parse_status(&self.client.receive(deadline)?)?;
-        match (answer, self.remaining) {
+        let count =
+            self.unanswered.pop_front().ok_or(Malformed("an answer to what was not sent yet"))?;
+        let is_last = self.remaining == 0 && self.unanswered.is_empty();
+        match answer {
             // EAGAIN is "go on", and only that while there is more to come.
-            (Ok(()), 0) => self.client.in_step = true,
-            (Err(Errno::AGAIN), 1..) => {}
-            (Err(Errno::AGAIN), 0) => {
-                return Err(Malformed("the set is whole, not so for it").into())
-            }
-            (Ok(()), 1..) => return Err(Malformed("an end before the set is whole").into()),
-            (Err(errno), _) => return Err(Cause::Denied(errno)),
+            Ok(()) if is_last => self.client.in_step = true,
+            Err(Errno::AGAIN) if !is_last => {}
+            Err(Errno::AGAIN) => return Err(Malformed("the set is whole, not so for it").into()),
+            Ok(()) => return Err(Malformed("an end before the set is whole").into()),
+            Err(errno) => return Err(Cause::Denied(errno)),
         }
+        self.confirmed += count;
         Ok(())
     }
 }

@@ -73,11 +73,14 @@ mod deadline;
 mod dump;
 pub mod environ;
 mod error;
+pub mod extension;
 pub mod frame;
 mod id;
 pub mod limits;
+mod negotiated;
 pub mod reply;
 pub mod request;
+mod runs;
 mod time;
 mod transfer;
 pub mod transport;
@@ -86,8 +89,11 @@ pub use client::Client;
 pub use deadline::Deadline;
 pub use dump::{Incoming, Outgoing};
 pub use error::{strerror, Cause, Error, Malformed};
+pub use extension::{OnConflict, Snapshot, Taken};
 pub use id::{BadIdentifier, Identifier};
 pub use request::{Entry, Request};
 pub use rustix::io::Errno;
 pub use time::{Limit, Timestamp, TimestampError, LEAP_SECONDS};
-pub use transfer::{Report, Side, Transfer, TransferError};
+pub use transfer::{
+    Left, Plan, Planned, Progress, Report, Route, Side, Transfer, TransferError, Verification,
+};

@@ -29,6 +29,13 @@ pub const DUMP_ENTRY_LEN_MAX: usize = TIMESTAMP_LEN + 1 + ID_LEN_MAX + 1;
 /// makes it reserve more than this.
 pub const REQUEST_PAYLOAD_MAX: usize = 1 + MESSAGE_FDS_MAX * DUMP_ENTRY_LEN_MAX;
 
+/// Runs of positions in one request at most: with 8 bytes each, they fit into a request.
+pub const RUNS_MAX: usize = 8000;
+
+/// Descriptors that one request releases at most: a holder looks up its rules for each and
+/// closes them, while its other clients wait.
+pub const RELEASE_FDS_MAX: usize = 4096;
+
 /// Payload bytes that a client accepts in a reply: a list may be as long as the
 /// protocol allows. Memory is taken as the bytes arrive, not as the header promises.
 pub const REPLY_PAYLOAD_MAX: usize = PAYLOAD_MAX;

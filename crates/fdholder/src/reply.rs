@@ -7,7 +7,7 @@ use crate::error::Malformed;
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{messages_for, DUMP_FDS_MAX, PAYLOAD_MAX};
-use crate::request::{put_limit_and_id, Entry, Reader};
+use crate::request::{entries_message, Entry, Reader};
 use crate::time::Limit;
 use rustix::io::Errno;
 
@@ -60,14 +60,7 @@ pub fn getdump_head<F>(count: u32) -> Message<F> {
 pub fn getdump_data<'a, F>(
     entries: impl Iterator<Item = (&'a Identifier, Limit, F)>,
 ) -> Message<F> {
-    let mut payload = Vec::new();
-    let fds = entries
-        .map(|(id, limit, fd)| {
-            put_limit_and_id(&mut payload, limit, id);
-            fd
-        })
-        .collect();
-    Message::new(fds, |bytes| bytes.append(&mut payload))
+    entries_message(Vec::new(), entries)
 }
 
 /// Encodes the answer to an announced setdump of `count` descriptors.
@@ -79,7 +72,7 @@ pub fn setdump_head<F>(count: u32) -> Message<F> {
 }
 
 /// Splits off the status byte; `Err` inside when it is an errno.
-fn answer<'a, F>(frame: &Frame<'a, F>) -> Result<Answer<&'a [u8]>, Malformed> {
+pub(crate) fn answer<'a, F>(frame: &Frame<'a, F>) -> Result<Answer<&'a [u8]>, Malformed> {
     match frame.payload.split_first() {
         None => Err(Malformed("an empty reply")),
         Some((0, body)) => Ok(Ok(body)),
@@ -90,7 +83,7 @@ fn answer<'a, F>(frame: &Frame<'a, F>) -> Result<Answer<&'a [u8]>, Malformed> {
     }
 }
 
-fn without_fds<F>(frame: &Frame<'_, F>) -> Result<(), Malformed> {
+pub(crate) fn without_fds<F>(frame: &Frame<'_, F>) -> Result<(), Malformed> {
     if frame.fds.is_empty() && !frame.fds_lost {
         Ok(())
     } else {

@@ -3,12 +3,17 @@
 //! The layout of each is in `docs/protocol.md`, "Requests and replies".
 
 use crate::error::Malformed;
+use crate::extension::Extension;
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{MESSAGE_FDS_MAX, TIMESTAMP_LEN};
 use crate::time::{Limit, Timestamp};
+use std::borrow::Borrow;
 
-/// The first payload byte of each request.
+/// The first payload byte of a request that s6 does not know.
+pub(crate) const EXTENSION: u8 = b'+';
+
+/// The first payload byte of each request that it does.
 mod opcode {
     pub const STORE: u8 = b'S';
     pub const DELETE: u8 = b'D';
@@ -52,6 +57,8 @@ pub enum Request<F> {
     Setdump(u32),
     /// A part of the announced set, at most [`MESSAGE_FDS_MAX`] entries.
     SetdumpData(Vec<Entry<F>>),
+    /// What only a fdholder understands.
+    Extension(Extension<F>),
 }
 
 /// What came of reading a request.
@@ -73,6 +80,9 @@ impl<F> Request<F> {
     pub fn parse(frame: Frame<'_, F>) -> Result<Parsed<F>, Malformed> {
         let Frame { payload, mut fds, fds_lost } = frame;
         let (&command, body) = payload.split_first().ok_or(Malformed("an empty request"))?;
+        if command == EXTENSION {
+            return Extension::parse(body, fds, fds_lost);
+        }
         if fds_lost {
             return match command {
                 opcode::STORE | opcode::SETDUMP_DATA => Ok(Parsed::FdsLost),
@@ -138,17 +148,33 @@ impl<F> Request<F> {
                 bytes.push(opcode::SETDUMP);
                 bytes.extend_from_slice(&count.to_be_bytes());
             }),
-            Self::SetdumpData(entries) => {
-                let mut fds = Vec::with_capacity(entries.len().min(MESSAGE_FDS_MAX));
-                let mut payload = vec![opcode::SETDUMP_DATA];
-                for Entry { id, limit, fd } in entries {
-                    put_limit_and_id(&mut payload, limit, &id);
-                    fds.push(fd);
-                }
-                Message::new(fds, |bytes| bytes.append(&mut payload))
-            }
+            Self::SetdumpData(entries) => entries_message(
+                vec![opcode::SETDUMP_DATA],
+                entries.into_iter().map(|Entry { id, limit, fd }| (id, limit, fd)),
+            ),
+            Self::Extension(extension) => extension.into_message(),
         }
     }
+}
+
+/// A message of setdump data made of entries that the caller keeps; at most 253.
+pub fn setdump_data<'a, F>(
+    entries: impl Iterator<Item = (&'a Identifier, Limit, F)>,
+) -> Message<F> {
+    entries_message(vec![opcode::SETDUMP_DATA], entries)
+}
+
+/// A message whose payload goes on with entries.
+pub(crate) fn entries_message<F, I: Borrow<Identifier>>(
+    mut payload: Vec<u8>,
+    entries: impl Iterator<Item = (I, Limit, F)>,
+) -> Message<F> {
+    let mut fds = Vec::with_capacity(MESSAGE_FDS_MAX);
+    for (id, limit, fd) in entries {
+        put_limit_and_id(&mut payload, limit, id.borrow());
+        fds.push(fd);
+    }
+    Message::new(fds, |bytes| bytes.append(&mut payload))
 }
 
 /// A message of setdump data made from the payload of a getdump message, which has the

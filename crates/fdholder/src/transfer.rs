@@ -1,10 +1,21 @@
 //! Carrying the content of one holder into another.
 
-use crate::client::Client;
-use crate::deadline::Deadline;
+mod check;
+mod direct;
+mod ends;
+mod relay;
+
+pub use check::{Plan, Planned, Verification};
+
 use crate::error::{Cause, Error};
+use crate::extension::{OnConflict, Taken};
+use crate::id::Identifier;
+use crate::time::Limit;
+use ends::Ends;
+use rustix::io::Errno;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Which holder of a transfer.
@@ -16,6 +27,34 @@ pub enum Side {
     Destination,
 }
 
+/// What a transfer that failed has left in the destination. The source holds what it held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// None of it.
+    Nothing,
+    /// So many descriptors of so many. Only s6's daemon takes a part.
+    Part(u32, u32),
+    /// All of it or nothing: the answer to its last message did not come.
+    AllOrNothing,
+    /// All of it; what failed came afterwards.
+    All,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("the destination has taken nothing"),
+            Self::Part(taken, of) => {
+                write!(f, "the destination, which is s6's, has taken {taken} of {of}")
+            }
+            Self::AllOrNothing => {
+                f.write_str("whether the destination has taken all or nothing it did not say")
+            }
+            Self::All => f.write_str("the destination has taken all"),
+        }
+    }
+}
+
 /// A transfer that failed, and on which side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferError {
@@ -23,11 +62,19 @@ pub struct TransferError {
     pub side: Side,
     /// What it said, or how it broke.
     pub error: Error,
+    /// What of it is in the destination.
+    pub left: Left,
+}
+
+impl TransferError {
+    fn new(side: Side, error: Error) -> Self {
+        Self { side, error, left: Left::Nothing }
+    }
 }
 
 impl fmt::Display for TransferError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
+        write!(f, "{} ({})", self.error, self.left)
     }
 }
 
@@ -37,46 +84,92 @@ impl std::error::Error for TransferError {
     }
 }
 
-/// What a transfer did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// How many descriptors the destination has confirmed.
-    pub descriptors: u32,
-    /// Payload bytes that carried them.
-    pub bytes: u64,
-    /// From the first connection to the last answer.
-    pub elapsed: Duration,
+/// Which way the descriptors go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// From the source to the destination.
+    Direct,
+    /// Through this process.
+    Relay,
 }
 
-/// The time one side may take. It runs only while that side is waited for, so that a slow
-/// source is not blamed on the destination.
-struct Allowance(Option<Duration>);
-
-impl Allowance {
-    fn spend<T>(&mut self, operation: impl FnOnce(Deadline) -> T) -> T {
-        let Some(left) = self.0 else {
-            return operation(Deadline::NEVER);
-        };
-        let start = Instant::now();
-        let value = operation(Deadline::after(left));
-        self.0 = Some(left.saturating_sub(start.elapsed()));
-        value
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+        })
     }
 }
 
-/// A transfer between two holders: everything the source has is added to the destination,
+/// How far a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Descriptors that the destination has confirmed.
+    pub confirmed: u32,
+    /// Of so many.
+    pub total: u32,
+}
+
+/// What a transfer did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How many descriptors the destination was given, and has confirmed.
+    pub descriptors: u32,
+    /// Bytes of the messages that carried them.
+    pub bytes: u64,
+    /// From the first connection to the last answer.
+    pub elapsed: Duration,
+    /// Which way they went.
+    pub route: Route,
+    /// What became of them there, if it was [asked](Transfer::detailed) and the
+    /// destination can tell: s6's cannot.
+    pub taken: Option<Taken>,
+    /// How many were not given to the destination, which is s6's and holds their
+    /// identifiers already. A fdholder is given all, and tells in `taken`.
+    pub passed_over: u32,
+    /// How many the source was made to let go of.
+    pub moved: Option<u32>,
+    /// What was carried, if it was [asked](Transfer::recorded).
+    pub carried: Option<Vec<(Identifier, Limit)>>,
+}
+
+/// A transfer between two holders: what the source has is added to the destination,
 /// which keeps what else it holds; under an identifier that both have, the source's wins.
 ///
-/// Messages are handed on as they come, one in hand at a time, so the client needs room
-/// for 253 descriptors whatever their number. The source keeps all it has. A fdholder
-/// destination takes the whole set or nothing.
+/// A fdholder as source sends the descriptors to the destination itself. From s6's daemon
+/// messages are handed on as they come, so that this process needs room for 253
+/// descriptors whatever their number. What is carried is what the source held at one
+/// instant, and the source keeps it. A fdholder as destination takes the whole set or
+/// nothing.
+// Independent switches, each with a method that says what it is.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone)]
 pub struct Transfer {
     from: PathBuf,
     to: PathBuf,
     timeout_from: Option<Duration>,
     timeout_to: Option<Duration>,
+    only: Option<Filter>,
+    on_conflict: OnConflict,
+    moving: bool,
+    relay: bool,
+    detailed: bool,
+    recorded: bool,
 }
+
+#[derive(Clone)]
+struct Filter(Arc<dyn Fn(&Identifier) -> bool + Send + Sync>);
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Filter")
+    }
+}
+
+/// How often a transfer begins anew when the source has changed between the look at what
+/// it has and the dump. A fdholder gives both at one instant.
+const ATTEMPTS: u32 = 5;
 
 impl Transfer {
     /// A transfer from the holder at one path to the holder at another, without time
@@ -87,6 +180,12 @@ impl Transfer {
             to: to.as_ref().to_owned(),
             timeout_from: None,
             timeout_to: None,
+            only: None,
+            on_conflict: OnConflict::Replace,
+            moving: false,
+            relay: false,
+            detailed: false,
+            recorded: false,
         }
     }
 
@@ -99,59 +198,100 @@ impl Transfer {
         self
     }
 
+    /// Carries only what is held under identifiers of which `only` says yes.
+    #[must_use]
+    pub fn only(mut self, only: impl Fn(&Identifier) -> bool + Send + Sync + 'static) -> Self {
+        self.only = Some(Filter(Arc::new(only)));
+        self
+    }
+
+    /// What becomes of identifiers that both have. A fdholder decides at the moment it
+    /// takes the set; what s6's daemon holds is looked at before.
+    #[must_use]
+    pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
+        self.on_conflict = on_conflict;
+        self
+    }
+
+    /// Has the source let go of what the destination has confirmed, once it has confirmed
+    /// all. A fdholder lets go of the very descriptors it has sent; s6's daemon of what it
+    /// holds under the same identifiers by then. Those of which the destination
+    /// [kept](OnConflict::Keep) its own stay.
+    #[must_use]
+    pub fn moving(mut self, moving: bool) -> Self {
+        self.moving = moving;
+        self
+    }
+
+    /// Carries the descriptors through this process even if the source could send them.
+    #[must_use]
+    pub fn relay(mut self, relay: bool) -> Self {
+        self.relay = relay;
+        self
+    }
+
+    /// Asks the destination what became of the descriptors.
+    #[must_use]
+    pub fn detailed(mut self, detailed: bool) -> Self {
+        self.detailed = detailed;
+        self
+    }
+
+    /// Notes what is carried, for [`verify`](Self::verify).
+    #[must_use]
+    pub fn recorded(mut self, recorded: bool) -> Self {
+        self.recorded = recorded;
+        self
+    }
+
     /// Does it.
     ///
     /// # Errors
     ///
     /// [`TransferError`] names the side: the source refused the dump, the destination
-    /// refused the set, could not be reached, did not answer in time …
+    /// refused the set, could not be reached, did not answer in time … EEXIST from the
+    /// destination is a conflict that was to [fail](OnConflict::Fail); EAGAIN from the
+    /// source says that it changes faster than it can be read.
     pub fn run(&self) -> Result<Report, TransferError> {
-        let start = Instant::now();
-        let (mut from_time, mut to_time) =
-            (Allowance(self.timeout_from), Allowance(self.timeout_to));
-        let source = |error| TransferError { side: Side::Source, error };
-        let destination = |error| TransferError { side: Side::Destination, error };
+        self.run_watched(&mut |_| {})
+    }
 
-        let mut from =
-            from_time.spend(|deadline| connect(&self.from, "source", deadline)).map_err(source)?;
-        let mut incoming =
-            from_time.spend(|deadline| from.begin_getdump(deadline)).map_err(source)?;
-        let mut to = to_time
-            .spend(|deadline| connect(&self.to, "destination", deadline))
-            .map_err(destination)?;
-        let descriptors = incoming.remaining();
-        let mut outgoing = to_time
-            .spend(|deadline| to.begin_setdump(descriptors, deadline))
-            .map_err(destination)?;
-        let mut bytes = 0;
-        // The destination answers one message before it is sent the next, as s6's has room
-        // for the descriptors of one only. While it works on one, this side closes that
-        // one's descriptors and takes the next from the source.
-        let mut unconfirmed = false;
-        while let Some(message) =
-            from_time.spend(|deadline| incoming.next_message(deadline)).map_err(source)?
-        {
-            to_time
-                .spend(|deadline| {
-                    if unconfirmed {
-                        outgoing.confirm(deadline)?;
-                    }
-                    outgoing.send_message(&message, deadline)
-                })
-                .map_err(destination)?;
-            unconfirmed = true;
-            bytes += message.bytes().len() as u64;
-        }
-        if unconfirmed {
-            to_time.spend(|deadline| outgoing.confirm(deadline)).map_err(destination)?;
-        }
-        Ok(Report { descriptors, bytes, elapsed: start.elapsed() })
+    /// Does it, and tells now and then how far it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_watched(&self, watch: &mut dyn FnMut(Progress)) -> Result<Report, TransferError> {
+        let start = Instant::now();
+        let mut attempts = 1;
+        let mut report = loop {
+            let ends = Ends::open(self)?;
+            let direct = ends.from.is_fdholder() && !self.relay;
+            let result =
+                if direct { direct::run(self, ends, watch) } else { relay::run(self, ends, watch) };
+            match result {
+                Err(error) if changed_meanwhile(&error) && attempts < ATTEMPTS => attempts += 1,
+                result => break result?,
+            }
+        };
+        report.elapsed = start.elapsed();
+        Ok(report)
+    }
+
+    /// Whether the destination must say what became of the set.
+    fn wants_taken(&self) -> bool {
+        self.detailed || self.moving && self.on_conflict == OnConflict::Keep
+    }
+
+    fn wants(&self, id: &Identifier) -> bool {
+        self.only.as_ref().is_none_or(|Filter(only)| only(id))
     }
 }
 
-fn connect(path: &Path, which: &str, deadline: Deadline) -> Result<Client, Error> {
-    Client::connect(path, deadline).map_err(|error| {
-        let doing = format!("connect to a {which} fd-holder daemon at {}", path.display());
-        Error::new(doing, Cause::Connect(error.errno()))
-    })
+/// Whether a fdholder was the destination, so that nothing has happened yet, and the
+/// source was not what it had said.
+fn changed_meanwhile(TransferError { side, error, left }: &TransferError) -> bool {
+    *side == Side::Source
+        && *left == Left::Nothing
+        && error.cause() == Cause::Exchange(Errno::AGAIN)
 }

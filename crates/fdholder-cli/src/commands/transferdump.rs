@@ -1,15 +1,23 @@
-//! `transferdump`: carry everything one holder has into another.
+//! `transferdump`: carry what one holder has into another.
 
-use crate::failure::Failure;
+mod plan;
+mod summary;
+
+use crate::failure::{exit, Failure};
 use crate::options::{milliseconds, path_operand, Milliseconds};
 use crate::program::{Invocation, Program};
-use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Arg, Command};
-use fdholder::Transfer;
+use crate::progress::Bar;
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, Command};
+use fdholder::{Identifier, Left, OnConflict, Transfer, TransferError};
+use fdholder_daemon::access::pattern::Pattern;
 use fdholder_daemon::privileges::raise_open_files;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 pub const PROGRAM: Program = Program {
     subcommand: "transferdump",
@@ -20,11 +28,14 @@ pub const PROGRAM: Program = Program {
 };
 
 fn define(command: Command) -> Command {
+    let switch = |name| Arg::new(name).long(name).action(ArgAction::SetTrue);
     command
-        .about("Carry everything one holder has into another")
+        .about("Carry what one holder has into another")
         .after_help(
-            "The source keeps what it has; under an id that both have, its descriptor \
-             replaces the destination's.\n\n\
+            "What goes is what the source held at one instant. The source keeps it (but see \
+             --move); the destination takes all of it or nothing, unless it is s6's daemon. \
+             From a fdholder the descriptors go directly, from s6's daemon through this \
+             process.\n\n\
              Exit codes: 0 done, 1 the source said no or broke off, 2 the destination did, \
              100 wrong usage, 111 no holder there or a system error.",
         )
@@ -37,6 +48,43 @@ fn define(command: Command) -> Command {
                 .value_parser(OsStringValueParser::new().try_map(|text| timeouts(&text)))
                 .help("Give up after waiting so many milliseconds for either (0 or none: never)"),
         )
+        .arg(
+            Arg::new("only")
+                .long("only")
+                .value_name("REGEX")
+                .value_parser(
+                    OsStringValueParser::new()
+                        .try_map(|text| Pattern::new(text.as_bytes()).map(Arc::new)),
+                )
+                .help("Carry only ids in which this POSIX extended regular expression is found"),
+        )
+        .arg(
+            Arg::new("prefix")
+                .long("prefix")
+                .value_name("P")
+                .value_parser(clap::value_parser!(OsString))
+                .help("Carry only ids that begin with P"),
+        )
+        .arg(
+            Arg::new("on-conflict")
+                .long("on-conflict")
+                .value_name("WHAT")
+                .value_parser(
+                    PossibleValuesParser::new(["replace", "keep", "fail"]).map(|what| {
+                        match what.as_str() {
+                            "keep" => OnConflict::Keep,
+                            "fail" => OnConflict::Fail,
+                            _ => OnConflict::Replace,
+                        }
+                    }),
+                )
+                .help("When the destination holds an id already: replace its descriptor [default], keep it, or fail and carry nothing"),
+        )
+        .arg(switch("move").help("Delete from the source what the destination has confirmed"))
+        .arg(switch("verify").help("Afterwards compare ids and limits in both holders"))
+        .arg(switch("dry-run").help("Only say what would be carried and replaced, and whether it fits"))
+        .arg(switch("relay").help("Carry through this process even what could go directly"))
+        .arg(switch("json").help("Say what was done (or would be) as JSON on stdout"))
         .arg(path_operand().id("from").value_name("FROM").help("Where the source listens"))
         .arg(path_operand().id("to").value_name("TO").help("Where the destination listens"))
 }
@@ -55,14 +103,61 @@ fn timeouts(text: &OsStr) -> Result<(Milliseconds, Milliseconds), String> {
 }
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let flag = |name| invocation.matches.get_flag(name);
+    let (json, verify) = (flag("json"), flag("verify"));
+    // As quiet as s6's when it goes by its name.
+    let is_seen = !invocation.as_s6 && std::io::stderr().is_terminal();
+    let transfer = transfer(invocation)?
+        .moving(flag("move"))
+        .relay(flag("relay"))
+        .detailed(json || is_seen)
+        .recorded(verify);
+    // The descriptors that a user has in flight are counted against the sender's soft limit.
+    raise_open_files();
+    if flag("dry-run") {
+        return plan::show(&transfer.plan()?, json);
+    }
+    let bar = if is_seen { Bar::on_terminal() } else { None };
+    let report = transfer.run_watched(&mut |progress| {
+        if let Some(bar) = &bar {
+            bar.show(progress);
+        }
+    })?;
+    drop(bar);
+    let all = |error: TransferError| TransferError { left: Left::All, ..error };
+    let carried = report.carried.as_deref().filter(|_| verify);
+    let verification = carried.map(|carried| transfer.verify(carried)).transpose().map_err(all)?;
+    if json {
+        summary::print_json(&report, verification.as_ref())?;
+    } else if is_seen {
+        summary::say(&invocation.called, &report, verification.as_ref());
+    }
+    match verification.filter(|verification| !verification.is_good()) {
+        Some(bad) => Err(Failure::new(exit::DENIED_BY_DESTINATION, summary::complaint(&bad))),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What the command line says of holders, timeouts and choice.
+fn transfer(invocation: &Invocation) -> Result<Transfer, Failure> {
     let (from, to): (PathBuf, PathBuf) = (invocation.required("from")?, invocation.required("to")?);
     let timeouts = invocation.optional("timeouts");
     let (Milliseconds(from_timeout), Milliseconds(to_timeout)) =
         timeouts.unwrap_or((Milliseconds(None), Milliseconds(None)));
-    // The descriptors that a user has in flight are counted against the sender's soft limit.
-    raise_open_files();
-    Transfer::new(from, to).timeouts(from_timeout, to_timeout).run()?;
-    Ok(ExitCode::SUCCESS)
+    let mut transfer = Transfer::new(from, to).timeouts(from_timeout, to_timeout);
+    if let Some(on_conflict) = invocation.optional("on-conflict") {
+        transfer = transfer.on_conflict(on_conflict);
+    }
+    let prefix: Option<OsString> = invocation.optional("prefix");
+    let only: Option<Arc<Pattern>> = invocation.optional("only");
+    if prefix.is_some() || only.is_some() {
+        transfer = transfer.only(move |id: &Identifier| {
+            let begins = |prefix: &OsString| id.as_bytes().starts_with(prefix.as_bytes());
+            prefix.as_ref().is_none_or(begins)
+                && only.as_ref().is_none_or(|only| only.is_found_in(id))
+        });
+    }
+    Ok(transfer)
 }
 
 #[cfg(test)]

@@ -1,0 +1,86 @@
+//! What a transfer would do.
+
+use crate::failure::{exit, Failure};
+use crate::output::print;
+use fdholder::{strerror, Errno, Limit, Plan, Timestamp};
+use serde_json::json;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// Prints it; the exit code says whether the destination would take it.
+pub fn show(plan: &Plan, as_json: bool) -> Result<ExitCode, Failure> {
+    print(&if as_json { json(plan) } else { text(plan) })?;
+    Ok(match plan.refusal {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::from(exit::DENIED_BY_DESTINATION),
+    })
+}
+
+fn json(plan: &Plan) -> String {
+    let entries: Vec<_> = plan
+        .entries
+        .iter()
+        .map(|entry| {
+            let moment = entry.limit.and_then(Limit::moment);
+            json!({
+                "id": std::str::from_utf8(entry.id.as_bytes()).ok(),
+                "quoted": entry.id.to_string(),
+                "expires": moment.map(|moment| moment.to_string()),
+                "conflicts": entry.conflicts,
+            })
+        })
+        .collect();
+    let value = json!({
+        "entries": entries,
+        "path": plan.route.to_string(),
+        "fits": plan.refusal.is_none(),
+        "refusal": plan.refusal.map(strerror),
+        "destination_holds": plan.held,
+        "destination_capacity": plan.capacity,
+    });
+    format!("{value}\n")
+}
+
+fn text(plan: &Plan) -> String {
+    let now = Timestamp::now();
+    let rows: Vec<_> = plan
+        .entries
+        .iter()
+        .map(|entry| {
+            let expires = match entry.limit.map(Limit::moment) {
+                None => "?".to_owned(),
+                Some(None) => "never".to_owned(),
+                Some(Some(moment)) => format!("in {} s", moment.saturating_since(now).as_secs()),
+            };
+            (entry.id.to_string(), expires, if entry.conflicts { "held" } else { "-" })
+        })
+        .collect();
+    let width = |of: fn(&(String, String, &str)) -> usize, head: &str| {
+        rows.iter().map(of).max().unwrap_or_default().max(head.len())
+    };
+    let (ids, expiries) = (width(|row| row.0.len(), "ID"), width(|row| row.1.len(), "EXPIRES"));
+    let mut text = String::new();
+    let heads = ("ID".to_owned(), "EXPIRES".to_owned(), "AT DESTINATION");
+    for (id, expires, conflicts) in std::iter::once(&heads).chain(&rows) {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{id:ids$}  {expires:expiries$}  {conflicts}");
+    }
+    text.push_str(&conclusion(plan));
+    text
+}
+
+fn conclusion(plan: &Plan) -> String {
+    let (count, held) = (plan.entries.len(), plan.held);
+    let conflicts = plan.entries.iter().filter(|entry| entry.conflicts).count();
+    let of = plan.capacity.map_or_else(String::new, |capacity| format!(" of {capacity}"));
+    let verdict = match plan.refusal {
+        None => "it fits".to_owned(),
+        Some(Errno::NFILE) => "it does not fit".to_owned(),
+        Some(errno) => format!("the destination would refuse it: {}", strerror(errno)),
+    };
+    format!(
+        "{count} to carry ({route}), {conflicts} of them under ids that the destination holds; \
+         it holds {held}{of}: {verdict}\n",
+        route = plan.route,
+    )
+}

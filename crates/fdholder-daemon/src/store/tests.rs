@@ -1,0 +1,255 @@
+//! The store against a plain map.
+
+use super::*;
+use fdholder::Limit;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// Seconds on a clock of the test's own; 0 is never.
+fn limit(secs: u8) -> Limit {
+    match secs {
+        0 => Limit::never_from(at(0)),
+        secs => Limit::at(at(secs)),
+    }
+}
+
+fn at(secs: u8) -> Timestamp {
+    Timestamp::new((1 << 62) + 1000 + u64::from(secs), 0).unwrap()
+}
+
+fn id(number: u8) -> Identifier {
+    Identifier::new([b'a' + number % 8]).unwrap()
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Store(u8, u8),
+    Delete(u8),
+    Retrieve(u8, bool),
+    Dump,
+    Setdump(OnConflict, Vec<(u8, u8)>),
+    /// Remembers what is held, for a later release.
+    Snapshot,
+    /// Releases some of what was remembered.
+    Release(u8),
+    Wait(u8),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        (any::<u8>(), 0u8..60).prop_map(|(id, limit)| Op::Store(id, limit)),
+        any::<u8>().prop_map(Op::Delete),
+        any::<(u8, bool)>().prop_map(|(id, delete)| Op::Retrieve(id, delete)),
+        Just(Op::Dump),
+        (
+            proptest::sample::select(vec![OnConflict::Replace, OnConflict::Keep, OnConflict::Fail]),
+            proptest::collection::vec((any::<u8>(), 0u8..60), 0..8)
+        )
+            .prop_map(|(on_conflict, set)| Op::Setdump(on_conflict, set)),
+        Just(Op::Snapshot),
+        any::<u8>().prop_map(Op::Release),
+        (0u8..4).prop_map(Op::Wait),
+    ]
+}
+
+const CAPACITY: usize = 5;
+
+/// The same rules over a plain map.
+#[derive(Default)]
+struct Model {
+    held: BTreeMap<Identifier, (Limit, u32)>,
+    remembered: Vec<(Identifier, u32)>,
+}
+
+impl Model {
+    fn expire(&mut self, now: Timestamp) {
+        self.held.retain(|_, (limit, _)| !limit.expired(now));
+    }
+
+    fn apply(&mut self, op: &Op, fd: u32, now: Timestamp) -> Answer<Vec<u32>> {
+        self.expire(now);
+        let answer = match op {
+            Op::Store(..) if self.held.len() >= CAPACITY => Err(Errno::NFILE),
+            Op::Store(number, _) if self.held.contains_key(&id(*number)) => Err(Errno::BUSY),
+            Op::Store(number, secs) => {
+                self.held.insert(id(*number), (limit(*secs), fd));
+                Ok(vec![])
+            }
+            Op::Delete(number) => {
+                self.held.remove(&id(*number)).map(|_| vec![]).ok_or(Errno::NOENT)
+            }
+            Op::Retrieve(number, delete) => match self.held.get(&id(*number)).copied() {
+                None => Err(Errno::NOENT),
+                Some((_, fd)) => {
+                    if *delete {
+                        self.held.remove(&id(*number));
+                    }
+                    Ok(vec![fd])
+                }
+            },
+            Op::Dump => Ok(self.held.values().map(|(_, fd)| *fd).collect()),
+            Op::Setdump(on_conflict, set) => self.setdump(*on_conflict, set, fd),
+            Op::Snapshot => {
+                let held = self.held.iter().map(|(id, (_, fd))| (id.clone(), *fd));
+                self.remembered = held.collect();
+                Ok(vec![])
+            }
+            Op::Release(mask) => {
+                for (_, (id, fd)) in chosen(*mask, &self.remembered) {
+                    if self.held.get(id).is_some_and(|(_, held)| held == fd) {
+                        self.held.remove(id);
+                    }
+                }
+                Ok(vec![])
+            }
+            Op::Wait(_) => Ok(vec![]),
+        };
+        self.expire(now);
+        answer
+    }
+
+    fn setdump(&mut self, on_conflict: OnConflict, set: &[(u8, u8)], fd: u32) -> Answer<Vec<u32>> {
+        let mut after = self.held.clone();
+        let (mut added, mut replaced, mut kept) = (0, 0, vec![]);
+        for (index, (number, secs)) in set.iter().enumerate() {
+            let id = id(*number);
+            match on_conflict {
+                OnConflict::Fail if self.held.contains_key(&id) => return Err(Errno::EXIST),
+                OnConflict::Keep if self.held.contains_key(&id) => kept.push(index as u32),
+                _ => match after.insert(id, (limit(*secs), fd + index as u32)) {
+                    Some(_) => replaced += 1,
+                    None => added += 1,
+                },
+            }
+        }
+        if after.len() > CAPACITY {
+            return Err(Errno::NFILE);
+        }
+        self.held = after;
+        Ok([vec![added, replaced], kept].concat())
+    }
+}
+
+/// Those of a list whose bits are set.
+fn chosen<T>(mask: u8, list: &[T]) -> impl Iterator<Item = (usize, &T)> {
+    list.iter().enumerate().filter(move |(index, _)| mask >> (index % 8) & 1 == 1)
+}
+
+fn apply(
+    store: &mut Store<u32>,
+    remembered: &mut Vec<Arc<Entry<u32>>>,
+    op: &Op,
+    fd: u32,
+    now: Timestamp,
+) -> (Answer<Vec<u32>>, Vec<Change<u32>>) {
+    let entry = |number, secs, fd| Entry { id: id(number), limit: limit(secs), fd };
+    match op {
+        Op::Store(number, secs) => {
+            let done = store.store(entry(*number, *secs, fd), now);
+            (done.answer.map(|()| vec![]), done.changes)
+        }
+        Op::Delete(number) => {
+            let done = store.delete(&id(*number), now);
+            (done.answer.map(|()| vec![]), done.changes)
+        }
+        Op::Retrieve(number, delete) => {
+            let done = store.retrieve(&id(*number), *delete, now);
+            (done.answer.map(|entry| vec![entry.fd]), done.changes)
+        }
+        Op::Dump => {
+            let (mut entries, changes) = store.dump(now);
+            entries.sort_by(|a, b| a.id.cmp(&b.id));
+            (Ok(entries.iter().map(|entry| entry.fd).collect()), changes)
+        }
+        Op::Setdump(on_conflict, set) => {
+            let set = set
+                .iter()
+                .enumerate()
+                .map(|(index, (number, secs))| Arc::new(entry(*number, *secs, fd + index as u32)));
+            let done = store.setdump(set.collect(), *on_conflict, now);
+            let counts = |taken: Taken| [vec![taken.added, taken.replaced], taken.kept].concat();
+            (done.answer.map(counts), done.changes)
+        }
+        Op::Snapshot => {
+            let (mut entries, changes) = store.dump(now);
+            entries.sort_by(|a, b| a.id.cmp(&b.id));
+            *remembered = entries;
+            (Ok(vec![]), changes)
+        }
+        Op::Release(mask) => {
+            let entries = chosen(*mask, remembered).map(|(_, entry)| entry);
+            (Ok(vec![]), store.release(entries, now))
+        }
+        Op::Wait(_) => unreachable!("it is no call"),
+    }
+}
+
+proptest! {
+    /// The store answers as the map does, and its changes rebuild what it holds.
+    #[test]
+    fn it_behaves_like_a_plain_map(ops in proptest::collection::vec(any_op(), 0..120)) {
+        let (mut store, mut model) = (Store::new(CAPACITY), Model::default());
+        let (mut mirror, mut remembered) = (BTreeMap::new(), Vec::new());
+        let mut secs = 1;
+        for (index, op) in ops.iter().enumerate() {
+            if let Op::Wait(span) = op {
+                // Nobody tells the store: whatever is asked next must notice.
+                secs = u8::min(secs + span, 100);
+                continue;
+            }
+            let (now, fd) = (at(secs), index as u32 * 100);
+            let (answer, changes) = apply(&mut store, &mut remembered, op, fd, now);
+            prop_assert_eq!(answer, model.apply(op, fd, now), "{:?}", op);
+            for change in changes {
+                match change {
+                    Change::Held(entry) => {
+                        prop_assert!(mirror.insert(entry.id.clone(), entry.fd).is_none());
+                    }
+                    Change::Released(entry) => {
+                        prop_assert_eq!(mirror.remove(&entry.id), Some(entry.fd));
+                    }
+                }
+            }
+            store.check();
+            let held = |(id, (_, fd)): (&Identifier, &(Limit, u32))| (id.clone(), *fd);
+            prop_assert_eq!(&mirror, &model.held.iter().map(held).collect());
+            let next = model.held.values().filter_map(|(limit, _)| limit.moment()).min();
+            prop_assert_eq!(store.next_expiry(), next);
+        }
+    }
+}
+
+#[test]
+fn a_set_that_only_replaces_needs_no_room() {
+    let mut store = Store::new(2);
+    for number in 0..2 {
+        store.store(Entry { id: id(number), limit: limit(0), fd: number }, at(1));
+    }
+    let set =
+        (0..2).map(|number| Arc::new(Entry { id: id(number), limit: limit(0), fd: number + 10 }));
+    let taken = Taken { replaced: 2, ..Taken::default() };
+    assert_eq!(store.setdump(set.collect(), OnConflict::Replace, at(1)).answer, Ok(taken));
+    assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 10);
+}
+
+#[test]
+fn a_reply_keeps_what_it_sends() {
+    let mut store = Store::new(2);
+    store.store(Entry { id: id(0), limit: limit(0), fd: 1 }, at(1));
+    let first = store.retrieve(&id(0), true, at(1)).answer.unwrap();
+    store.store(Entry { id: id(0), limit: limit(0), fd: 2 }, at(1));
+    assert_eq!(first.fd, 1);
+    assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 2);
+}
+
+/// 200,000 stores under one limit: n log n takes well under a second, n squared hours.
+#[test]
+fn equal_limits_cost_nothing_extra() {
+    let mut store = Store::new(200_000);
+    for number in 0..200_000u32 {
+        let id = Identifier::new(number.to_string()).unwrap();
+        store.store(Entry { id, limit: limit(9), fd: number }, at(1));
+    }
+    assert_eq!(store.len(), 200_000);
+    assert_eq!(store.expire(at(9)).len(), 200_000);
+}

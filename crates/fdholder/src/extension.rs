@@ -1,0 +1,452 @@
+//! What fdholder says beyond s6's protocol: requests behind the command `+`, and their
+//! replies, to bytes and back.
+//!
+//! An s6 daemon hangs up on them, so they are only said to a holder that has answered
+//! [`Extension::Hello`]. A fdholder that does not know one answers EOPNOTSUPP. The layout
+//! of each, and what came with which version, is in `docs/protocol.md`, "Extensions".
+
+use crate::error::Malformed;
+use crate::frame::{Frame, Message};
+use crate::id::Identifier;
+use crate::limits::{DUMP_FDS_MAX, PAYLOAD_MAX, RUNS_MAX};
+use crate::reply::{answer, status, without_fds, Answer};
+use crate::request::{put_limit_and_id, Entry, Parsed, Reader, Request, EXTENSION};
+use crate::time::Limit;
+use rustix::io::Errno;
+use std::ops::Range;
+
+/// The version of the extensions that this library speaks. Each version has all that the
+/// ones before it had.
+pub const VERSION: u32 = 1;
+
+/// The byte behind the command.
+mod number {
+    pub const HELLO: u8 = 0;
+    pub const SNAPSHOT: u8 = 1;
+    pub const DELIVER: u8 = 2;
+    pub const RELEASE: u8 = 3;
+    pub const ON_CONFLICT: u8 = 4;
+    pub const TAKEN: u8 = 5;
+}
+
+/// A request that only fdholder understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extension<F> {
+    /// "I speak this version; which do you?" Who says it has a receiver that takes
+    /// whatever messages arrive together.
+    Hello(u32),
+    /// Remember, for this connection, all that is held now; tell how much that is, and
+    /// with `entries` also the identifiers and limits.
+    Snapshot {
+        /// Tell what, not only how much.
+        entries: bool,
+    },
+    /// Send these descriptors of the snapshot, as the data messages of a set, to another
+    /// holder: `to` is a connection with it, on which the set was announced.
+    Deliver {
+        /// Positions in the snapshot.
+        runs: Vec<Range<u32>>,
+        /// A connected Unix stream socket.
+        to: F,
+    },
+    /// Stop holding these of the snapshot, where they are still what is held.
+    Release {
+        /// Positions in the snapshot.
+        runs: Vec<Range<u32>>,
+        /// Only say whether it is allowed, and how many there would be.
+        only_ask: bool,
+    },
+    /// What becomes of identifiers that a set, given on this connection, shares with what
+    /// is held.
+    OnConflict(OnConflict),
+    /// What came of the set that was given last on this connection.
+    Taken,
+    /// One of a later version.
+    Unknown,
+}
+
+/// What to do when a set has an identifier under which something is held already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// The set's descriptor replaces the one held, as the protocol says.
+    #[default]
+    Replace,
+    /// The one held stays, the set's is dropped.
+    Keep,
+    /// The whole set is refused with EEXIST.
+    Fail,
+}
+
+/// What came of a set: which of its descriptors were new, replaced others, or gave way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// How many came under identifiers that were not held.
+    pub added: u32,
+    /// How many took the place of others.
+    pub replaced: u32,
+    /// Which were dropped in favour of what was held: their positions in the set,
+    /// ascending.
+    pub kept: Vec<u32>,
+}
+
+/// What a holder says of what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// How many descriptors are held.
+    pub count: u32,
+    /// How many can be.
+    pub capacity: u32,
+    /// What is held, if it was asked for; the positions in a snapshot are those in here.
+    pub entries: Vec<Entry<()>>,
+}
+
+impl<F> Extension<F> {
+    /// Reads what stands behind the command.
+    pub(crate) fn parse(
+        body: &[u8],
+        mut fds: Vec<F>,
+        fds_lost: bool,
+    ) -> Result<Parsed<F>, Malformed> {
+        let mut reader = Reader(body);
+        let number = reader.byte()?;
+        if number > number::TAKEN {
+            return Ok(Parsed::Request(Request::Extension(Self::Unknown)));
+        }
+        let to = fds.pop();
+        if !fds.is_empty() || (number != number::DELIVER && (to.is_some() || fds_lost)) {
+            return Err(Malformed("descriptors came with a request that takes none"));
+        }
+        let extension = match number {
+            number::HELLO => Self::Hello(reader.u32()?),
+            number::SNAPSHOT => Self::Snapshot { entries: reader.byte()? != 0 },
+            number::DELIVER if fds_lost => return Ok(Parsed::FdsLost),
+            number::DELIVER => {
+                let to = to.ok_or(Malformed("a delivery takes exactly one descriptor"))?;
+                Self::Deliver { runs: runs(&mut reader)?, to }
+            }
+            number::RELEASE => {
+                let only_ask = reader.byte()? != 0;
+                Self::Release { runs: runs(&mut reader)?, only_ask }
+            }
+            number::ON_CONFLICT => Self::OnConflict(match reader.byte()? {
+                0 => OnConflict::Replace,
+                1 => OnConflict::Keep,
+                2 => OnConflict::Fail,
+                _ => return Err(Malformed("an unknown way to deal with conflicts")),
+            }),
+            _ => Self::Taken,
+        };
+        reader.end()?;
+        Ok(Parsed::Request(Request::Extension(extension)))
+    }
+
+    pub(crate) fn into_message(self) -> Message<F> {
+        let mut fds = Vec::new();
+        let mut payload = vec![EXTENSION];
+        match self {
+            Self::Hello(version) => {
+                payload.push(number::HELLO);
+                payload.extend_from_slice(&version.to_be_bytes());
+            }
+            Self::Snapshot { entries } => {
+                payload.extend_from_slice(&[number::SNAPSHOT, u8::from(entries)]);
+            }
+            Self::Deliver { runs, to } => {
+                payload.push(number::DELIVER);
+                put_runs(&mut payload, &runs);
+                fds.push(to);
+            }
+            Self::Release { runs, only_ask } => {
+                payload.extend_from_slice(&[number::RELEASE, u8::from(only_ask)]);
+                put_runs(&mut payload, &runs);
+            }
+            Self::OnConflict(on_conflict) => {
+                let on_conflict = match on_conflict {
+                    OnConflict::Replace => 0,
+                    OnConflict::Keep => 1,
+                    OnConflict::Fail => 2,
+                };
+                payload.extend_from_slice(&[number::ON_CONFLICT, on_conflict]);
+            }
+            Self::Taken => payload.push(number::TAKEN),
+            Self::Unknown => payload.push(u8::MAX),
+        }
+        Message::new(fds, |bytes| bytes.append(&mut payload))
+    }
+}
+
+/// Positions in a snapshot, to the end of the payload: of each run where it starts and how
+/// long it is.
+fn runs(reader: &mut Reader<'_>) -> Result<Vec<Range<u32>>, Malformed> {
+    let mut runs = Vec::with_capacity(reader.0.len() / 8);
+    while !reader.0.is_empty() {
+        let (start, len) = (reader.u32()?, reader.u32()?);
+        let end = start.checked_add(len).filter(|_| len > 0);
+        runs.push(start..end.ok_or(Malformed("a run of positions that is empty or too long"))?);
+    }
+    Ok(runs)
+}
+
+fn put_runs(payload: &mut Vec<u8>, runs: &[Range<u32>]) {
+    debug_assert!(runs.len() <= RUNS_MAX, "more than a request may have");
+    for run in runs {
+        payload.extend_from_slice(&run.start.to_be_bytes());
+        payload.extend_from_slice(&(run.end - run.start).to_be_bytes());
+    }
+}
+
+/// Encodes the answer to a hello.
+pub fn hello<F>() -> Message<F> {
+    numbers(&[VERSION])
+}
+
+/// Encodes the answer to a snapshot; EMSGSIZE when it is longer than a message may be.
+pub fn snapshot<'a, F>(
+    count: u32,
+    capacity: u32,
+    entries: impl Iterator<Item = (&'a Identifier, Limit)>,
+) -> Message<F> {
+    let mut payload = vec![0];
+    payload.extend_from_slice(&count.to_be_bytes());
+    payload.extend_from_slice(&capacity.to_be_bytes());
+    for (id, limit) in entries {
+        put_limit_and_id(&mut payload, limit, id);
+    }
+    if payload.len() > PAYLOAD_MAX {
+        return status(Err(Errno::MSGSIZE));
+    }
+    Message::new(Vec::new(), |bytes| bytes.append(&mut payload))
+}
+
+/// Encodes the answer to a delivery: how many payload bytes it was.
+pub fn delivered<F>(bytes: u64) -> Message<F> {
+    Message::new(Vec::new(), |payload| {
+        payload.push(0);
+        payload.extend_from_slice(&bytes.to_be_bytes());
+    })
+}
+
+/// Encodes the answer to a release.
+pub fn released<F>(count: u32) -> Message<F> {
+    numbers(&[count])
+}
+
+/// Encodes what came of a set.
+pub fn taken<F>(Taken { added, replaced, kept }: &Taken) -> Message<F> {
+    numbers(&[&[*added, *replaced], &kept[..]].concat())
+}
+
+fn numbers<F>(numbers: &[u32]) -> Message<F> {
+    Message::new(Vec::new(), |bytes| {
+        bytes.push(0);
+        bytes.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+    })
+}
+
+/// Reads a reply without descriptors: a refusal, or what `read` makes of the rest.
+fn parse<'a, F, T>(
+    frame: &Frame<'a, F>,
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Malformed>,
+) -> Result<Answer<T>, Malformed> {
+    without_fds(frame)?;
+    match answer(frame)? {
+        Ok(body) => read(&mut Reader(body)).map(Ok),
+        Err(errno) => Ok(Err(errno)),
+    }
+}
+
+/// Reads the answer to a hello: the version that the holder speaks. A later one may say
+/// more, which is not for us.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is anything else; likewise in the functions below.
+pub fn parse_hello<F>(frame: &Frame<'_, F>) -> Result<Answer<u32>, Malformed> {
+    parse(frame, Reader::u32)
+}
+
+/// Reads the answer to a snapshot that was taken with or without `entries`.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is none.
+pub fn parse_snapshot<F>(
+    frame: &Frame<'_, F>,
+    entries: bool,
+) -> Result<Answer<Snapshot>, Malformed> {
+    parse(frame, |reader| {
+        let (count, capacity) = (reader.u32()?, reader.u32()?);
+        if count > DUMP_FDS_MAX {
+            return Err(Malformed("a snapshot of more descriptors than can be open"));
+        }
+        let listed = if entries { count as usize } else { 0 };
+        Ok(Snapshot { count, capacity, entries: reader.entries(vec![(); listed])? })
+    })
+}
+
+/// Reads the answer to a delivery: payload bytes.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is none.
+pub fn parse_delivered<F>(frame: &Frame<'_, F>) -> Result<Answer<u64>, Malformed> {
+    parse(frame, |reader| {
+        let (high, low) = (reader.u32()?, reader.u32()?);
+        reader.end()?;
+        Ok(u64::from(high) << 32 | u64::from(low))
+    })
+}
+
+/// Reads the answer to a release: how many.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is none.
+pub fn parse_released<F>(frame: &Frame<'_, F>) -> Result<Answer<u32>, Malformed> {
+    parse(frame, |reader| {
+        let count = reader.u32()?;
+        reader.end()?;
+        Ok(count)
+    })
+}
+
+/// Reads what came of a set.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is no such answer.
+pub fn parse_taken<F>(frame: &Frame<'_, F>) -> Result<Answer<Taken>, Malformed> {
+    parse(frame, |reader| {
+        let mut taken = Taken { added: reader.u32()?, replaced: reader.u32()?, kept: Vec::new() };
+        while !reader.0.is_empty() {
+            taken.kept.push(reader.u32()?);
+        }
+        Ok(taken)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Decoder;
+    use crate::limits::{HEADER_LEN, REPLY_PAYLOAD_MAX, REQUEST_PAYLOAD_MAX};
+    use crate::request::tests::any_entry;
+    use proptest::prelude::*;
+
+    fn any_runs() -> impl Strategy<Value = Vec<Range<u32>>> {
+        let run = (0u32..=1 << 24, 1u32..=1 << 24).prop_map(|(start, len)| start..start + len);
+        proptest::collection::vec(run, 0..20)
+    }
+
+    fn any_extension() -> impl Strategy<Value = Extension<u32>> {
+        prop_oneof![
+            any::<u32>().prop_map(Extension::Hello),
+            any::<bool>().prop_map(|entries| Extension::Snapshot { entries }),
+            (any_runs(), any::<u32>()).prop_map(|(runs, to)| Extension::Deliver { runs, to }),
+            (any_runs(), any::<bool>())
+                .prop_map(|(runs, only_ask)| Extension::Release { runs, only_ask }),
+            Just(Extension::OnConflict(OnConflict::Replace)),
+            Just(Extension::OnConflict(OnConflict::Keep)),
+            Just(Extension::OnConflict(OnConflict::Fail)),
+            Just(Extension::Taken),
+        ]
+    }
+
+    fn parse_request(payload: &[u8], fds: &[u32]) -> Result<Parsed<u32>, Malformed> {
+        Request::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })
+    }
+
+    proptest! {
+        #[test]
+        fn every_extension_comes_back_as_it_was(extension in any_extension(), cut in 1usize..8) {
+            let (bytes, fds) = Request::Extension(extension.clone()).into_message().into_parts();
+            let payload = &bytes[HEADER_LEN..];
+            prop_assert_eq!(
+                parse_request(payload, &fds),
+                Ok(Parsed::Request(Request::Extension(extension)))
+            );
+            let longer = [payload, b"\0"].concat();
+            prop_assert!(parse_request(&longer, &fds).is_err());
+            let shorter = &payload[..payload.len().saturating_sub(cut)];
+            // Without its number it is none; a run fewer is a run fewer.
+            prop_assert!(parse_request(shorter, &fds) != parse_request(payload, &fds));
+            let one_more = [&fds[..], &[7]].concat();
+            prop_assert!(parse_request(payload, &one_more).is_err());
+        }
+
+        #[test]
+        fn what_a_later_version_asks_is_unknown(
+            number in number::TAKEN + 1..=u8::MAX,
+            body in proptest::collection::vec(any::<u8>(), 0..50),
+            fds in 0u32..3,
+        ) {
+            let payload = [&[EXTENSION, number], &body[..]].concat();
+            let fds: Vec<_> = (0..fds).collect();
+            let unknown = Parsed::Request(Request::Extension(Extension::Unknown));
+            prop_assert_eq!(parse_request(&payload, &fds), Ok(unknown));
+        }
+
+        #[test]
+        fn snapshots_round_trip(entries in proptest::collection::vec(any_entry(), 0..50)) {
+            let listed: Vec<_> = entries
+                .into_iter()
+                .map(|Entry { id, limit, .. }| Entry { id, limit, fd: () })
+                .collect();
+            let count = listed.len() as u32;
+            let of = listed.iter().map(|entry| (&entry.id, entry.limit));
+            let message: Message<u32> = snapshot(count, 77, of);
+            let mut decoder = Decoder::new(REPLY_PAYLOAD_MAX);
+            let (bytes, fds) = message.into_parts();
+            decoder.push(&bytes, fds, false);
+            let read = parse_snapshot(&decoder.next().unwrap().unwrap(), true).unwrap();
+            prop_assert_eq!(read, Ok(Snapshot { count, capacity: 77, entries: listed }));
+        }
+
+        #[test]
+        fn noise_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..60), fds in 0u32..2) {
+            let frame = || Frame { payload: &payload, fds: (0..fds).collect::<Vec<u32>>(), fds_lost: false };
+            let _ = parse_request(&[b"+", &payload[..]].concat(), &frame().fds);
+            let _ = parse_hello(&frame());
+            let _ = parse_snapshot(&frame(), true);
+            let _ = parse_delivered(&frame());
+            let _ = parse_released(&frame());
+            let _ = parse_taken(&frame());
+        }
+    }
+
+    #[test]
+    fn answers_come_back_as_they_were() {
+        fn through<T>(message: Message<u32>, read: impl FnOnce(Frame<'_, u32>) -> T) -> T {
+            let (bytes, _) = message.into_parts();
+            read(Frame { payload: &bytes[HEADER_LEN..], fds: vec![], fds_lost: false })
+        }
+        assert_eq!(through(hello(), |frame| parse_hello(&frame)), Ok(Ok(VERSION)));
+        let long = u64::from(u32::MAX) + 7;
+        assert_eq!(through(delivered(long), |frame| parse_delivered(&frame)), Ok(Ok(long)));
+        assert_eq!(through(released(9), |frame| parse_released(&frame)), Ok(Ok(9)));
+        let outcome = Taken { added: 1, replaced: 2, kept: vec![3, 4] };
+        assert_eq!(through(taken(&outcome), |frame| parse_taken(&frame)), Ok(Ok(outcome)));
+        let refusal = || status(Err(Errno::OPNOTSUPP));
+        assert_eq!(through(refusal(), |frame| parse_hello(&frame)), Ok(Err(Errno::OPNOTSUPP)));
+    }
+
+    #[test]
+    fn a_later_hello_may_say_more() {
+        let frame: Frame<'_, u32> =
+            Frame { payload: b"\0\0\0\0\x09and more", fds: vec![], fds_lost: false };
+        assert_eq!(parse_hello(&frame), Ok(Ok(9)));
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_page() {
+        let bytes = |extension: Extension<u32>| extension.into_message().into_parts().0;
+        assert_eq!(bytes(Extension::Hello(1)), b"\0\0\0\x06\0\0+\0\0\0\0\x01");
+        assert_eq!(bytes(Extension::Snapshot { entries: true }), b"\0\0\0\x03\0\0+\x01\x01");
+        assert_eq!(
+            bytes(Extension::Deliver { runs: vec![2..5, 7..8], to: 9 }),
+            b"\0\0\0\x12\0\x01+\x02\0\0\0\x02\0\0\0\x03\0\0\0\x07\0\0\0\x01"
+        );
+        let longest = Extension::Deliver { runs: vec![0..1; RUNS_MAX], to: 0 };
+        assert!(bytes(longest).len() - HEADER_LEN <= REQUEST_PAYLOAD_MAX);
+    }
+}

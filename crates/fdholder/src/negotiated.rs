@@ -1,0 +1,115 @@
+//! What a client can ask of a fdholder beyond s6's protocol.
+
+use crate::client::Client;
+use crate::deadline::Deadline;
+use crate::dump::{GET_DUMP, SET_DUMP};
+use crate::error::{Cause, Error, Malformed};
+use crate::extension::{self, Extension, OnConflict, Snapshot, Taken, VERSION};
+use crate::frame::Frame;
+use crate::limits::RELEASE_FDS_MAX;
+use crate::reply::Answer;
+use crate::request::Request;
+use crate::runs::Runs;
+use rustix::io::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+impl Client {
+    /// Connects, and finds out whether the holder is a fdholder, and of which version.
+    ///
+    /// s6's daemon hangs up on the question, so it is asked on a connection of its own;
+    /// then another one is made. Nothing is remembered. A fdholder may send the messages
+    /// of a dump faster to whoever has asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect). A holder that refuses this user altogether is only
+    /// noticed by what is asked next.
+    pub fn connect_negotiated(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let mut client = Self::connect(path, deadline)?;
+        let hello = Request::Extension(Extension::Hello(VERSION));
+        match client.ask(hello, deadline, |frame| extension::parse_hello(&frame)) {
+            Ok(version) => client.version = Some(version),
+            // It does not know the question, which is an answer.
+            Err(Cause::Denied(_)) => {}
+            Err(Cause::Exchange(Errno::PIPE)) => return Self::connect(path, deadline),
+            Err(cause) => {
+                let doing = format!("speak with the fd-holder daemon at {}", path.display());
+                return Err(Error::new(doing, cause));
+            }
+        }
+        Ok(client)
+    }
+
+    /// The version of the extensions that the holder speaks; `None` for s6's daemon, and
+    /// for a client that was not [negotiated](Self::connect_negotiated).
+    pub fn version(&self) -> Option<u32> {
+        self.version
+    }
+
+    /// How much is held, how much can be, and with `entries` under which identifiers and
+    /// until when. The holder remembers it for this connection.
+    ///
+    /// # Errors
+    ///
+    /// EPERM with neither the right to list nor to get a dump · EOPNOTSUPP the holder is
+    /// no fdholder, or was not asked whether it is.
+    pub fn snapshot(&mut self, entries: bool, deadline: Deadline) -> Result<Snapshot, Error> {
+        self.ask_extension(Extension::Snapshot { entries }, deadline, |frame| {
+            extension::parse_snapshot(&frame, entries)
+        })
+        .map_err(|cause| Error::new(GET_DUMP, cause))
+    }
+
+    /// Has the holder stop holding this part of the snapshot, where it is still what is
+    /// held; or with `only_ask` say whether it would.
+    pub(crate) fn release(
+        &mut self,
+        mut runs: Runs,
+        only_ask: bool,
+        deadline: Deadline,
+    ) -> Result<u32, Error> {
+        let mut released = 0;
+        while runs.len() > 0 {
+            let runs = runs.take(RELEASE_FDS_MAX as u32);
+            released += self
+                .ask_extension(Extension::Release { runs, only_ask }, deadline, |frame| {
+                    extension::parse_released(&frame)
+                })
+                .map_err(|cause| Error::new("delete what was transferred", cause))?;
+        }
+        Ok(released)
+    }
+
+    /// Says what is to become of identifiers that a set, given on this connection, shares
+    /// with what is held.
+    pub(crate) fn on_conflict(
+        &mut self,
+        on_conflict: OnConflict,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.ask_extension(Extension::OnConflict(on_conflict), deadline, |frame| {
+            crate::reply::parse_status(&frame)
+        })
+        .map_err(|cause| Error::new(SET_DUMP, cause))
+    }
+
+    /// What came of the set that was given last on this connection.
+    pub(crate) fn taken(&mut self, deadline: Deadline) -> Result<Taken, Error> {
+        self.ask_extension(Extension::Taken, deadline, |frame| extension::parse_taken(&frame))
+            .map_err(|cause| Error::new(SET_DUMP, cause))
+    }
+
+    fn ask_extension<T>(
+        &mut self,
+        extension: Extension<BorrowedFd<'_>>,
+        deadline: Deadline,
+        read: impl FnOnce(Frame<'_, OwnedFd>) -> Result<Answer<T>, Malformed>,
+    ) -> Result<T, Cause> {
+        if self.version.is_none() {
+            return Err(Cause::Denied(Errno::OPNOTSUPP));
+        }
+        self.ask(Request::Extension(extension), deadline, read)
+    }
+}

@@ -1,0 +1,218 @@
+//! The source sends the descriptors to the destination; this process only conducts.
+//!
+//! It speaks setdump with the destination, over a connection that it has made and that is
+//! judged by its rights, and has the source put the messages with the descriptors into
+//! that connection. What the destination answers comes here.
+
+use super::ends::{conflict, left_behind, Allowance, Ends};
+use super::{Left, Progress, Report, Route, Side, Transfer, TransferError};
+use crate::client::Client;
+use crate::deadline::Deadline;
+use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
+use crate::error::{Cause, Error};
+use crate::extension::{self, Extension, OnConflict, Taken};
+use crate::limits::MESSAGE_FDS_MAX;
+use crate::request::Request;
+use crate::runs::Runs;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// Messages that a fdholder is sent before their answers are read. So many answers fit
+/// into a socket, and half a gigabyte of identifiers would not be more to ask for.
+const AHEAD_FDS_MAX: u32 = 128 * MESSAGE_FDS_MAX as u32;
+
+/// For so long it is just waited until the source has done its part. Then the destination
+/// is listened to as well.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+
+pub(super) fn run(
+    transfer: &Transfer,
+    mut ends: Ends,
+    watch: &mut dyn FnMut(Progress),
+) -> Result<Report, TransferError> {
+    let held = ends.settle_conflicts(transfer.on_conflict)?;
+    let entries = transfer.only.is_some() || held.is_some() || transfer.recorded;
+    let snapshot = ends.from.ask(|from, deadline| from.snapshot(entries, deadline))?;
+    let id = |at: &u32| &snapshot.entries[*at as usize].id; // Only if there are entries.
+    let mut runs = Runs::all(snapshot.count);
+    if entries {
+        runs = Runs::of(runs.positions().filter(|at| transfer.wants(id(at))));
+    }
+    let chosen = runs.len();
+    if let Some(held) = held.as_ref() {
+        runs = Runs::of(runs.positions().filter(|at| !held.contains(id(at))));
+    }
+    let passed_over = chosen - runs.len();
+    if passed_over > 0 && transfer.on_conflict == OnConflict::Fail {
+        return Err(conflict());
+    }
+    if transfer.moving {
+        ends.from.ask(|from, deadline| from.release(runs.clone(), true, deadline))?;
+    }
+    let bytes = send(&mut ends, runs.clone(), watch)?;
+    let all = |error: TransferError| TransferError { left: Left::All, ..error };
+    let taken = if held.is_some() {
+        Some(Taken { added: runs.len(), ..Taken::default() })
+    } else if ends.to.is_fdholder() && transfer.wants_taken() && runs.len() > 0 {
+        Some(ends.to.ask(Client::taken).map_err(all)?)
+    } else {
+        None
+    };
+    let mut moved = None;
+    if transfer.moving {
+        let kept = taken.as_ref().map_or(&[][..], |taken| &taken.kept);
+        let was_taken = |at: u32| kept.binary_search(&at).is_err();
+        let released = (0..).zip(runs.clone().positions()).filter(|(at, _)| was_taken(*at));
+        let released = Runs::of(released.map(|(_, position)| position));
+        let release = |from: &mut Client, deadline| from.release(released, false, deadline);
+        moved = Some(ends.from.ask(release).map_err(all)?);
+    }
+    let of = |at: u32| &snapshot.entries[at as usize];
+    let carried = || runs.clone().positions().map(of).map(|entry| (entry.id.clone(), entry.limit));
+    Ok(Report {
+        descriptors: runs.len(),
+        bytes,
+        elapsed: Duration::ZERO, // The caller knows.
+        route: Route::Direct,
+        taken,
+        passed_over,
+        moved,
+        carried: transfer.recorded.then(|| carried().collect()),
+    })
+}
+
+/// Gives the destination a set of these, sent by the source. Returns the bytes of the
+/// messages.
+fn send(
+    ends: &mut Ends,
+    mut runs: Runs,
+    watch: &mut dyn FnMut(Progress),
+) -> Result<u64, TransferError> {
+    let total = runs.len();
+    let to_fdholder = ends.to.is_fdholder();
+    let ahead = if to_fdholder { AHEAD_FDS_MAX } else { MESSAGE_FDS_MAX as u32 };
+    let Ends { from, to } = ends;
+    let time = &mut to.time;
+    let mut outgoing = time.spend(|deadline| to.client.begin_setdump(total, deadline))?;
+    let mut bytes = 0;
+    let mut give = |outgoing: &mut Outgoing<'_>| {
+        while runs.len() > 0 {
+            // The last message is what has the destination take the set. It goes when all
+            // before is in order, and nothing was said that was not asked.
+            let before_last = (runs.len() - 1) / MESSAGE_FDS_MAX as u32 * MESSAGE_FDS_MAX as u32;
+            let wanted = if before_last == 0 { runs.len() } else { before_last.min(ahead) };
+            outgoing
+                .expect_silence()
+                .map_err(|error| TransferError::new(Side::Destination, error))?;
+            let part = runs.take(wanted);
+            bytes += deliver(&mut from.client, &mut from.time, outgoing, time, part)?;
+            while outgoing.unanswered() > 0 {
+                time.spend(|deadline| outgoing.confirm(deadline))?;
+            }
+            watch(Progress { confirmed: outgoing.confirmed(), total });
+        }
+        Ok(())
+    };
+    let given = give(&mut outgoing);
+    given.map_err(|error| left_behind(error, &outgoing, total, to_fdholder))?;
+    Ok(bytes)
+}
+
+/// Has the source send a part of the set.
+fn deliver(
+    from: &mut Client,
+    from_time: &mut Allowance,
+    outgoing: &mut Outgoing<'_>,
+    to_time: &mut Allowance,
+    runs: Vec<Range<u32>>,
+) -> Result<u64, TransferError> {
+    let source = |cause| TransferError::new(Side::Source, Error::new(GET_DUMP, cause));
+    let count = runs.iter().map(|run| run.end - run.start).sum();
+    from_time.spend(|deadline| {
+        let request = Request::Extension(Extension::Deliver { runs, to: outgoing.socket() });
+        from.send_request(request, deadline).map_err(|cause| Error::new(GET_DUMP, cause))
+    })?;
+    outgoing
+        .is_sent_elsewhere(count)
+        .map_err(|error| TransferError::new(Side::Destination, error))?;
+    let mut wait = FIRST_WAIT;
+    loop {
+        // Without a wait: that is below, where it is seen whose time it is.
+        match from.receive(Deadline::after(Duration::ZERO)) {
+            Ok(frame) => {
+                let answer =
+                    extension::parse_delivered(&frame).map_err(|bad| source(bad.into()))?;
+                from.in_step = true;
+                return match answer {
+                    Ok(bytes) => Ok(bytes),
+                    Err(errno @ (Errno::PERM | Errno::INVAL)) => Err(source(Cause::Denied(errno))),
+                    Err(errno) => Err(why_undeliverable(outgoing, errno)),
+                };
+            }
+            Err(Cause::TimedOut) => {}
+            Err(cause) => return Err(source(cause)),
+        }
+        let start = Instant::now();
+        let left = [from_time.left(), to_time.left()].into_iter().flatten().min();
+        let first = std::mem::take(&mut wait);
+        let heard = wait_for_either(from, outgoing, left, first)
+            .map_err(|errno| source(Cause::Exchange(errno)))?;
+        // While the destination has no room for more, it is the one to be waited for.
+        let (side, time) = if outgoing.has_room() {
+            (Side::Source, &mut *from_time)
+        } else {
+            (Side::Destination, &mut *to_time)
+        };
+        time.charge(start.elapsed());
+        match heard {
+            Some(Side::Destination) => to_time.spend(|_| outgoing.hear())?,
+            None if time.left() == Some(Duration::ZERO) => {
+                let doing = if side == Side::Source { GET_DUMP } else { SET_DUMP };
+                return Err(TransferError::new(side, Error::new(doing, Cause::TimedOut)));
+            }
+            Some(Side::Source) | None => {}
+        }
+    }
+}
+
+/// Waits until the source has something to say, or the destination (but not during the
+/// `first` wait), or no time is left.
+fn wait_for_either(
+    from: &Client,
+    outgoing: &Outgoing<'_>,
+    left: Option<Duration>,
+    first: Duration,
+) -> Result<Option<Side>, Errno> {
+    let mut sockets = [
+        PollFd::from_borrowed_fd(from.socket(), PollFlags::IN),
+        PollFd::from_borrowed_fd(outgoing.socket(), PollFlags::IN),
+    ];
+    let (sockets, span) = if first.is_zero() {
+        (&mut sockets[..], left)
+    } else {
+        (&mut sockets[..1], Some(left.map_or(first, |left| left.min(first))))
+    };
+    let span = span.and_then(|span| Timespec::try_from(span).ok());
+    match poll(sockets, span.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => return Err(errno),
+    }
+    let spoke = sockets.iter().position(|socket| !socket.revents().is_empty());
+    Ok(spoke.map(|at| if at == 0 { Side::Source } else { Side::Destination }))
+}
+
+/// The source could not send to the destination, which may have said why.
+fn why_undeliverable(outgoing: &mut Outgoing<'_>, errno: Errno) -> TransferError {
+    while outgoing.unanswered() > 0 {
+        match outgoing.confirm(Deadline::after(Duration::ZERO)) {
+            Ok(()) => {}
+            Err(said) if matches!(said.cause(), Cause::Denied(_)) => {
+                return TransferError::new(Side::Destination, said);
+            }
+            Err(_) => break,
+        }
+    }
+    TransferError::new(Side::Destination, Error::new(SET_DUMP, Cause::Exchange(errno)))
+}

@@ -1,0 +1,142 @@
+//! The two holders of a transfer, and the time each may take.
+
+use super::{Left, Side, Transfer, TransferError};
+use crate::client::Client;
+use crate::deadline::Deadline;
+use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
+use crate::error::{Cause, Error};
+use crate::extension::OnConflict;
+use crate::id::Identifier;
+use rustix::io::Errno;
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The time one side may take. It runs only while that side is waited for, so that a slow
+/// source is not blamed on the destination.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    side: Side,
+    left: Option<Duration>,
+}
+
+impl Allowance {
+    fn new(side: Side, left: Option<Duration>) -> Self {
+        Self { side, left }
+    }
+
+    pub fn spend<T>(
+        &mut self,
+        operation: impl FnOnce(Deadline) -> Result<T, Error>,
+    ) -> Result<T, TransferError> {
+        let start = Instant::now();
+        let deadline = self.left.map_or(Deadline::NEVER, Deadline::after);
+        let result = operation(deadline);
+        self.charge(start.elapsed());
+        result.map_err(|error| TransferError::new(self.side, error))
+    }
+
+    /// What is left; `None` is no end.
+    pub fn left(&self) -> Option<Duration> {
+        self.left
+    }
+
+    pub fn charge(&mut self, span: Duration) {
+        self.left = self.left.map(|left| left.saturating_sub(span));
+    }
+}
+
+/// One of the holders.
+#[derive(Debug)]
+pub(super) struct End {
+    pub client: Client,
+    pub time: Allowance,
+}
+
+impl End {
+    fn open(path: &Path, side: Side, timeout: Option<Duration>) -> Result<Self, TransferError> {
+        let (which, what) = match side {
+            Side::Source => ("source", GET_DUMP),
+            Side::Destination => ("destination", SET_DUMP),
+        };
+        let mut time = Allowance::new(side, timeout);
+        let client = time.spend(|deadline| {
+            Client::connect_negotiated(path, deadline).map_err(|error| match error.cause() {
+                Cause::Connect(errno) => {
+                    let doing =
+                        format!("connect to a {which} fd-holder daemon at {}", path.display());
+                    Error::new(doing, Cause::Connect(errno))
+                }
+                cause => Error::new(what, cause),
+            })
+        })?;
+        Ok(Self { client, time })
+    }
+
+    pub fn is_fdholder(&self) -> bool {
+        self.client.version().is_some()
+    }
+
+    /// Asks something.
+    pub fn ask<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Client, Deadline) -> Result<T, Error>,
+    ) -> Result<T, TransferError> {
+        self.time.spend(|deadline| operation(&mut self.client, deadline))
+    }
+}
+
+/// Both.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub from: End,
+    pub to: End,
+}
+
+impl Ends {
+    pub fn open(transfer: &Transfer) -> Result<Self, TransferError> {
+        let from = End::open(&transfer.from, Side::Source, transfer.timeout_from)?;
+        let to = End::open(&transfer.to, Side::Destination, transfer.timeout_to)?;
+        Ok(Self { from, to })
+    }
+
+    /// Has the destination deal with conflicts as wanted. One that cannot decide that (s6's
+    /// always replaces) is asked what it holds, for us to decide.
+    pub fn settle_conflicts(
+        &mut self,
+        on_conflict: OnConflict,
+    ) -> Result<Option<HashSet<Identifier>>, TransferError> {
+        if on_conflict == OnConflict::Replace {
+            return Ok(None);
+        }
+        if self.to.is_fdholder() {
+            self.to.ask(|to, deadline| to.on_conflict(on_conflict, deadline))?;
+            return Ok(None);
+        }
+        let held = self.to.ask(Client::list)?;
+        Ok(Some(held.into_iter().collect()))
+    }
+}
+
+/// A conflict that was to fail, in the words of a fdholder that finds it.
+pub(super) fn conflict() -> TransferError {
+    TransferError::new(Side::Destination, Error::new(SET_DUMP, Cause::Denied(Errno::EXIST)))
+}
+
+/// Says of an error, that came while a set was given, what of it is in the destination.
+pub(super) fn left_behind(
+    mut error: TransferError,
+    outgoing: &Outgoing<'_>,
+    total: u32,
+    to_fdholder: bool,
+) -> TransferError {
+    let all_sent = outgoing.remaining() == 0 && outgoing.unanswered() > 0;
+    let refused =
+        error.side == Side::Destination && matches!(error.error.cause(), Cause::Denied(_));
+    error.left = match (to_fdholder, outgoing.confirmed()) {
+        (true, _) if all_sent && !refused => Left::AllOrNothing,
+        (true, _) | (false, 0) => Left::Nothing,
+        (false, confirmed) => Left::Part(confirmed, total),
+    };
+    error
+}

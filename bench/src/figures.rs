@@ -1,5 +1,6 @@
 //! What was measured, and how it is told.
 
+use crate::programs::Holder;
 use std::fmt;
 
 /// The same of ours and of s6.
@@ -7,6 +8,15 @@ use std::fmt;
 pub struct Both<T> {
     pub ours: T,
     pub s6: T,
+}
+
+impl<T> Both<T> {
+    pub fn of(&self, holder: Holder) -> &T {
+        match holder {
+            Holder::Ours => &self.ours,
+            Holder::S6 => &self.s6,
+        }
+    }
 }
 
 /// Measurements of one thing, in one unit.
@@ -56,13 +66,37 @@ pub fn ratio(above: &Sample, below: &Sample) -> Option<f64> {
     Some(above.median()? / below.median()?)
 }
 
-/// A ratio as it is printed. Cut off, not rounded: what misses its target by a hair must
-/// not look as if it met it.
+/// What a ratio has to keep.
+#[derive(Debug, Clone, Copy)]
+pub enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bound {
+    /// The bound, the ratio, and whether it kept it. `text` says of what.
+    pub fn verdict(self, text: &str, ratio: Option<f64>) -> String {
+        let (met, told) = match self {
+            Self::AtLeast(bound) => (ratio.map(|ratio| ratio >= bound), times(ratio)),
+            Self::AtMost(bound) => (ratio.map(|ratio| ratio <= bound), times_up(ratio)),
+        };
+        format!("{} ({told})", target(text, met))
+    }
+}
+
+/// A ratio that has to be great, as it is printed. Cut off, not rounded: what misses its
+/// target by a hair must not look as if it met it.
 pub fn times(ratio: Option<f64>) -> String {
-    ratio.map_or_else(
-        || NOTHING.to_owned(),
-        |ratio| format!("{:.2} ×", (ratio * 100.0).floor() / 100.0),
-    )
+    hundredths(ratio.map(|ratio| (ratio * 100.0).floor()))
+}
+
+/// A ratio that has to be small, as it is printed: rounded up, for the same reason.
+pub fn times_up(ratio: Option<f64>) -> String {
+    hundredths(ratio.map(|ratio| (ratio * 100.0).ceil()))
+}
+
+fn hundredths(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| NOTHING.to_owned(), |ratio| format!("{:.2} ×", ratio / 100.0))
 }
 
 /// A target and whether it was met.
@@ -115,9 +149,20 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_never_rounded_up() {
+    fn a_ratio_is_never_rounded_in_its_favour() {
         assert_eq!(times(Some(1.999)), "1.99 ×");
+        assert_eq!(times_up(Some(1.601)), "1.61 ×");
         assert_eq!(times(None), "—");
+    }
+
+    #[test]
+    fn a_bound_is_shown_with_what_it_is_held_against() {
+        let least = Bound::AtLeast(2.0);
+        assert_eq!(least.verdict("at least 2 ×", Some(2.0)), "at least 2 ×: met (2.00 ×)");
+        assert_eq!(least.verdict("at least 2 ×", Some(1.9)), "at least 2 ×: **NOT MET** (1.90 ×)");
+        let most = Bound::AtMost(1.5);
+        assert_eq!(most.verdict("within 1.5 ×", Some(1.5)), "within 1.5 ×: met (1.50 ×)");
+        assert_eq!(most.verdict("within 1.5 ×", None), "within 1.5 ×: **not measured** (—)");
     }
 
     #[test]

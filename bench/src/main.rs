@@ -12,6 +12,8 @@ mod options;
 mod programs;
 mod raw;
 mod sections;
+mod tally;
+mod transfers;
 
 use bench::Bench;
 use options::Options;

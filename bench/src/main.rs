@@ -4,6 +4,7 @@
 //! meets both alike, and what counts is the ratio of their medians.
 
 mod bench;
+mod chart;
 mod daemon;
 mod document;
 mod figures;
@@ -11,6 +12,7 @@ mod machine;
 mod options;
 mod programs;
 mod raw;
+mod report;
 mod sections;
 mod tally;
 mod transfers;
@@ -18,6 +20,7 @@ mod transfers;
 use bench::Bench;
 use options::Options;
 use programs::Programs;
+use report::{Picture, Report};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,8 +30,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// One thing that is measured.
 struct Section {
     name: &'static str,
-    /// Measures, and gives Markdown.
-    run: fn(&Bench) -> Result<String>,
+    run: fn(&Bench) -> Result<Report>,
 }
 
 const SECTIONS: &[Section] = &[
@@ -67,14 +69,17 @@ fn measure(arguments: Vec<OsString>) -> Result<()> {
     let head = machine::describe(&programs, options.quick)?;
     let bench = Bench::new(programs, options.quick)?;
     let mut tables = vec![head];
+    let mut pictures = Vec::new();
     for section in SECTIONS.iter().filter(|section| options.wants(section.name)) {
-        tables.push((section.run)(&bench)?);
+        let report = (section.run)(&bench)?;
+        tables.push(report.text);
+        pictures.extend(report.picture);
     }
-    publish(&tables.join("\n"), options.write.as_deref())
+    publish(&tables.join("\n"), &pictures, options.write.as_deref())
 }
 
-fn publish(tables: &str, file: Option<&Path>) -> Result<()> {
+fn publish(tables: &str, pictures: &[Picture], file: Option<&Path>) -> Result<()> {
     // Printed in any case: what took minutes must not be lost to a full disk.
     print!("{tables}");
-    file.map_or(Ok(()), |file| document::write(file, tables))
+    file.map_or(Ok(()), |file| document::write(file, tables, pictures))
 }

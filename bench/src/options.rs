@@ -52,7 +52,8 @@ pub fn usage(sections: &[&str]) -> String {
          sections: {}\n\
          --quick   fewer runs\n\
          --binary  measure this fdholder instead of building the one in the workspace\n\
-         --write   put the tables of this run, and no others, between the markers in FILE",
+         --write   put the tables of this run, and no others, between the markers in FILE,\n          \
+         and the pictures they refer to beside it",
         sections.join(", ")
     )
 }

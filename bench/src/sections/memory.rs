@@ -3,13 +3,14 @@
 use crate::bench::{say, Bench, FDS_MOST};
 use crate::daemon::Daemon;
 use crate::figures::{target, Thousands};
+use crate::report::Report;
 use crate::Result;
 use std::fs;
 
 /// Percent of s6's.
 const AT_MOST: f64 = 60.0;
 
-pub fn run(bench: &Bench) -> Result<String> {
+pub fn run(bench: &Bench) -> Result<Report> {
     say(&format!("memory: {} held by each", Thousands(FDS_MOST)));
     let daemons = Daemon::both(bench)?;
     daemons.ours.fill(FDS_MOST)?;
@@ -40,7 +41,8 @@ pub fn run(bench: &Bench) -> Result<String> {
          Of the daemon process that holds {} descriptors without expiry.\n\n\
          | resident | ours | s6 | ours / s6 | target |\n| --- | --- | --- | --- | --- |\n{rows}",
         Thousands(FDS_MOST),
-    ))
+    )
+    .into())
 }
 
 fn kilobytes(daemon: &Daemon, field: &str) -> Result<u32> {

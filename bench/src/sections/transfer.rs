@@ -1,11 +1,13 @@
 //! How long it takes to carry everything from one daemon to another, and how often that
 //! fails.
 
+mod picture;
 mod tables;
 
 use crate::bench::{say, time, Bench, FDS_MOST};
 use crate::figures::{Sample, Thousands};
 use crate::raw;
+use crate::report::Report;
 use crate::tally::Tally;
 use crate::transfers::{Sources, Way, Ways};
 use crate::Result;
@@ -50,21 +52,23 @@ impl Runs {
     }
 }
 
-pub fn run(bench: &Bench) -> Result<String> {
+pub fn run(bench: &Bench) -> Result<Report> {
     let runs = Runs::of(bench);
     let mut sizes = Vec::new();
     for size in SIZES {
         sizes.push(measure(bench, &runs, size)?);
     }
+    let (link, picture) = picture::draw(&sizes);
     let text = [
         tables::introduction(&runs),
+        link,
         tables::durations(&sizes),
         tables::ratios(&sizes),
         tables::from_s6(&sizes),
         tables::failures(&sizes),
     ]
     .join("\n");
-    Ok(text)
+    Ok(Report { text, picture })
 }
 
 /// Runs everything of one size, in turns.

@@ -49,6 +49,16 @@ impl Sample {
         }
     }
 
+    /// The median with the least and the greatest, as kilobytes.
+    pub fn kilobytes(&self) -> String {
+        match (self.median(), self.0.first(), self.0.last()) {
+            (Some(median), Some(least), Some(greatest)) => {
+                format!("{} kB ({}–{})", Thousands(median), Thousands(least), Thousands(greatest))
+            }
+            _ => NOTHING.to_owned(),
+        }
+    }
+
     /// The median with the least and the greatest, as so many a second.
     pub fn rate(&self) -> String {
         match (self.median(), self.0.as_slice()) {

@@ -9,6 +9,7 @@ mod daemon;
 mod document;
 mod figures;
 mod machine;
+mod memory;
 mod options;
 mod programs;
 mod raw;
@@ -35,6 +36,7 @@ struct Section {
 
 const SECTIONS: &[Section] = &[
     Section { name: "transfer", run: sections::transfer::run },
+    Section { name: "client-memory", run: sections::client_memory::run },
     Section { name: "retrieve", run: sections::retrieve::run },
     Section { name: "store", run: sections::store::run },
     Section { name: "memory", run: sections::memory::run },

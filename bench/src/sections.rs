@@ -1,5 +1,6 @@
 //! What is measured.
 
+pub mod client_memory;
 pub mod memory;
 pub mod retrieve;
 pub mod store;

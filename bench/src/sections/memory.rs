@@ -3,9 +3,9 @@
 use crate::bench::{say, Bench, FDS_MOST};
 use crate::daemon::Daemon;
 use crate::figures::{target, Thousands};
+use crate::memory::kilobytes;
 use crate::report::Report;
 use crate::Result;
-use std::fs;
 
 /// Percent of s6's.
 const AT_MOST: f64 = 60.0;
@@ -21,8 +21,8 @@ pub fn run(bench: &Bench) -> Result<Report> {
     for (field, what, has_target) in
         [("VmRSS:", "all (VmRSS)", true), ("RssAnon:", "its own (RssAnon)", false)]
     {
-        let ours = kilobytes(&daemons.ours, field)?;
-        let s6 = kilobytes(&daemons.s6, field)?;
+        let ours = kilobytes(daemons.ours.id(), field)?;
+        let s6 = kilobytes(daemons.s6.id(), field)?;
         let percent = 100.0 * f64::from(ours) / f64::from(s6);
         let verdict = if has_target {
             target("at most 60 % of s6's", Some(percent <= AT_MOST))
@@ -43,11 +43,4 @@ pub fn run(bench: &Bench) -> Result<Report> {
         Thousands(FDS_MOST),
     )
     .into())
-}
-
-fn kilobytes(daemon: &Daemon, field: &str) -> Result<u32> {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(value.ok_or_else(|| format!("the kernel does not tell {field}"))?.parse()?)
 }

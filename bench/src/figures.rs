@@ -43,7 +43,8 @@ impl Sample {
     pub fn milliseconds(&self) -> String {
         match (self.median(), self.0.first(), self.0.last()) {
             (Some(median), Some(least), Some(greatest)) => {
-                format!("{median:.2} ms ({least:.2}–{greatest:.2})")
+                let [median, least, greatest] = [median, *least, *greatest].map(short);
+                format!("{median} ms ({least}–{greatest})")
             }
             _ => NOTHING.to_owned(),
         }
@@ -121,6 +122,15 @@ pub fn target(text: &str, met: Option<bool>) -> String {
 
 const NOTHING: &str = "—";
 
+/// A number with decimals only where they tell something.
+fn short(value: f64) -> String {
+    if value < 100.0 {
+        format!("{value:.2}")
+    } else {
+        Thousands(value).to_string()
+    }
+}
+
 /// A number, cut into groups of three digits.
 pub struct Thousands<T>(pub T);
 
@@ -156,6 +166,7 @@ mod tests {
         assert_eq!(sample(&[3.0, 1.0, 2.0]).median(), Some(2.0));
         assert_eq!(sample(&[4.0, 1.0, 2.0, 3.0]).median(), Some(2.5));
         assert_eq!(sample(&[3.0, 1.0]).milliseconds(), "2.00 ms (1.00–3.00)");
+        assert_eq!(sample(&[4865.02]).milliseconds(), "4,865 ms (4,865–4,865)");
     }
 
     #[test]

@@ -37,6 +37,7 @@ struct Section {
 const SECTIONS: &[Section] = &[
     Section { name: "transfer", run: sections::transfer::run },
     Section { name: "client-memory", run: sections::client_memory::run },
+    Section { name: "getdump", run: sections::getdump::run },
     Section { name: "retrieve", run: sections::retrieve::run },
     Section { name: "store", run: sections::store::run },
     Section { name: "memory", run: sections::memory::run },

@@ -1,5 +1,6 @@
 //! The document that quotes the figures.
 
+use crate::report::Picture;
 use crate::Result;
 use std::fs;
 use std::path::Path;
@@ -12,11 +13,17 @@ pub fn check(file: &Path) -> Result<()> {
     with_tables(&read(file)?, "").map(drop).map_err(|problem| at(file, &problem))
 }
 
-/// Puts the tables into `file`, in the place of those of an earlier run.
-pub fn write(file: &Path, tables: &str) -> Result<()> {
+/// Puts the tables into `file`, in the place of those of an earlier run, and the pictures
+/// they refer to beside it.
+pub fn write(file: &Path, tables: &str, pictures: &[Picture]) -> Result<()> {
     // Read afresh: someone may have edited it while we measured.
     let text = with_tables(&read(file)?, tables).map_err(|problem| at(file, &problem))?;
-    fs::write(file, text).map_err(|error| at(file, &error))
+    fs::write(file, text).map_err(|error| at(file, &error))?;
+    for Picture { file: name, svg } in pictures {
+        let picture = file.with_file_name(name);
+        fs::write(&picture, svg).map_err(|error| at(&picture, &error))?;
+    }
+    Ok(())
 }
 
 fn read(file: &Path) -> Result<String> {
@@ -55,6 +62,17 @@ mod tests {
         let first = with_tables(text, "new\n").unwrap();
         assert_eq!(first, "a\n<!-- measured: begin -->\n\nnew\n<!-- measured: end -->\nb\n");
         assert_eq!(with_tables(&first, "new\n").unwrap(), first);
+    }
+
+    #[test]
+    fn pictures_lie_beside_the_document() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("document.md");
+        fs::write(&file, "<!-- measured: begin -->\n<!-- measured: end -->\n").unwrap();
+        let picture = Picture { file: "picture.svg", svg: "<svg/>".to_owned() };
+        write(&file, "![words](picture.svg)\n", &[picture]).unwrap();
+        assert!(read(&file).unwrap().contains("](picture.svg)"));
+        assert_eq!(fs::read_to_string(folder.path().join("picture.svg")).unwrap(), "<svg/>");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What was measured, and how it is told.
 
+use crate::programs::Holder;
 use std::fmt;
 
 /// The same of ours and of s6.
@@ -7,6 +8,15 @@ use std::fmt;
 pub struct Both<T> {
     pub ours: T,
     pub s6: T,
+}
+
+impl<T> Both<T> {
+    pub fn of(&self, holder: Holder) -> &T {
+        match holder {
+            Holder::Ours => &self.ours,
+            Holder::S6 => &self.s6,
+        }
+    }
 }
 
 /// Measurements of one thing, in one unit.
@@ -33,7 +43,18 @@ impl Sample {
     pub fn milliseconds(&self) -> String {
         match (self.median(), self.0.first(), self.0.last()) {
             (Some(median), Some(least), Some(greatest)) => {
-                format!("{median:.2} ms ({least:.2}–{greatest:.2})")
+                let [median, least, greatest] = [median, *least, *greatest].map(short);
+                format!("{median} ms ({least}–{greatest})")
+            }
+            _ => NOTHING.to_owned(),
+        }
+    }
+
+    /// The median with the least and the greatest, as kilobytes.
+    pub fn kilobytes(&self) -> String {
+        match (self.median(), self.0.first(), self.0.last()) {
+            (Some(median), Some(least), Some(greatest)) => {
+                format!("{} kB ({}–{})", Thousands(median), Thousands(least), Thousands(greatest))
             }
             _ => NOTHING.to_owned(),
         }
@@ -56,13 +77,37 @@ pub fn ratio(above: &Sample, below: &Sample) -> Option<f64> {
     Some(above.median()? / below.median()?)
 }
 
-/// A ratio as it is printed. Cut off, not rounded: what misses its target by a hair must
-/// not look as if it met it.
+/// What a ratio has to keep.
+#[derive(Debug, Clone, Copy)]
+pub enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bound {
+    /// The bound, the ratio, and whether it kept it. `text` says of what.
+    pub fn verdict(self, text: &str, ratio: Option<f64>) -> String {
+        let (met, told) = match self {
+            Self::AtLeast(bound) => (ratio.map(|ratio| ratio >= bound), times(ratio)),
+            Self::AtMost(bound) => (ratio.map(|ratio| ratio <= bound), times_up(ratio)),
+        };
+        format!("{} ({told})", target(text, met))
+    }
+}
+
+/// A ratio that has to be great, as it is printed. Cut off, not rounded: what misses its
+/// target by a hair must not look as if it met it.
 pub fn times(ratio: Option<f64>) -> String {
-    ratio.map_or_else(
-        || NOTHING.to_owned(),
-        |ratio| format!("{:.2} ×", (ratio * 100.0).floor() / 100.0),
-    )
+    hundredths(ratio.map(|ratio| (ratio * 100.0).floor()))
+}
+
+/// A ratio that has to be small, as it is printed: rounded up, for the same reason.
+pub fn times_up(ratio: Option<f64>) -> String {
+    hundredths(ratio.map(|ratio| (ratio * 100.0).ceil()))
+}
+
+fn hundredths(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| NOTHING.to_owned(), |ratio| format!("{:.2} ×", ratio / 100.0))
 }
 
 /// A target and whether it was met.
@@ -76,6 +121,15 @@ pub fn target(text: &str, met: Option<bool>) -> String {
 }
 
 const NOTHING: &str = "—";
+
+/// A number with decimals only where they tell something.
+fn short(value: f64) -> String {
+    if value < 100.0 {
+        format!("{value:.2}")
+    } else {
+        Thousands(value).to_string()
+    }
+}
 
 /// A number, cut into groups of three digits.
 pub struct Thousands<T>(pub T);
@@ -112,12 +166,24 @@ mod tests {
         assert_eq!(sample(&[3.0, 1.0, 2.0]).median(), Some(2.0));
         assert_eq!(sample(&[4.0, 1.0, 2.0, 3.0]).median(), Some(2.5));
         assert_eq!(sample(&[3.0, 1.0]).milliseconds(), "2.00 ms (1.00–3.00)");
+        assert_eq!(sample(&[4865.02]).milliseconds(), "4,865 ms (4,865–4,865)");
     }
 
     #[test]
-    fn a_ratio_is_never_rounded_up() {
+    fn a_ratio_is_never_rounded_in_its_favour() {
         assert_eq!(times(Some(1.999)), "1.99 ×");
+        assert_eq!(times_up(Some(1.601)), "1.61 ×");
         assert_eq!(times(None), "—");
+    }
+
+    #[test]
+    fn a_bound_is_shown_with_what_it_is_held_against() {
+        let least = Bound::AtLeast(2.0);
+        assert_eq!(least.verdict("at least 2 ×", Some(2.0)), "at least 2 ×: met (2.00 ×)");
+        assert_eq!(least.verdict("at least 2 ×", Some(1.9)), "at least 2 ×: **NOT MET** (1.90 ×)");
+        let most = Bound::AtMost(1.5);
+        assert_eq!(most.verdict("within 1.5 ×", Some(1.5)), "within 1.5 ×: met (1.50 ×)");
+        assert_eq!(most.verdict("within 1.5 ×", None), "within 1.5 ×: **not measured** (—)");
     }
 
     #[test]

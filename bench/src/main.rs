@@ -4,18 +4,24 @@
 //! meets both alike, and what counts is the ratio of their medians.
 
 mod bench;
+mod chart;
 mod daemon;
 mod document;
 mod figures;
 mod machine;
+mod memory;
 mod options;
 mod programs;
 mod raw;
+mod report;
 mod sections;
+mod tally;
+mod transfers;
 
 use bench::Bench;
 use options::Options;
 use programs::Programs;
+use report::{Picture, Report};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,12 +31,13 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// One thing that is measured.
 struct Section {
     name: &'static str,
-    /// Measures, and gives Markdown.
-    run: fn(&Bench) -> Result<String>,
+    run: fn(&Bench) -> Result<Report>,
 }
 
 const SECTIONS: &[Section] = &[
     Section { name: "transfer", run: sections::transfer::run },
+    Section { name: "client-memory", run: sections::client_memory::run },
+    Section { name: "getdump", run: sections::getdump::run },
     Section { name: "retrieve", run: sections::retrieve::run },
     Section { name: "store", run: sections::store::run },
     Section { name: "memory", run: sections::memory::run },
@@ -65,14 +72,17 @@ fn measure(arguments: Vec<OsString>) -> Result<()> {
     let head = machine::describe(&programs, options.quick)?;
     let bench = Bench::new(programs, options.quick)?;
     let mut tables = vec![head];
+    let mut pictures = Vec::new();
     for section in SECTIONS.iter().filter(|section| options.wants(section.name)) {
-        tables.push((section.run)(&bench)?);
+        let report = (section.run)(&bench)?;
+        tables.push(report.text);
+        pictures.extend(report.picture);
     }
-    publish(&tables.join("\n"), options.write.as_deref())
+    publish(&tables.join("\n"), &pictures, options.write.as_deref())
 }
 
-fn publish(tables: &str, file: Option<&Path>) -> Result<()> {
+fn publish(tables: &str, pictures: &[Picture], file: Option<&Path>) -> Result<()> {
     // Printed in any case: what took minutes must not be lost to a full disk.
     print!("{tables}");
-    file.map_or(Ok(()), |file| document::write(file, tables))
+    file.map_or(Ok(()), |file| document::write(file, tables, pictures))
 }

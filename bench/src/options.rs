@@ -50,9 +50,12 @@ pub fn usage(sections: &[&str]) -> String {
     format!(
         "usage: fdholder-bench [--quick] [--binary PATH] [--write FILE] [SECTION...]\n\
          sections: {}\n\
-         --quick   fewer runs\n\
+         all of them take about twenty minutes, nearly all of it getdump, where s6's program \
+         takes seconds\n\
+         --quick   fewer runs, in a minute\n\
          --binary  measure this fdholder instead of building the one in the workspace\n\
-         --write   put the tables of this run, and no others, between the markers in FILE",
+         --write   put the tables of this run, and no others, between the markers in FILE,\n          \
+         and the pictures they refer to beside it",
         sections.join(", ")
     )
 }

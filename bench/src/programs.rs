@@ -14,11 +14,6 @@ pub enum Holder {
     S6,
 }
 
-impl Holder {
-    /// In the order in which they take turns.
-    pub const BOTH: [Self; 2] = [Self::Ours, Self::S6];
-}
-
 /// Both sets of programs.
 #[derive(Debug)]
 pub struct Programs {
@@ -64,9 +59,21 @@ impl Programs {
                 command
             }
         };
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        without_streams(&mut command);
         command
     }
+
+    /// A command that runs ours as a subcommand, which has options that s6's has not.
+    pub fn subcommand(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.ours);
+        command.arg0("fdholder").arg(name);
+        without_streams(&mut command);
+        command
+    }
+}
+
+fn without_streams(command: &mut Command) {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
 }
 
 /// The folder where scripts/peers puts them.

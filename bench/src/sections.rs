@@ -1,5 +1,7 @@
 //! What is measured.
 
+pub mod client_memory;
+pub mod getdump;
 pub mod memory;
 pub mod retrieve;
 pub mod store;

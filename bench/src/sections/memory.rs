@@ -3,13 +3,14 @@
 use crate::bench::{say, Bench, FDS_MOST};
 use crate::daemon::Daemon;
 use crate::figures::{target, Thousands};
+use crate::memory::kilobytes;
+use crate::report::Report;
 use crate::Result;
-use std::fs;
 
 /// Percent of s6's.
 const AT_MOST: f64 = 60.0;
 
-pub fn run(bench: &Bench) -> Result<String> {
+pub fn run(bench: &Bench) -> Result<Report> {
     say(&format!("memory: {} held by each", Thousands(FDS_MOST)));
     let daemons = Daemon::both(bench)?;
     daemons.ours.fill(FDS_MOST)?;
@@ -20,8 +21,8 @@ pub fn run(bench: &Bench) -> Result<String> {
     for (field, what, has_target) in
         [("VmRSS:", "all (VmRSS)", true), ("RssAnon:", "its own (RssAnon)", false)]
     {
-        let ours = kilobytes(&daemons.ours, field)?;
-        let s6 = kilobytes(&daemons.s6, field)?;
+        let ours = kilobytes(daemons.ours.id(), field)?;
+        let s6 = kilobytes(daemons.s6.id(), field)?;
         let percent = 100.0 * f64::from(ours) / f64::from(s6);
         let verdict = if has_target {
             target("at most 60 % of s6's", Some(percent <= AT_MOST))
@@ -40,12 +41,6 @@ pub fn run(bench: &Bench) -> Result<String> {
          Of the daemon process that holds {} descriptors without expiry.\n\n\
          | resident | ours | s6 | ours / s6 | target |\n| --- | --- | --- | --- | --- |\n{rows}",
         Thousands(FDS_MOST),
-    ))
-}
-
-fn kilobytes(daemon: &Daemon, field: &str) -> Result<u32> {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(value.ok_or_else(|| format!("the kernel does not tell {field}"))?.parse()?)
+    )
+    .into())
 }

@@ -4,6 +4,7 @@
 use crate::bench::{say, Bench};
 use crate::daemon::{identifiers, Daemon};
 use crate::figures::{ratio, target, times, Sample};
+use crate::report::Report;
 use crate::Result;
 use fdholder::{Deadline, Identifier};
 use std::time::Instant;
@@ -12,7 +13,7 @@ const HELD: u32 = 1_000;
 const BATCH: u32 = 500;
 const AT_LEAST: f64 = 1.4;
 
-pub fn run(bench: &Bench) -> Result<String> {
+pub fn run(bench: &Bench) -> Result<Report> {
     let batches = if bench.quick { 6 } else { 20 };
     say(&format!("retrieve: {batches} batches of {BATCH} from each"));
     let ids = identifiers(HELD)?;
@@ -35,7 +36,8 @@ pub fn run(bench: &Bench) -> Result<String> {
         s6.rate(),
         times(faster),
         target("at least 1.4 × s6", met),
-    ))
+    )
+    .into())
 }
 
 fn batch_rate(daemon: &Daemon, ids: &[Identifier]) -> Result<f64> {

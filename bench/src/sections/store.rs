@@ -5,6 +5,7 @@ use crate::bench::{say, Bench, FDS_MOST};
 use crate::daemon::{identifiers, Daemon};
 use crate::figures::{ratio, target, times, Sample, Thousands};
 use crate::programs::Holder;
+use crate::report::Report;
 use crate::Result;
 use fdholder::{Deadline, Limit, Timestamp};
 use std::fs::File;
@@ -15,7 +16,7 @@ const AT_LEAST: f64 = 10.0;
 /// s6 takes quadratic time, some 20 s: it gets one turn.
 const TURNS: [Holder; 4] = [Holder::Ours, Holder::S6, Holder::Ours, Holder::Ours];
 
-pub fn run(bench: &Bench) -> Result<String> {
+pub fn run(bench: &Bench) -> Result<Report> {
     let count = if bench.quick { 5_000 } else { FDS_MOST };
     let (mut ours, mut s6) = (Sample::default(), Sample::default());
     for holder in TURNS {
@@ -39,7 +40,8 @@ pub fn run(bench: &Bench) -> Result<String> {
         s6.rate(),
         times(faster),
         target(&format!("at least 10 × s6 at {}", Thousands(FDS_MOST)), met),
-    ))
+    )
+    .into())
 }
 
 fn store_rate(daemon: &Daemon, count: u32) -> Result<f64> {

@@ -90,6 +90,11 @@ impl<F> Connection<F> {
             || self.decoder.is_mid_frame()
     }
 
+    /// Whether it is giving a set.
+    pub fn is_mid_set(&self) -> bool {
+        self.set.is_some()
+    }
+
     /// Whether its receiver takes whatever messages arrive together, as every fdholder's.
     pub fn is_fdholder(&self) -> bool {
         self.is_fdholder
@@ -211,7 +216,8 @@ impl<F> Connection<F> {
             return self.refuse(Errno::NFILE);
         }
         if announced > 0 {
-            self.set = Some(Set { entries: Vec::new(), announced });
+            // Not more than the store can hold, and memory is taken as it is filled.
+            self.set = Some(Set { entries: Vec::with_capacity(announced), announced });
         }
         self.outbox.push(reply::setdump_head(count));
         Vec::new()

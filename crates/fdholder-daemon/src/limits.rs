@@ -42,7 +42,10 @@ pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(600);
 /// already here from being served.
 pub const ACCEPTS_PER_TURN: usize = 64;
 
-/// Bytes read from one client in one turn, for the same reason.
+/// Messages of a set read from one client in one turn, for the same reason.
+pub const READS_PER_TURN: usize = 8;
+
+/// Bytes read from one client at once, for the same reason.
 pub const READ_LEN: usize = 64 * 1024;
 
 /// Descriptors kept free beside those held and one for each connection: standard streams,

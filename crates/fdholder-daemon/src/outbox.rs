@@ -10,24 +10,29 @@ use std::sync::Arc;
 /// A reply owns the descriptors it sends.
 pub(crate) type Reply<F> = Message<Arc<Entry<F>>>;
 
-/// A message that is being sent.
+/// Bytes of short replies that are sent with one call.
+const TOGETHER_MAX: usize = 1024;
+
+/// A message that is being sent, perhaps with others that carry no descriptors behind it.
 #[derive(Debug)]
 pub(crate) struct Departing<F> {
-    message: Reply<F>,
+    bytes: Vec<u8>,
+    entries: Vec<Arc<Entry<F>>>,
     sent: usize,
 }
 
 impl<F> From<Reply<F>> for Departing<F> {
     fn from(message: Reply<F>) -> Self {
-        Self { message, sent: 0 }
+        let (bytes, entries) = message.into_parts();
+        Self { bytes, entries, sent: 0 }
     }
 }
 
 impl<F> Departing<F> {
     /// What is still to be sent: bytes, and the entries whose descriptors go with the first.
     pub fn rest(&self) -> (&[u8], &[Arc<Entry<F>>]) {
-        let entries = if self.sent == 0 { self.message.fds() } else { &[] };
-        (&self.message.bytes()[self.sent..], entries)
+        let entries = if self.sent == 0 { &self.entries[..] } else { &[] };
+        (&self.bytes[self.sent..], entries)
     }
 
     /// Says that so many bytes were sent, and the descriptors. Returns whether that was
@@ -37,9 +42,18 @@ impl<F> Departing<F> {
         self.sent >= self.len()
     }
 
+    /// Whether another message is better sent together with this one.
+    fn takes(&self, next: &Reply<F>) -> bool {
+        next.fds().is_empty() && next.bytes().len() + self.len() <= TOGETHER_MAX
+    }
+
+    fn append(&mut self, next: &Reply<F>) {
+        self.bytes.extend_from_slice(next.bytes());
+    }
+
     /// Bytes of it all.
     pub fn len(&self) -> usize {
-        self.message.bytes().len()
+        self.bytes.len()
     }
 }
 
@@ -73,7 +87,10 @@ impl<F> Default for Outbox<F> {
 impl<F> Outbox<F> {
     pub(crate) fn push(&mut self, reply: Reply<F>) {
         self.bytes += reply.bytes().len();
-        self.queue.push_back(Pending::Message(reply.into()));
+        match self.queue.back_mut() {
+            Some(Pending::Message(last)) if last.takes(&reply) => last.append(&reply),
+            _ => self.queue.push_back(Pending::Message(reply.into())),
+        }
     }
 
     /// Queues the entries of a dump, in messages of 253.

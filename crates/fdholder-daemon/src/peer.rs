@@ -4,7 +4,7 @@
 use crate::access::Rights;
 use crate::connection::{Connection, Step};
 use crate::credentials::Credentials;
-use crate::limits::{DELIVERY_PATIENCE, MESSAGES_PER_TURN, REQUESTS_PER_TURN};
+use crate::limits::{DELIVERY_PATIENCE, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN};
 use crate::outlet;
 use crate::store::Store;
 use crate::unread::all_is_read;
@@ -126,7 +126,7 @@ impl Peer {
     }
 
     /// Reads once, if the client may send more. Returns whether anything came.
-    pub fn receive(&mut self, buffer: &mut [u8]) -> Result<bool, Gone> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<bool, Gone> {
         if self.half_closed || !self.connection.wants_input() {
             return Ok(false);
         }
@@ -142,17 +142,29 @@ impl Peer {
         Ok(true)
     }
 
-    /// Carries out what was asked and sends what can be sent, until there is nothing to do,
-    /// the client has to read first, or its turn is over. The clock is read for each
-    /// request. Returns whether anything was done.
-    pub fn serve(&mut self, store: &mut Store<OwnedFd>) -> Result<bool, Gone> {
+    /// Reads what has come, carries out what was asked and sends what can be sent, until
+    /// there is nothing to do, the client has to read first, or its turn is over. The
+    /// clock is read for each request. Returns whether anything was done.
+    pub fn serve(&mut self, store: &mut Store<OwnedFd>, buffer: &mut [u8]) -> Result<bool, Gone> {
         self.again = None;
         self.paced = false;
+        let mut reads = READS_PER_TURN;
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let mut progress = false;
         loop {
             let before = (requests, messages);
-            let carried_out = self.carry_out(store, &mut requests);
+            let mut carried_out;
+            loop {
+                let has_read = reads > 0 && self.receive(buffer)?;
+                progress |= has_read;
+                carried_out = self.carry_out(store, &mut requests);
+                // A set has many messages, whose answers may leave together.
+                reads -= usize::from(has_read);
+                if !has_read || carried_out.is_err() || !self.connection.is_mid_set() {
+                    break;
+                }
+            }
+            reads = 0;
             self.deliver(&mut messages);
             // Also when the next request is malformed: the replies before it are due.
             self.flush(&mut messages)?;

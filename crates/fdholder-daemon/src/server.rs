@@ -291,11 +291,7 @@ impl Server {
             return false;
         };
         let watched = peer.interest;
-        let served = peer.receive(&mut self.buffer).and_then(|received| {
-            let sent = peer.serve(&mut self.store)?;
-            Ok(received || sent)
-        });
-        let progress = match served {
+        let progress = match peer.serve(&mut self.store, &mut self.buffer) {
             Ok(progress) => progress,
             Err(gone) => {
                 self.let_go(token, &gone);

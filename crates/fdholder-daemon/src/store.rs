@@ -9,7 +9,7 @@ use fdholder::{Entry, Errno, Identifier, Timestamp};
 use hashbrown::hash_table::{Entry as TableEntry, HashTable};
 use slab::Slab;
 use std::collections::{BTreeSet, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 /// What a call did to the store.
@@ -17,6 +17,14 @@ use std::sync::Arc;
 pub enum Change<F> {
     /// This is now held.
     Held(Arc<Entry<F>>),
+    /// A set is now held, one after the other, each in the place of what its identifier
+    /// had, be it of the same set.
+    HeldAll {
+        /// All of it.
+        set: Vec<Arc<Entry<F>>>,
+        /// What gave way.
+        replaced: Vec<Arc<Entry<F>>>,
+    },
     /// This is no longer held: deleted, replaced or expired. The descriptor closes when
     /// the last reply that carries it has gone.
     Released(Arc<Entry<F>>),
@@ -42,9 +50,10 @@ pub struct Outcome<T, F> {
 #[derive(Debug)]
 pub struct Store<F> {
     slots: Slab<Arc<Entry<F>>>,
-    /// Slots by identifier. Clients choose identifiers, so the hash is keyed.
+    /// Slots by identifier.
     by_id: HashTable<u32>,
-    hasher: RandomState,
+    /// Clients choose identifiers, so the hash is keyed, at random.
+    hasher: ahash::RandomState,
     /// Slots by limit. The slot makes equal limits distinct, at no cost.
     by_limit: BTreeSet<(Timestamp, u32)>,
     capacity: usize,
@@ -56,7 +65,7 @@ impl<F> Store<F> {
         Self {
             slots: Slab::new(),
             by_id: HashTable::new(),
-            hasher: RandomState::new(),
+            hasher: keyed_hasher(),
             by_limit: BTreeSet::new(),
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
@@ -186,11 +195,8 @@ impl<F> Store<F> {
         let Self { by_id, slots, hasher, .. } = self;
         by_id.reserve(set.len(), |&slot| hasher.hash_one(&slots[slot as usize].id));
         slots.reserve(set.len());
-        changes.reserve(set.len());
-        for entry in set {
-            changes.extend(self.put(Arc::clone(&entry)).map(Change::Released));
-            changes.push(Change::Held(entry));
-        }
+        let replaced: Vec<_> = set.iter().filter_map(|entry| self.put(Arc::clone(entry))).collect();
+        changes.push(Change::HeldAll { set, replaced });
         let added = self.len() - held_before;
         // Each is at most FDS_MAX.
         let taken = Taken { added: added as u32, replaced: (put - added) as u32, kept };
@@ -297,6 +303,13 @@ impl<F> Store<F> {
         let expiring = self.slots.iter().filter(|(_, entry)| entry.limit.moment().is_some());
         assert_eq!(self.by_limit.len(), expiring.count());
     }
+}
+
+/// A hasher with keys from the kernel, by way of the standard library's.
+fn keyed_hasher() -> ahash::RandomState {
+    let random = std::hash::RandomState::new();
+    let [a, b, c, d] = [0, 1, 2, 3].map(|number: u8| random.hash_one(number));
+    ahash::RandomState::with_seeds(a, b, c, d)
 }
 
 #[cfg(test)]

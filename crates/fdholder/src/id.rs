@@ -178,7 +178,8 @@ impl Ord for Identifier {
 
 impl Hash for Identifier {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_bytes().hash(state);
+        // Alone it needs no mark of where it ends.
+        state.write(self.as_bytes());
     }
 }
 

@@ -205,6 +205,14 @@ proptest! {
                     Change::Held(entry) => {
                         prop_assert!(mirror.insert(entry.id.clone(), entry.fd).is_none());
                     }
+                    Change::HeldAll { set, replaced } => {
+                        let mut gone = vec![];
+                        for entry in set {
+                            gone.extend(mirror.insert(entry.id.clone(), entry.fd));
+                        }
+                        let replaced: Vec<_> = replaced.iter().map(|entry| entry.fd).collect();
+                        prop_assert_eq!(replaced, gone);
+                    }
                     Change::Released(entry) => {
                         prop_assert_eq!(mirror.remove(&entry.id), Some(entry.fd));
                     }

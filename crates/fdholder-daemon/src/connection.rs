@@ -1,7 +1,7 @@
 //! One client, without its socket: bytes and descriptors in, replies out.
 
 use crate::access::Rights;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Held};
 use crate::outbox::Outbox;
 use crate::store::{Change, Outcome, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
@@ -28,9 +28,8 @@ pub struct Connection<F> {
     taken: Option<Taken>,
     /// What was held when it asked for that. Only of a client that may take all of it
     /// anyway, as descriptors in here stay open.
-    snapshot: Vec<Arc<Entry<F>>>,
-    /// Until it has gone nothing else is done for this client.
-    delivery: Option<Delivery<F>>,
+    snapshot: Held<F>,
+    delivery: Sending<F>,
 }
 
 /// A set that is being given, until its last message commits it. Dropped, it is gone
@@ -39,6 +38,16 @@ pub struct Connection<F> {
 struct Set<F> {
     entries: Vec<Arc<Entry<F>>>,
     announced: usize,
+}
+
+/// A delivery of a client's. While there is one nothing else is done for it.
+#[derive(Debug)]
+enum Sending<F> {
+    Nothing,
+    /// It is to be sent.
+    Ready(Delivery<F>),
+    /// Whoever has taken it will tell how it went.
+    UnderWay,
 }
 
 /// What a [`Connection::step`] came to.
@@ -61,8 +70,8 @@ impl<F> Connection<F> {
             is_fdholder: false,
             on_conflict: OnConflict::default(),
             taken: None,
-            snapshot: Vec::new(),
-            delivery: None,
+            snapshot: Held::default(),
+            delivery: Sending::Nothing,
         }
     }
 
@@ -79,13 +88,13 @@ impl<F> Connection<F> {
     /// Whether more may be read from this client: not while it leaves replies unread, nor
     /// while what it asked next has to wait for a delivery.
     pub fn wants_input(&self) -> bool {
-        !(self.outbox.is_full() || self.delivery.is_some() && self.decoder.has_frame())
+        !(self.outbox.is_full() || self.is_delivering() && self.decoder.has_frame())
     }
 
     /// Whether the client is in the middle of something: a request, a set, a reply.
     pub fn is_busy(&self) -> bool {
         self.set.is_some()
-            || self.delivery.is_some()
+            || self.is_delivering()
             || !self.outbox.is_empty()
             || self.decoder.is_mid_frame()
     }
@@ -100,30 +109,25 @@ impl<F> Connection<F> {
         self.is_fdholder
     }
 
-    /// The delivery that is under way.
-    pub fn delivery(&self) -> Option<&Delivery<F>> {
-        self.delivery.as_ref()
+    /// Whether a delivery has begun and not ended.
+    pub fn is_delivering(&self) -> bool {
+        !matches!(self.delivery, Sending::Nothing)
     }
 
-    /// What to send next for the delivery: where to, bytes, and the entries whose
-    /// descriptors go with the first. `None` when all has gone, or there is none.
-    pub fn delivery_front(&mut self) -> Option<(&F, &[u8], &[Arc<Entry<F>>])> {
-        self.delivery.as_mut()?.front(&self.snapshot)
-    }
-
-    /// Says that `len` bytes of [`delivery_front`](Self::delivery_front) were sent.
-    pub fn delivery_advance(&mut self, len: usize) {
-        if let Some(delivery) = &mut self.delivery {
-            delivery.advance(len);
+    /// A delivery that is to be sent; [`delivery_ended`](Self::delivery_ended) is to be
+    /// told how it went.
+    pub fn take_delivery(&mut self) -> Option<Delivery<F>> {
+        match std::mem::replace(&mut self.delivery, Sending::UnderWay) {
+            Sending::Ready(delivery) => return Some(delivery),
+            other => self.delivery = other,
         }
+        None
     }
 
-    /// Ends the delivery: all has gone, or it failed.
-    pub fn delivery_ended(&mut self, answer: Answer<()>) {
-        if let Some(delivery) = self.delivery.take() {
-            let delivered = |()| extension::delivered(delivery.bytes());
-            self.outbox.push(answer.map_or_else(refusal, delivered));
-        }
+    /// A delivery has been sent, so many bytes, or failed.
+    pub fn delivery_ended(&mut self, answer: Answer<u64>) {
+        self.delivery = Sending::Nothing;
+        self.outbox.push(answer.map_or_else(refusal, extension::delivered));
     }
 
     /// Carries out one request, if there is a whole one.
@@ -133,7 +137,7 @@ impl<F> Connection<F> {
     /// [`Malformed`] when the client breaks the protocol; the connection must be closed.
     /// A set it had not finished is dropped with it, and nothing of it was stored.
     pub fn step(&mut self, store: &mut Store<F>, now: Timestamp) -> Result<Step<F>, Malformed> {
-        if self.outbox.is_full() || self.delivery.is_some() {
+        if self.outbox.is_full() || self.is_delivering() {
             return Ok(Step::Wait);
         }
         let Some(frame) = self.decoder.next()? else {
@@ -265,7 +269,8 @@ impl<F> Connection<F> {
             Extension::Deliver { .. } if !self.rights.getdump => self.refuse(Errno::PERM),
             Extension::Deliver { runs, to } => match self.positions(runs) {
                 Some(runs) => {
-                    self.delivery = Some(Delivery::new(to, runs));
+                    let snapshot = Arc::clone(&self.snapshot);
+                    self.delivery = Sending::Ready(Delivery::new(to, snapshot, runs));
                     Vec::new()
                 }
                 None => self.refuse(Errno::INVAL),
@@ -303,7 +308,7 @@ impl<F> Connection<F> {
         let listed = listed.iter().map(|entry| (&entry.id, entry.limit));
         self.outbox.push(extension::snapshot(count, capacity, listed));
         if self.rights.getdump {
-            self.snapshot = snapshot;
+            self.snapshot = Arc::new(snapshot);
         }
         changes
     }

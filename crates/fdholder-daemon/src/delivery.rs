@@ -1,64 +1,74 @@
-//! Descriptors on their way to another holder, over a socket that a client has handed in.
+//! Descriptors for another holder, to be sent over a socket that a client has handed in.
 //!
 //! The client speaks setdump with the destination itself and reads its answers; the
 //! source only puts messages of descriptors into the connection. So nothing that the
 //! destination says, or does not say, is read here.
 
-use crate::outbox::Departing;
+use fdholder::frame::Message;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::request::setdump_data;
 use fdholder::Entry;
-use std::iter::Flatten;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A part of a snapshot that is being sent to another holder.
+/// What was held at one instant.
+pub(crate) type Held<F> = Arc<Vec<Arc<Entry<F>>>>;
+
+/// A part of a snapshot that is to be sent to another holder.
 #[derive(Debug)]
 pub struct Delivery<F> {
     to: F,
-    positions: Flatten<std::vec::IntoIter<Range<usize>>>,
-    departing: Option<Departing<F>>,
-    bytes: u64,
+    snapshot: Held<F>,
+    runs: Vec<Range<usize>>,
 }
 
 impl<F> Delivery<F> {
-    /// What stands at these positions of a snapshot is to go to `to`.
-    pub(crate) fn new(to: F, runs: Vec<Range<usize>>) -> Self {
-        Self { to, positions: runs.into_iter().flatten(), departing: None, bytes: 0 }
+    /// What stands at these positions of a snapshot, which has them, is to go to `to`.
+    pub(crate) fn new(to: F, snapshot: Held<F>, runs: Vec<Range<usize>>) -> Self {
+        Self { to, snapshot, runs }
     }
 
-    /// Where it goes: nothing is known of this socket, not even that it is one.
+    /// Where it goes: nothing is known of this descriptor, not even that it is a socket.
     pub fn to(&self) -> &F {
         &self.to
     }
 
-    /// Bytes of the messages so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+    /// How many descriptors it is.
+    pub(crate) fn len(&self) -> usize {
+        self.runs.iter().map(Range::len).sum()
     }
 
-    /// Where to send what next, made from the snapshot as it leaves; `None` when all has
-    /// gone.
-    pub(crate) fn front(
-        &mut self,
-        snapshot: &[Arc<Entry<F>>],
-    ) -> Option<(&F, &[u8], &[Arc<Entry<F>>])> {
-        if self.departing.is_none() {
-            // The positions were checked against this snapshot.
-            let part = self.positions.by_ref().take(MESSAGE_FDS_MAX).map(|at| &snapshot[at]);
-            let message = setdump_data(part.map(|entry| (&entry.id, entry.limit, entry.clone())));
-            if message.fds().is_empty() {
-                return None;
-            }
-            self.bytes += message.bytes().len() as u64;
-            self.departing = Some(Departing::from(message));
-        }
-        let (bytes, entries) = self.departing.as_ref()?.rest();
-        Some((&self.to, bytes, entries))
+    /// The messages, made one by one.
+    pub fn messages(&self) -> impl Iterator<Item = Message<&F>> + '_ {
+        let mut entries = self.runs.iter().flat_map(|run| &self.snapshot[run.clone()]);
+        std::iter::from_fn(move || {
+            let part = entries.by_ref().take(MESSAGE_FDS_MAX);
+            let message = setdump_data(part.map(|entry| (&entry.id, entry.limit, &entry.fd)));
+            (!message.fds().is_empty()).then_some(message)
+        })
     }
+}
 
-    /// Says that `len` bytes of [`front`](Self::front) were sent, and its descriptors.
-    pub(crate) fn advance(&mut self, len: usize) {
-        self.departing.take_if(|message| message.advance(len));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fdholder::{Identifier, Limit};
+
+    #[test]
+    fn runs_are_cut_into_messages() {
+        let entry = |fd: u32| {
+            let id = Identifier::new(fd.to_string()).unwrap();
+            Arc::new(Entry { id, limit: Limit::never(), fd })
+        };
+        let snapshot = Arc::new((0..1000).map(entry).collect());
+        let delivery = Delivery::new(9, snapshot, vec![0..3, 500..900]);
+        let fds: Vec<Vec<u32>> = delivery
+            .messages()
+            .map(|message| message.fds().iter().map(|fd| **fd).collect())
+            .collect();
+        assert_eq!(fds.iter().map(Vec::len).collect::<Vec<_>>(), [253, 150]);
+        assert_eq!(fds.concat(), (0..3).chain(500..900).collect::<Vec<_>>());
+        let none = Delivery::new(9, Arc::default(), vec![]);
+        assert_eq!(none.messages().count(), 0);
     }
 }

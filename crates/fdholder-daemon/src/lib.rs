@@ -8,14 +8,15 @@
 
 pub mod access;
 mod connection;
+mod courier;
 pub mod credentials;
 mod deadlines;
 mod delivery;
 pub mod embedded;
 pub mod limits;
 pub mod listen;
+pub mod memory;
 mod outbox;
-mod outlet;
 mod peer;
 pub mod privileges;
 mod server;

@@ -10,6 +10,14 @@ pub const FDS_MAX_DEFAULT: usize = 1000;
 /// bytes still fits into one message of 2^28 bytes.
 pub const FDS_MAX: usize = 1_000_000;
 
+/// Bytes that one descriptor takes: its entry (64), its place and its limit's or its
+/// identifier's in the tables.
+pub const MEMORY_PER_FD: usize = 96;
+
+/// Bytes of memory that are taken at start at most, 170,000 descriptors' worth: who allows
+/// for a million seldom has them.
+pub const MEMORY_TAKEN_MAX: usize = 16 << 20;
+
 /// Connections at once, by default. A client has one for moments, so this is generous;
 /// more wait in the socket's queue.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 256;
@@ -37,6 +45,12 @@ pub const MESSAGES_PER_TURN: usize = 128;
 /// does, who may be gone without our noticing: it may have handed us the other end of its
 /// own connection. An honest destination that stands still so long is one that hangs.
 pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Couriers at once: each is a thread. Who wants one more carries the descriptors itself.
+pub const COURIERS_MAX: usize = 16;
+
+/// Bytes of a courier's stack: it has a control message and a few small things on it.
+pub const COURIER_STACK_LEN: usize = 128 * 1024;
 
 /// Clients accepted in one turn of the loop, so that a flood of them does not keep those
 /// already here from being served.

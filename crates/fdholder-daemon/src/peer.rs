@@ -3,13 +3,13 @@
 
 use crate::access::Rights;
 use crate::connection::{Connection, Step};
+use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
-use crate::limits::{DELIVERY_PATIENCE, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN};
-use crate::outlet;
+use crate::limits::{MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN};
 use crate::store::Store;
 use crate::unread::all_is_read;
 use fdholder::transport::{self, Wait};
-use fdholder::{Entry, Errno, Malformed, Timestamp};
+use fdholder::{Errno, Malformed, Timestamp};
 use rustix::event::epoll::EventFlags;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,8 +33,10 @@ pub(crate) struct Peer {
     paced: bool,
     /// What epoll watches for it.
     pub interest: EventFlags,
-    /// Watches the destination of its delivery, when there is no room there.
-    outlet: Option<outlet::Watch>,
+    /// Sends its delivery.
+    courier: Option<Courier>,
+    /// Nobody waits for the courier yet.
+    courier_is_new: bool,
     /// Its entry in the daemon's deadlines.
     pub deadline: Option<Instant>,
     /// Its entry among those to serve again.
@@ -75,7 +77,8 @@ impl Peer {
             again: None,
             paced: false,
             interest: EventFlags::IN,
-            outlet: None,
+            courier: None,
+            courier_is_new: false,
             deadline: None,
             turn: None,
         }
@@ -94,35 +97,34 @@ impl Peer {
     }
 
     pub fn is_delivering(&self) -> bool {
-        self.connection.delivery().is_some()
+        self.connection.is_delivering()
     }
 
-    /// How long it may go on without a sign of life, when clients have so long.
-    pub fn patience(&self, client_timeout: Option<Duration>) -> Option<Duration> {
-        if self.is_delivering() {
-            Some(client_timeout.map_or(DELIVERY_PATIENCE, |span| span.min(DELIVERY_PATIENCE)))
-        } else {
-            client_timeout.filter(|_| self.is_busy())
+    /// Sends off the delivery that was asked for, if any.
+    fn dispatch(&mut self, crew: &Crew) {
+        let Some(delivery) = self.connection.take_delivery() else { return };
+        match crew.dispatch(delivery) {
+            Ok(Dispatched::Courier(courier)) => {
+                self.courier = Some(courier);
+                self.courier_is_new = true;
+            }
+            Ok(Dispatched::Delivered(bytes)) => self.connection.delivery_ended(Ok(bytes)),
+            Err(errno) => self.connection.delivery_ended(Err(errno)),
         }
     }
 
-    /// Gives up a delivery that has waited too long. Returns whether there was one.
-    pub fn give_up_delivery(&mut self) -> bool {
-        let delivering = self.is_delivering();
-        self.connection.delivery_ended(Err(Errno::TIMEDOUT));
-        delivering
+    /// What tells of the end of a delivery that has just begun.
+    pub fn new_courier(&mut self) -> Option<BorrowedFd<'_>> {
+        let is_new = std::mem::take(&mut self.courier_is_new);
+        self.courier.as_ref().filter(|_| is_new).map(Courier::socket)
     }
 
-    /// Watches the destination of a delivery while there is no room.
-    pub fn watch_outlet(&mut self, epoll: &Arc<OwnedFd>, token: u64) -> Result<(), Errno> {
-        self.outlet = match (self.connection.delivery(), self.outlet.take()) {
-            (Some(delivery), None) if self.again.is_none() => {
-                Some(outlet::Watch::new(epoll, delivery.to(), token)?)
-            }
-            (Some(_), watch) if self.again.is_none() => watch,
-            _ => None,
-        };
-        Ok(())
+    /// Asks the courier how it went.
+    pub fn hear_courier(&mut self) {
+        if let Some(answer) = self.courier.as_mut().and_then(Courier::ended) {
+            self.courier = None;
+            self.connection.delivery_ended(answer);
+        }
     }
 
     /// Reads once, if the client may send more. Returns whether anything came.
@@ -145,7 +147,12 @@ impl Peer {
     /// Reads what has come, carries out what was asked and sends what can be sent, until
     /// there is nothing to do, the client has to read first, or its turn is over. The
     /// clock is read for each request. Returns whether anything was done.
-    pub fn serve(&mut self, store: &mut Store<OwnedFd>, buffer: &mut [u8]) -> Result<bool, Gone> {
+    pub fn serve(
+        &mut self,
+        store: &mut Store<OwnedFd>,
+        crew: &Crew,
+        buffer: &mut [u8],
+    ) -> Result<bool, Gone> {
         self.again = None;
         self.paced = false;
         let mut reads = READS_PER_TURN;
@@ -165,7 +172,7 @@ impl Peer {
                 }
             }
             reads = 0;
-            self.deliver(&mut messages);
+            self.dispatch(crew);
             // Also when the next request is malformed: the replies before it are due.
             self.flush(&mut messages)?;
             carried_out.map_err(Gone::Malformed)?;
@@ -198,36 +205,8 @@ impl Peer {
                 Step::Did(_changes) => *budget -= 1,
                 Step::Wait => break,
             }
-            if let Some(delivery) = self.connection.delivery() {
-                if let Err(errno) = outlet::check(delivery.to()) {
-                    self.connection.delivery_ended(Err(errno));
-                }
-            }
         }
         Ok(())
-    }
-
-    /// Sends to another holder until its socket is full. Whatever becomes of it, this
-    /// client is told, and no other is concerned.
-    fn deliver(&mut self, budget: &mut usize) {
-        while *budget > 0 {
-            let Some((to, bytes, entries)) = self.connection.delivery_front() else {
-                self.connection.delivery_ended(Ok(()));
-                break;
-            };
-            match send(to.as_fd(), bytes, entries) {
-                Ok(sent) => {
-                    self.connection.delivery_advance(sent);
-                    *budget -= 1;
-                }
-                Err(Errno::AGAIN) => break,
-                Err(Errno::TOOMANYREFS) => {
-                    self.again = Some(Instant::now() + SEND_PAUSE);
-                    break;
-                }
-                Err(errno) => self.connection.delivery_ended(Err(errno)),
-            }
-        }
     }
 
     /// Sends until the socket is full.
@@ -243,7 +222,8 @@ impl Peer {
                 break;
             }
             let Some((bytes, entries)) = self.connection.outbox().front() else { break };
-            match send(self.socket.as_fd(), bytes, entries) {
+            let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
+            match transport::send(&self.socket, bytes, &fds, Wait::No) {
                 Ok(sent) => {
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
@@ -272,13 +252,4 @@ impl Peer {
             self.interest |= EventFlags::ET;
         }
     }
-}
-
-fn send(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    entries: &[Arc<Entry<OwnedFd>>],
-) -> Result<usize, Errno> {
-    let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
-    transport::send(socket, bytes, &fds, Wait::No)
 }

@@ -1,6 +1,7 @@
 //! The event loop: sockets, timers and signals around a store.
 
 use crate::access::{Rules, User};
+use crate::courier::Crew;
 use crate::credentials;
 use crate::deadlines::Deadlines;
 use crate::limits::{
@@ -14,6 +15,7 @@ use crate::store::Store;
 use fdholder::{strerror, Errno, Timestamp, LEAP_SECONDS};
 use rustix::event::{epoll, Timespec};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{accept_with, SocketFlags};
 use rustix::time::{
@@ -22,7 +24,6 @@ use rustix::time::{
 use slab::Slab;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -63,13 +64,14 @@ pub struct Ended {
 pub struct Server {
     listener: OwnedFd,
     signals: Signals,
-    epoll: Arc<OwnedFd>,
+    epoll: OwnedFd,
     /// Rings when the next descriptor expires, by the real-time clock, and when that
     /// clock is set.
     expiry_timer: OwnedFd,
     /// What the timer is set to; `None` once it has rung.
     expiry_armed: Option<Timestamp>,
     store: Store<OwnedFd>,
+    crew: Crew,
     rules: Rules,
     user: User,
     peers: Slab<Peer>,
@@ -108,8 +110,16 @@ const TERM: u64 = u64::MAX - 1;
 const HUP: u64 = u64::MAX - 2;
 const EXPIRY: u64 = u64::MAX - 3;
 
-/// Marks the token of a client's delivery: its destination has room.
-const OUTLET: u64 = 1 << 62;
+/// Marks the token of a client's courier.
+const COURIER: u64 = 1 << 62;
+
+/// Has the kernel make the process's table of descriptors as large as it can become. While
+/// there are couriers, making it larger would stop the loop for milliseconds each time.
+fn grow_descriptor_table(any: impl AsFd, len: usize) {
+    let highest = i32::try_from(len.saturating_sub(1)).unwrap_or(i32::MAX);
+    // If it cannot be had now, it will be tried again when it is needed.
+    drop(fcntl_dupfd_cloexec(any, highest));
+}
 
 impl Server {
     /// Prepares a server on a listening Unix stream socket. Raises the soft limit on open
@@ -142,7 +152,8 @@ impl Server {
         }
         // Accepted sockets would inherit it, and credentials take the room of descriptors.
         set_socket_passcred(&listener, false)?;
-        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        grow_descriptor_table(&epoll, capacity + connections_max + FDS_RESERVED);
         let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let expiry_timer = timerfd_create(TimerfdClockId::Realtime, timer_flags)?;
         let sources: [(BorrowedFd<'_>, u64); 4] = [
@@ -161,6 +172,7 @@ impl Server {
             expiry_timer,
             expiry_armed: None,
             store: Store::new(capacity),
+            crew: Crew::new(options.client_timeout),
             rules,
             user: User::this_process(),
             peers: Slab::new(),
@@ -205,7 +217,7 @@ impl Server {
                     HUP => self.reload(),
                     EXPIRY => self.expiry_timer_rang(),
                     // A slab's key.
-                    token if token & OUTLET != 0 => _ = self.serve((token & !OUTLET) as usize),
+                    token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token => {
                         self.notice_hang_up(token as usize, event.flags);
                         self.serve(token as usize);
@@ -283,6 +295,14 @@ impl Server {
         }
     }
 
+    /// A delivery has ended.
+    fn hear_courier(&mut self, token: usize) {
+        if let Some(peer) = self.peers.get_mut(token) {
+            peer.hear_courier();
+            self.serve(token);
+        }
+    }
+
     /// Does what there is to do for one client. An event may speak of a client that has
     /// just gone, or of its place's next owner: either is harmless. Returns whether there
     /// was anything to do.
@@ -291,14 +311,18 @@ impl Server {
             return false;
         };
         let watched = peer.interest;
-        let progress = match peer.serve(&mut self.store, &mut self.buffer) {
+        let progress = match peer.serve(&mut self.store, &self.crew, &mut self.buffer) {
             Ok(progress) => progress,
             Err(gone) => {
                 self.let_go(token, &gone);
                 return false;
             }
         };
-        let mut result = peer.watch_outlet(&self.epoll, token as u64 | OUTLET);
+        let mut result = Ok(());
+        if let Some(courier) = peer.new_courier() {
+            let data = epoll::EventData::new_u64(token as u64 | COURIER);
+            result = epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN);
+        }
         if peer.interest != watched {
             let data = epoll::EventData::new_u64(token as u64);
             result = result
@@ -310,9 +334,10 @@ impl Server {
         }
         let again = peer.again();
         self.turns.set(token, &mut peer.turn, again);
-        if progress {
-            let patience = peer.patience(self.options.client_timeout);
-            let deadline = patience.map(|span| Instant::now() + span);
+        if let Some(timeout) = self.options.client_timeout.filter(|_| progress) {
+            // A delivery has a time of its own.
+            let timed = peer.is_busy() && !peer.is_delivering();
+            let deadline = timed.then(|| Instant::now() + timeout);
             self.deadlines.set(token, &mut peer.deadline, deadline);
         }
         progress
@@ -337,13 +362,7 @@ impl Server {
             self.serve(token);
         }
         while let Some(token) = self.deadlines.passed(now) {
-            let peer = &mut self.peers[token];
-            self.deadlines.set(token, &mut peer.deadline, None);
-            if peer.give_up_delivery() {
-                self.serve(token);
-            } else {
-                self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
-            }
+            self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
         }
         let full = self.peers.len() >= self.options.connections_max;
         self.accepting = match self.accepting {

@@ -28,9 +28,17 @@ impl<F> Message<F> {
     /// When there are more than [`MESSAGE_FDS_MAX`] descriptors or more payload than a
     /// `u32` counts: both are bugs of the caller, who cuts long content into messages.
     pub fn new(fds: Vec<F>, fill: impl FnOnce(&mut Vec<u8>)) -> Self {
+        Self::with_fds(|bytes| {
+            fill(bytes);
+            fds
+        })
+    }
+
+    /// The same where payload and descriptors come together.
+    pub(crate) fn with_fds(fill: impl FnOnce(&mut Vec<u8>) -> Vec<F>) -> Self {
         let mut bytes = Vec::with_capacity(64);
         bytes.extend_from_slice(&[0; HEADER_LEN]);
-        fill(&mut bytes);
+        let fds = fill(&mut bytes);
         assert!(fds.len() <= MESSAGE_FDS_MAX, "a message carries at most 253 descriptors");
         let payload_len = bytes.len() - HEADER_LEN;
         assert!(payload_len <= crate::limits::PAYLOAD_MAX, "a payload has at most 2^28 bytes");

@@ -12,7 +12,37 @@ use crate::request::Request;
 use crate::runs::Runs;
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A holder that was asked what it speaks.
+#[derive(Debug)]
+pub(crate) struct Negotiation {
+    path: PathBuf,
+    client: Client,
+    asked: Result<(), Cause>,
+}
+
+impl Negotiation {
+    /// Reads the answer.
+    pub fn end(self, deadline: Deadline) -> Result<Client, Error> {
+        let Self { path, mut client, asked } = self;
+        let answer = asked.and_then(|()| {
+            let version = extension::parse_hello(&client.receive(deadline)?)?;
+            client.in_step = true;
+            // One that does not know the question has answered it, too.
+            client.version = version.ok();
+            Ok(())
+        });
+        match answer {
+            Ok(()) => Ok(client),
+            Err(Cause::Exchange(Errno::PIPE)) => Client::connect(path, deadline),
+            Err(cause) => {
+                let doing = format!("speak with the fd-holder daemon at {}", path.display());
+                Err(Error::new(doing, cause))
+            }
+        }
+    }
+}
 
 impl Client {
     /// Connects, and finds out whether the holder is a fdholder, and of which version.
@@ -26,20 +56,19 @@ impl Client {
     /// As [`connect`](Self::connect). A holder that refuses this user altogether is only
     /// noticed by what is asked next.
     pub fn connect_negotiated(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let mut client = Self::connect(path, deadline)?;
+        Self::begin_negotiation(path, deadline)?.end(deadline)
+    }
+
+    /// Connects, and asks; several holders can be asked at once.
+    pub(crate) fn begin_negotiation(
+        path: impl AsRef<Path>,
+        deadline: Deadline,
+    ) -> Result<Negotiation, Error> {
+        let path = path.as_ref().to_owned();
+        let mut client = Self::connect(&path, deadline)?;
         let hello = Request::Extension(Extension::Hello(VERSION));
-        match client.ask(hello, deadline, |frame| extension::parse_hello(&frame)) {
-            Ok(version) => client.version = Some(version),
-            // It does not know the question, which is an answer.
-            Err(Cause::Denied(_)) => {}
-            Err(Cause::Exchange(Errno::PIPE)) => return Self::connect(path, deadline),
-            Err(cause) => {
-                let doing = format!("speak with the fd-holder daemon at {}", path.display());
-                return Err(Error::new(doing, cause));
-            }
-        }
-        Ok(client)
+        let asked = client.send_request(hello, deadline);
+        Ok(Negotiation { path, client, asked })
     }
 
     /// The version of the extensions that the holder speaks; `None` for s6's daemon, and

@@ -60,7 +60,7 @@ pub fn getdump_head<F>(count: u32) -> Message<F> {
 pub fn getdump_data<'a, F>(
     entries: impl Iterator<Item = (&'a Identifier, Limit, F)>,
 ) -> Message<F> {
-    entries_message(Vec::new(), entries)
+    entries_message(&[], entries)
 }
 
 /// Encodes the answer to an announced setdump of `count` descriptors.

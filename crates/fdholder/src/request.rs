@@ -149,7 +149,7 @@ impl<F> Request<F> {
                 bytes.extend_from_slice(&count.to_be_bytes());
             }),
             Self::SetdumpData(entries) => entries_message(
-                vec![opcode::SETDUMP_DATA],
+                &[opcode::SETDUMP_DATA],
                 entries.into_iter().map(|Entry { id, limit, fd }| (id, limit, fd)),
             ),
             Self::Extension(extension) => extension.into_message(),
@@ -161,20 +161,25 @@ impl<F> Request<F> {
 pub fn setdump_data<'a, F>(
     entries: impl Iterator<Item = (&'a Identifier, Limit, F)>,
 ) -> Message<F> {
-    entries_message(vec![opcode::SETDUMP_DATA], entries)
+    entries_message(&[opcode::SETDUMP_DATA], entries)
 }
 
 /// A message whose payload goes on with entries.
 pub(crate) fn entries_message<F, I: Borrow<Identifier>>(
-    mut payload: Vec<u8>,
+    payload: &[u8],
     entries: impl Iterator<Item = (I, Limit, F)>,
 ) -> Message<F> {
     let mut fds = Vec::with_capacity(MESSAGE_FDS_MAX);
-    for (id, limit, fd) in entries {
-        put_limit_and_id(&mut payload, limit, id.borrow());
-        fds.push(fd);
-    }
-    Message::new(fds, |bytes| bytes.append(&mut payload))
+    Message::with_fds(|bytes| {
+        // Room for identifiers as most people have them.
+        bytes.reserve(payload.len() + MESSAGE_FDS_MAX * 40);
+        bytes.extend_from_slice(payload);
+        for (id, limit, fd) in entries {
+            put_limit_and_id(bytes, limit, id.borrow());
+            fds.push(fd);
+        }
+        fds
+    })
 }
 
 /// A message of setdump data made from the payload of a getdump message, which has the

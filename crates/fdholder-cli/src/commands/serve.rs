@@ -266,6 +266,7 @@ fn prepare(invocation: &Invocation, listener: OwnedFd, rules: Rules) -> Result<S
     let server = Server::new(listener, rules, signals, options)
         .map_err(|error| Failure::system("prepare the server", error))?;
     let capacity = server.capacity();
+    fdholder_daemon::memory::take(capacity);
     if wanted > FDS_MAX {
         warn!("room for {capacity} descriptors, not {wanted}: no holder has room for more");
     } else if capacity < wanted {

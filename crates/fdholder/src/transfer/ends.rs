@@ -7,6 +7,7 @@ use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error};
 use crate::extension::OnConflict;
 use crate::id::Identifier;
+use crate::negotiated::Negotiation;
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::path::Path;
@@ -54,25 +55,6 @@ pub(super) struct End {
 }
 
 impl End {
-    fn open(path: &Path, side: Side, timeout: Option<Duration>) -> Result<Self, TransferError> {
-        let (which, what) = match side {
-            Side::Source => ("source", GET_DUMP),
-            Side::Destination => ("destination", SET_DUMP),
-        };
-        let mut time = Allowance::new(side, timeout);
-        let client = time.spend(|deadline| {
-            Client::connect_negotiated(path, deadline).map_err(|error| match error.cause() {
-                Cause::Connect(errno) => {
-                    let doing =
-                        format!("connect to a {which} fd-holder daemon at {}", path.display());
-                    Error::new(doing, Cause::Connect(errno))
-                }
-                cause => Error::new(what, cause),
-            })
-        })?;
-        Ok(Self { client, time })
-    }
-
     pub fn is_fdholder(&self) -> bool {
         self.client.version().is_some()
     }
@@ -86,6 +68,21 @@ impl End {
     }
 }
 
+/// Says of an error, that came before anything was asked, what would have been.
+fn reword(side: Side, path: &Path, error: &Error) -> Error {
+    let (which, what) = match side {
+        Side::Source => ("source", GET_DUMP),
+        Side::Destination => ("destination", SET_DUMP),
+    };
+    match error.cause() {
+        Cause::Connect(errno) => {
+            let doing = format!("connect to a {which} fd-holder daemon at {}", path.display());
+            Error::new(doing, Cause::Connect(errno))
+        }
+        cause => Error::new(what, cause),
+    }
+}
+
 /// Both.
 #[derive(Debug)]
 pub(super) struct Ends {
@@ -94,10 +91,28 @@ pub(super) struct Ends {
 }
 
 impl Ends {
+    /// Connects to both and asks both what they speak, which takes them both at once.
     pub fn open(transfer: &Transfer) -> Result<Self, TransferError> {
-        let from = End::open(&transfer.from, Side::Source, transfer.timeout_from)?;
-        let to = End::open(&transfer.to, Side::Destination, transfer.timeout_to)?;
-        Ok(Self { from, to })
+        let mut from_time = Allowance::new(Side::Source, transfer.timeout_from);
+        let mut to_time = Allowance::new(Side::Destination, transfer.timeout_to);
+        let (from, to) = (&transfer.from, &transfer.to);
+        let begin = |path, side| {
+            move |deadline| {
+                Client::begin_negotiation(path, deadline)
+                    .map_err(|error| reword(side, path, &error))
+            }
+        };
+        let end = |path, side, negotiation: Negotiation| {
+            move |deadline| negotiation.end(deadline).map_err(|error| reword(side, path, &error))
+        };
+        let asked_from = from_time.spend(begin(from, Side::Source))?;
+        let asked_to = to_time.spend(begin(to, Side::Destination))?;
+        let from_client = from_time.spend(end(from, Side::Source, asked_from))?;
+        let to_client = to_time.spend(end(to, Side::Destination, asked_to))?;
+        Ok(Self {
+            from: End { client: from_client, time: from_time },
+            to: End { client: to_client, time: to_time },
+        })
     }
 
     /// Has the destination deal with conflicts as wanted. One that cannot decide that (s6's

@@ -11,10 +11,21 @@ use std::path::PathBuf;
 /// Connects to the holder that the command line names; the deadline is for all that
 /// follows as well.
 pub fn connect(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
+    connect_by(invocation, |path, deadline| Client::connect(path, deadline))
+}
+
+/// The same, and finds out whether it is a fdholder.
+pub fn connect_negotiated(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
+    connect_by(invocation, |path, deadline| Client::connect_negotiated(path, deadline))
+}
+
+fn connect_by(
+    invocation: &Invocation,
+    connect: impl FnOnce(PathBuf, Deadline) -> Result<Client, Error>,
+) -> Result<(Client, Deadline), Failure> {
     let timeout = invocation.optional("timeout").and_then(|Milliseconds(timeout)| timeout);
     let deadline = timeout.map_or(Deadline::NEVER, Deadline::after);
-    let path: PathBuf = invocation.required("path")?;
-    Ok((Client::connect(path, deadline)?, deadline))
+    Ok((connect(invocation.required("path")?, deadline)?, deadline))
 }
 
 /// The identifier on the command line; a bad one fails what was to be done with it.

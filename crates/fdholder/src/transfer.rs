@@ -263,14 +263,18 @@ impl Transfer {
     /// As [`run`](Self::run).
     pub fn run_watched(&self, watch: &mut dyn FnMut(Progress)) -> Result<Report, TransferError> {
         let start = Instant::now();
-        let mut attempts = 1;
+        let (mut attempts, mut route) = (1, None);
         let mut report = loop {
             let ends = Ends::open(self)?;
-            let direct = ends.from.is_fdholder() && !self.relay;
-            let result =
-                if direct { direct::run(self, ends, watch) } else { relay::run(self, ends, watch) };
+            let can_send = ends.from.is_fdholder() && !self.relay;
+            let by = route.unwrap_or(if can_send { Route::Direct } else { Route::Relay });
+            let result = match by {
+                Route::Direct => direct::run(self, ends, watch),
+                Route::Relay => relay::run(self, ends, watch),
+            };
             match result {
                 Err(error) if changed_meanwhile(&error) && attempts < ATTEMPTS => attempts += 1,
+                Err(error) if is_busy(&error) && by == Route::Direct => route = Some(Route::Relay),
                 result => break result?,
             }
         };
@@ -294,4 +298,9 @@ fn changed_meanwhile(TransferError { side, error, left }: &TransferError) -> boo
     *side == Side::Source
         && *left == Left::Nothing
         && error.cause() == Cause::Exchange(Errno::AGAIN)
+}
+
+/// Whether the source has nobody to send it, and nothing has happened yet.
+fn is_busy(TransferError { side, error, left }: &TransferError) -> bool {
+    *side == Side::Source && *left == Left::Nothing && error.cause() == Cause::Denied(Errno::BUSY)
 }

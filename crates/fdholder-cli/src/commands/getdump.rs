@@ -1,7 +1,7 @@
 //! `getdump`: become a program that has everything that is held, described by its
 //! environment.
 
-use crate::connect::connect;
+use crate::connect::connect_negotiated;
 use crate::exec::become_program;
 use crate::failure::Failure;
 use crate::options::{path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
@@ -41,7 +41,7 @@ fn define(command: Command) -> Command {
 const SPARE_FDS: u64 = 16;
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    let (mut holder, deadline) = connect(invocation)?;
+    let (mut holder, deadline) = connect_negotiated(invocation)?;
     // Before the first descriptor comes, which may be together with their number.
     let limit = getrlimit(Resource::Nofile);
     raise_open_files();

@@ -147,7 +147,9 @@ fn deliver(
                 from.in_step = true;
                 return match answer {
                     Ok(bytes) => Ok(bytes),
-                    Err(errno @ (Errno::PERM | Errno::INVAL)) => Err(source(Cause::Denied(errno))),
+                    Err(errno @ (Errno::PERM | Errno::INVAL | Errno::BUSY)) => {
+                        Err(source(Cause::Denied(errno)))
+                    }
                     Err(errno) => Err(why_undeliverable(outgoing, errno)),
                 };
             }

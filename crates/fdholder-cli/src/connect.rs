@@ -11,12 +11,12 @@ use std::path::PathBuf;
 /// Connects to the holder that the command line names; the deadline is for all that
 /// follows as well.
 pub fn connect(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
-    connect_by(invocation, |path, deadline| Client::connect(path, deadline))
+    connect_by(invocation, Client::connect)
 }
 
 /// The same, and finds out whether it is a fdholder.
 pub fn connect_negotiated(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
-    connect_by(invocation, |path, deadline| Client::connect_negotiated(path, deadline))
+    connect_by(invocation, Client::connect_negotiated)
 }
 
 fn connect_by(

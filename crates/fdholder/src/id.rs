@@ -73,9 +73,8 @@ impl Identifier {
             Err(BadIdentifier::Empty)
         } else if bytes.len() > ID_LEN_MAX {
             Err(BadIdentifier::TooLong(bytes.len()))
-        } else if bytes.iter().fold(false, |found, &byte| found | (byte == 0)) {
-            // Only where there is one is it looked for byte by byte.
-            Err(BadIdentifier::Nul(bytes.iter().position(|&byte| byte == 0).unwrap_or_default()))
+        } else if let Some(position) = bytes.iter().position(|&byte| byte == 0) {
+            Err(BadIdentifier::Nul(position))
         } else {
             Ok(())
         }

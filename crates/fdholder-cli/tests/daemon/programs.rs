@@ -234,30 +234,3 @@ fn stderr_that_is_closed_does_not_change_the_exit_code() {
     assert_eq!(run(&["list"]), Some(100));
     assert_eq!(run(&["--help"]), Some(0));
 }
-
-/// A source that takes its time may, however little the destination is allowed.
-#[test]
-fn a_slow_source_is_not_the_destinations_fault() {
-    use fdholder::{reply, transport};
-    use std::os::fd::AsFd;
-    let (folder, daemon) = serve(&[]);
-    let slow = folder.path().join("slow");
-    let listener = UnixListener::bind(&slow).unwrap();
-    let source = std::thread::spawn(move || {
-        use std::io::Read;
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.read_exact(&mut [0; 7]).unwrap();
-        let null = File::open("/dev/null").unwrap();
-        let (name, never) = (id("x"), Limit::never());
-        let head = reply::getdump_head(1);
-        let data = reply::getdump_data(std::iter::once((&name, never, null.as_fd())));
-        transport::send(&stream, head.bytes(), head.fds(), transport::Wait::Yes).unwrap();
-        // Longer than the destination is given in all.
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        transport::send(&stream, data.bytes(), data.fds(), transport::Wait::Yes).unwrap();
-    });
-    let mut command = suite::fdholder(["transferdump", "-t", ":500"]);
-    assert_exit(&command.arg(&slow).arg(&daemon.path).output().unwrap(), 0);
-    source.join().unwrap();
-    assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
-}

@@ -193,7 +193,21 @@ impl Outgoing<'_> {
         let count = fds.len() as u32; // 253 at most.
         self.expect_part(count)
             .and_then(|()| self.client.send(message.bytes(), &fds, deadline))
-            .map_err(|cause| Error::new(SET_DUMP, cause))
+            .map_err(|cause| self.undeliverable(cause))
+    }
+
+    /// A part could not be sent. If the holder has hung up, it may have said why.
+    pub(crate) fn undeliverable(&mut self, cause: Cause) -> Error {
+        while cause == Cause::Exchange(Errno::PIPE) && !self.unanswered.is_empty() {
+            match self.read_answer(Deadline::after(Duration::ZERO)) {
+                Ok(()) => {}
+                Err(said @ (Cause::Denied(_) | Cause::Malformed(_))) => {
+                    return Error::new(SET_DUMP, said);
+                }
+                Err(_) => break,
+            }
+        }
+        Error::new(SET_DUMP, cause)
     }
 
     /// Says that another process sends this many descriptors, as messages of 253.

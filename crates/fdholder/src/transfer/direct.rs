@@ -150,7 +150,10 @@ fn deliver(
                     Err(errno @ (Errno::PERM | Errno::INVAL | Errno::BUSY)) => {
                         Err(source(Cause::Denied(errno)))
                     }
-                    Err(errno) => Err(why_undeliverable(outgoing, errno)),
+                    Err(errno) => {
+                        let error = outgoing.undeliverable(Cause::Exchange(errno));
+                        Err(TransferError::new(Side::Destination, error))
+                    }
                 };
             }
             Err(Cause::TimedOut) => {}
@@ -203,18 +206,4 @@ fn wait_for_either(
     }
     let spoke = sockets.iter().position(|socket| !socket.revents().is_empty());
     Ok(spoke.map(|at| if at == 0 { Side::Source } else { Side::Destination }))
-}
-
-/// The source could not send to the destination, which may have said why.
-fn why_undeliverable(outgoing: &mut Outgoing<'_>, errno: Errno) -> TransferError {
-    while outgoing.unanswered() > 0 {
-        match outgoing.confirm(Deadline::after(Duration::ZERO)) {
-            Ok(()) => {}
-            Err(said) if matches!(said.cause(), Cause::Denied(_)) => {
-                return TransferError::new(Side::Destination, said);
-            }
-            Err(_) => break,
-        }
-    }
-    TransferError::new(Side::Destination, Error::new(SET_DUMP, Cause::Exchange(errno)))
 }

@@ -12,12 +12,13 @@ fn end(path: &Path) {
     kill_process(socket_peercred(&probe).unwrap().pid, Signal::KILL).unwrap();
 }
 
-#[test]
-fn the_quick_start_works_as_pasted() {
+/// Runs a block of the README in an empty folder, and returns what it printed. The holders
+/// it has started are ended.
+fn run_block(name: &str, holders: [&str; 2]) -> String {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
     let readme = std::fs::read_to_string(readme).unwrap();
-    let block = readme.split("<!-- quick start: begin").nth(1).unwrap();
-    let block = block.split("<!-- quick start: end").next().unwrap();
+    let block = readme.split(&format!("<!-- {name}: begin")).nth(1).unwrap();
+    let block = block.split(&format!("<!-- {name}: end")).next().unwrap();
     let script = block.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let binary = Path::new(env!("CARGO_BIN_EXE_fdholder")).parent().unwrap();
@@ -30,8 +31,25 @@ fn the_quick_start_works_as_pasted() {
         .stderr(Stdio::null())
         .output()
         .unwrap();
-    end(&folder.path().join("holder"));
-    end(&folder.path().join("holder2"));
+    for holder in holders {
+        end(&folder.path().join(holder));
+    }
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "greeting\nstill here\n");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_quick_start_works_as_pasted() {
+    assert_eq!(run_block("quick start", ["holder", "holder2"]), "greeting\nstill here\n");
+}
+
+#[test]
+fn the_transfer_works_as_pasted() {
+    let said = run_block("transfer", ["old", "new"]);
+    let (table, json) = said.split_once("it fits\n").unwrap();
+    assert!(table.contains("udp:53   never    held"), "{table}");
+    // The last command has nothing to list.
+    let report: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(report["deleted_from_source"], 3);
+    assert_eq!(report["replaced"], 3);
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used)]
 
 pub mod daemon;
+pub mod proxy;
 pub mod suite;
 pub mod trial;
 

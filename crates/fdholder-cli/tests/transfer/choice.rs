@@ -1,12 +1,13 @@
 //! What goes, what becomes of conflicts, what is said.
 
-use crate::proxy::{Misdeed, Proxy, Seems};
+use crate::support::proxy::{Misdeed, Proxy, Seems};
 use crate::support::{assert_exit, content_at, deadline, id, stderr, stdout, Daemon};
 use crate::{fill, ids, pair, s6, transferdump, Test};
 use fdholder::{Identifier, Limit};
 use serde_json::Value;
+use std::io::Read;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 pub const TESTS: &[Test] = &[
     ("only_and_prefix_choose", false, only_and_prefix_choose),
@@ -22,6 +23,7 @@ pub const TESTS: &[Test] = &[
     ("a_verification_finds_what_is_missing", false, a_verification),
     ("s6_is_verified_too", true, s6_is_verified_too),
     ("quiet_unless_seen", false, quiet_unless_seen),
+    ("what_lasts_shows_how_far_it_is", false, what_lasts_shows_how_far_it_is),
     ("a_bad_choice_is_wrong_usage", false, a_bad_choice),
 ];
 
@@ -292,9 +294,9 @@ fn quiet_unless_seen() {
     assert_exit(&output, 0);
     assert_eq!((stdout(&output), stderr(&output)), (String::new(), String::new()));
     let on_terminal = |command: String| {
-        let script = std::process::Command::new("script")
+        let script = Command::new("script")
             .args(["-qec", &command, "/dev/null"])
-            .stdin(std::process::Stdio::null())
+            .stdin(Stdio::null())
             .output()
             .unwrap();
         assert_exit(&script, 0);
@@ -307,6 +309,34 @@ fn quiet_unless_seen() {
     assert!(seen.ends_with(" ms, direct, verified\r\n"), "{seen}");
     let s6_name = crate::Suite::Ours.words("s6-fdholder-transferdump");
     assert_eq!(on_terminal(format!("{} {from} {to}", s6_name[0].display())), "");
+}
+
+/// A bar on a terminal, which is gone when it is over.
+fn what_lasts_shows_how_far_it_is() {
+    let (_from_folder, from, to_folder, to) = pair(600);
+    let misdeed = Misdeed::WaitsForLeave;
+    let proxy = Proxy::new(to_folder.path(), &to.path, Seems::S6, misdeed, 2);
+    let (from, to) = (from.path.display(), proxy.path.display());
+    let command = format!("{} transferdump {from} {to}", env!("CARGO_BIN_EXE_fdholder"));
+    let mut script = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut terminal = script.stdout.take().unwrap();
+    let mut seen = String::new();
+    while !seen.contains("506 of 600 descriptors") {
+        let mut buffer = [0; 4096];
+        let len = terminal.read(&mut buffer).unwrap();
+        assert_ne!(len, 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..len]));
+    }
+    proxy.give_leave();
+    terminal.read_to_string(&mut seen).unwrap();
+    assert!(script.wait().unwrap().success());
+    let last = seen.trim_end().rsplit('\r').next().unwrap();
+    assert!(last.contains("fdholder transferdump: 600 descriptors, "), "{seen:?}");
 }
 
 fn a_bad_choice() {

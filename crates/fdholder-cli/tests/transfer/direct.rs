@@ -1,6 +1,6 @@
 //! The source sends; and what a client may make it do.
 
-use crate::proxy::{Misdeed, Proxy, Seems};
+use crate::support::proxy::{Misdeed, Proxy, Seems};
 use crate::support::{assert_exit, deadline, eventually, id, open_fds, stderr, Daemon, Rules};
 use crate::{fill, ids, pair, s6, transferdump, Test};
 use fdholder::extension::Extension;

@@ -1,6 +1,6 @@
 //! What fdholders say to each other, and never to anybody else.
 
-use crate::proxy::{Misdeed, Proxy, Seems};
+use crate::support::proxy::{Misdeed, Proxy, Seems};
 use crate::support::{assert_exit, deadline, id};
 use crate::{fill, ids, pair, transferdump, Test};
 use fdholder::frame::Message;

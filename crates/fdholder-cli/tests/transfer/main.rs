@@ -9,7 +9,6 @@ mod extensions;
 mod live;
 mod misbehaving;
 mod pacing;
-mod proxy;
 #[path = "../support/mod.rs"]
 mod support;
 

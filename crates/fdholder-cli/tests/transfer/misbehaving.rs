@@ -1,6 +1,6 @@
 //! Destinations that misbehave, at each message, by each way; timeouts.
 
-use crate::proxy::{Misdeed, Proxy, Seems};
+use crate::support::proxy::{Misdeed, Proxy, Seems};
 use crate::support::{assert_exit, content_at, eventually, stderr};
 use crate::{fill, ids, pair, s6, transferdump, Test};
 use rustix::process::Signal;

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use support::daemon::serve;
+use support::proxy::{Misdeed, Proxy, Seems};
 use support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Rules, Suite};
 
 fn main() {
@@ -27,6 +28,8 @@ fn main() {
         trial("a_transfer_needs_room_for_one_message_only", None, small_transfer),
         trial("clients_of_another_pid_namespace", None, clients_of_another_pid_namespace),
         trial("in_flight_descriptors_wait_for_room", None, in_flight_descriptors_wait_for_room),
+        trial("a_sender_waits_for_a_slow_reader", None, a_sender_waits_for_a_slow_reader),
+        trial("the_client_is_judged_not_the_source", None, the_client_is_judged_not_the_source),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -211,11 +214,14 @@ fn in_flight_descriptors_wait_for_room() {
     assert_exit(&fill, 0);
     let (from, to) = (from.path.to_str().unwrap(), to.path.to_str().unwrap());
     // The allowance is the soft limit of each sender, all of a user's senders together.
-    let limits = format!("ulimit -Sn 300; exec {} transferdump {from} {to}", binary.display());
-    for _ in 0..5 {
-        let transfer =
-            Command::new("sh").args(["-c", &limits]).uid(1001).gid(1001).output().unwrap();
-        assert_exit(&transfer, 0);
+    for relay in ["", "--relay"] {
+        let command = format!("{} transferdump {relay} {from} {to}", binary.display());
+        let limits = format!("ulimit -Sn 300; exec {command}");
+        for _ in 0..5 {
+            let transfer =
+                Command::new("sh").args(["-c", &limits]).uid(1001).gid(1001).output().unwrap();
+            assert_exit(&transfer, 0);
+        }
     }
     assert_eq!(stdout(&run_as(1001, 1001, &binary, &["list", to])).lines().count(), 600);
 }
@@ -234,11 +240,81 @@ fn small_transfer() {
     };
     let set: Vec<_> = (0..5000).map(entry).collect();
     from.client().setdump(&set, deadline()).unwrap();
-    let script = "ulimit -n 300; exec \"$0\" transferdump \"$1\" \"$2\"";
+    let script = "ulimit -n 300; exec \"$0\" transferdump --relay \"$1\" \"$2\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&from.path).arg(&to.path);
     assert_exit(&command.output().unwrap(), 0);
     assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
+}
+
+/// Two daemons of root's that let user 1001 take and give dumps, the first one with so many
+/// descriptors.
+fn pair_for_1001(folder: &Path, count: u32) -> (Daemon, Daemon) {
+    let rules = Rules::all(folder.join("rules"))
+        .allow("uid/1001")
+        .may("uid/1001", &["LIST", "GETDUMP", "SETDUMP"]);
+    let daemon =
+        |name| Daemon::with_rules(Suite::Ours, &folder.join(name), &rules, &["-n", "6000"]);
+    let (from, to) = (daemon("from"), daemon("to"));
+    for path in [&from.path, &to.path] {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    }
+    let null = File::open("/dev/null").unwrap();
+    let entry = |number: u32| fdholder::Entry {
+        id: id(&number.to_string()),
+        limit: fdholder::Limit::never(),
+        fd: null.as_fd(),
+    };
+    from.client().setdump(&(0..count).map(entry).collect::<Vec<_>>(), deadline()).unwrap();
+    (from, to)
+}
+
+/// A destination stops reading while an ordinary user, who may have 1,024 descriptors in
+/// flight, has sent more: the sender tries again until there is room, and goes on.
+fn a_sender_waits_for_a_slow_reader() {
+    let (folder, binary) = common_folder();
+    let (from, to) = pair_for_1001(folder.path(), 5000);
+    let misdeed = Misdeed::WaitsForLeave;
+    let proxy = Proxy::new(folder.path(), &to.path, Seems::Fdholder, misdeed, 1);
+    fs::set_permissions(&proxy.path, Permissions::from_mode(0o777)).unwrap();
+    let script = "ulimit -n 1024; exec \"$0\" transferdump --relay \"$1\" \"$2\"";
+    let transfer = Command::new("sh")
+        .args(["-c", script])
+        .args([&binary, &from.path, &proxy.path])
+        .current_dir("/")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .uid(1001)
+        .gid(1001)
+        .spawn()
+        .unwrap();
+    proxy.wait_until_it_waits();
+    support::eventually("the sender pauses", || {
+        let doing = fs::read_to_string(format!("/proc/{}/wchan", transfer.id())).unwrap();
+        doing.contains("nanosleep")
+    });
+    proxy.give_leave();
+    assert_exit(&transfer.wait_with_output().unwrap(), 0);
+    assert_eq!(to.client().list(deadline()).unwrap().len(), 5000);
+}
+
+/// The source could give everything to the destination; the client may not.
+fn the_client_is_judged_not_the_source() {
+    let (folder, binary) = common_folder();
+    let (from, to) = pair_for_1001(folder.path(), 300);
+    let rules = Rules::all(folder.path().join("rules-0"));
+    let guarded = Daemon::with_rules(Suite::Ours, &folder.path().join("guarded"), &rules, &[]);
+    fs::set_permissions(&guarded.path, Permissions::from_mode(0o777)).unwrap();
+    let as_1001 = |to: &Daemon| {
+        let paths = [from.path.to_str().unwrap(), to.path.to_str().unwrap()];
+        run_as(1001, 1001, &binary, &[&["transferdump"][..], &paths].concat())
+    };
+    let refused = as_1001(&guarded);
+    assert_exit(&refused, 2);
+    assert!(stderr(&refused).contains("unable to set dump: Broken pipe"), "{refused:?}");
+    assert_eq!(guarded.client().list(deadline()), Ok(vec![]));
+    assert_exit(&as_1001(&to), 0);
+    assert_eq!(to.client().list(deadline()).unwrap().len(), 300);
 }
 
 /// A daemon in a container does not see the pids of clients outside; they may use it all

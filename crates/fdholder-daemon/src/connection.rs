@@ -3,7 +3,7 @@
 use crate::access::Rights;
 use crate::delivery::{Delivery, Held};
 use crate::outbox::Outbox;
-use crate::store::{Change, Outcome, Store};
+use crate::store::{Change, Outcome, Staged, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::{RELEASE_FDS_MAX, REQUEST_PAYLOAD_MAX};
@@ -36,7 +36,7 @@ pub struct Connection<F> {
 /// without a trace.
 #[derive(Debug)]
 struct Set<F> {
-    entries: Vec<Arc<Entry<F>>>,
+    entries: Vec<Staged<F>>,
     announced: usize,
 }
 
@@ -234,7 +234,7 @@ impl<F> Connection<F> {
         now: Timestamp,
     ) -> Result<Vec<Change<F>>, Malformed> {
         let mut set = self.set.take().ok_or(Malformed::UNANNOUNCED_SET)?;
-        set.entries.extend(entries.into_iter().map(Arc::new));
+        set.entries.extend(entries.into_iter().map(|entry| store.stage(entry)));
         if set.entries.len() > set.announced {
             return Err(Malformed::SET_TOO_LONG);
         }

@@ -28,4 +28,4 @@ pub use connection::{Connection, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;
 pub use server::{Ended, Options, Server};
-pub use store::{Change, Outcome, Store};
+pub use store::{Change, Outcome, Staged, Store};

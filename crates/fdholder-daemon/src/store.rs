@@ -17,12 +17,12 @@ use std::sync::Arc;
 pub enum Change<F> {
     /// This is now held.
     Held(Arc<Entry<F>>),
-    /// A set is now held, one after the other, each in the place of what its identifier
-    /// had, be it of the same set.
+    /// A set is now held, each entry in the place of what its identifier had.
     HeldAll {
-        /// All of it.
-        set: Vec<Arc<Entry<F>>>,
-        /// What gave way.
+        /// Where, for [`Store::at`]; several of the set under one identifier have one place.
+        /// Nothing stands where a limit had passed already: that is released, next.
+        slots: Vec<u32>,
+        /// What gave way, be it of the same set.
         replaced: Vec<Arc<Entry<F>>>,
     },
     /// This is no longer held: deleted, replaced or expired. The descriptor closes when
@@ -38,6 +38,14 @@ pub struct Outcome<T, F> {
     /// In the order they happened. A refusal changes nothing, but what had expired
     /// before it was released all the same.
     pub changes: Vec<Change<F>>,
+}
+
+/// An entry of a set that is put aside until the set is whole. What its place in the store
+/// needs is looked up while it is at hand, so that taking a set takes no longer than it must.
+#[derive(Debug)]
+pub struct Staged<F> {
+    hash: u64,
+    entry: Arc<Entry<F>>,
 }
 
 /// The descriptors held.
@@ -112,9 +120,9 @@ impl<F> Store<F> {
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
-            let entry = Arc::new(entry);
-            self.put(Arc::clone(&entry));
-            changes.push(Change::Held(entry));
+            let staged = self.stage(entry);
+            changes.push(Change::Held(Arc::clone(&staged.entry)));
+            self.put(staged);
             Ok(())
         };
         changes.append(&mut self.expire(now)); // A limit may have passed already.
@@ -160,25 +168,30 @@ impl<F> Store<F> {
         count <= self.capacity
     }
 
+    /// Prepares an entry of a set for [`setdump`](Self::setdump).
+    pub fn stage(&self, entry: Entry<F>) -> Staged<F> {
+        Staged { hash: self.hash(&entry.id), entry: Arc::new(entry) }
+    }
+
     /// Adds a set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
     /// when it has identifiers that are held and is to fail on those. Only new identifiers
     /// count against the capacity, and of several entries of the set under one of those
     /// the last stays; an earlier one counts as replaced.
     pub fn setdump(
         &mut self,
-        mut set: Vec<Arc<Entry<F>>>,
+        mut set: Vec<Staged<F>>,
         on_conflict: OnConflict,
         now: Timestamp,
     ) -> Outcome<Taken, F> {
         let mut changes = self.expire(now);
         let mut kept = Vec::new();
-        let is_held = |entry: &Arc<Entry<F>>| self.slot_of(&entry.id).is_some();
+        let is_held = |staged: &Staged<F>| self.find(staged.hash, &staged.entry.id).is_some();
         match on_conflict {
             OnConflict::Keep => {
                 let mut positions = 0..;
-                set.retain(|entry| {
+                set.retain(|staged| {
                     let position = positions.next();
-                    let held = is_held(entry);
+                    let held = is_held(staged);
                     kept.extend(position.filter(|_| held));
                     !held
                 });
@@ -195,8 +208,13 @@ impl<F> Store<F> {
         let Self { by_id, slots, hasher, .. } = self;
         by_id.reserve(set.len(), |&slot| hasher.hash_one(&slots[slot as usize].id));
         slots.reserve(set.len());
-        let replaced: Vec<_> = set.iter().filter_map(|entry| self.put(Arc::clone(entry))).collect();
-        changes.push(Change::HeldAll { set, replaced });
+        let (mut places, mut replaced) = (Vec::with_capacity(set.len()), Vec::new());
+        for staged in set {
+            let (slot, gave_way) = self.put(staged);
+            places.push(slot);
+            replaced.extend(gave_way);
+        }
+        changes.push(Change::HeldAll { slots: places, replaced });
         let added = self.len() - held_before;
         // Each is at most FDS_MAX.
         let taken = Taken { added: added as u32, replaced: (put - added) as u32, kept };
@@ -229,12 +247,11 @@ impl<F> Store<F> {
     }
 
     /// Whether what is new in a set fits. Seldom does it have to be counted.
-    fn has_room_for(&self, set: &[Arc<Entry<F>>]) -> bool {
+    fn has_room_for(&self, set: &[Staged<F>]) -> bool {
         let room = self.capacity - self.len();
-        let is_new = |id: &&Identifier| self.slot_of(id).is_none();
-        set.len() <= room
-            || set.iter().map(|entry| &entry.id).filter(is_new).collect::<HashSet<_>>().len()
-                <= room
+        let is_new = |staged: &&Staged<F>| self.find(staged.hash, &staged.entry.id).is_none();
+        let new = || set.iter().filter(is_new).map(|staged| &staged.entry.id);
+        set.len() <= room || new().collect::<HashSet<_>>().len() <= room
     }
 
     fn hash(&self, id: &Identifier) -> u64 {
@@ -242,16 +259,25 @@ impl<F> Store<F> {
     }
 
     fn slot_of(&self, id: &Identifier) -> Option<u32> {
-        self.by_id.find(self.hash(id), |&slot| self.slots[slot as usize].id == *id).copied()
+        self.find(self.hash(id), id)
+    }
+
+    fn find(&self, hash: u64, id: &Identifier) -> Option<u32> {
+        self.by_id.find(hash, |&slot| self.slots[slot as usize].id == *id).copied()
+    }
+
+    /// What stands in a place that a change has named.
+    pub fn at(&self, slot: u32) -> Option<&Arc<Entry<F>>> {
+        self.slots.get(slot as usize)
     }
 
     /// Holds an entry in the place of what its identifier had, if anything, which is
-    /// returned.
-    fn put(&mut self, entry: Arc<Entry<F>>) -> Option<Arc<Entry<F>>> {
+    /// returned with the place.
+    fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Entry<F>>>) {
         let Self { slots, by_id, hasher, by_limit, .. } = self;
         let limit = entry.limit.moment();
         let found = by_id.entry(
-            hasher.hash_one(&entry.id),
+            hash,
             |&slot| slots[slot as usize].id == entry.id,
             |&slot| hasher.hash_one(&slots[slot as usize].id),
         );
@@ -272,7 +298,7 @@ impl<F> Store<F> {
         if let Some(moment) = limit {
             by_limit.insert((moment, slot));
         }
-        replaced
+        (slot, replaced)
     }
 
     fn remove(&mut self, id: &Identifier) -> Option<Arc<Entry<F>>> {

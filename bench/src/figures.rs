@@ -77,6 +77,12 @@ pub fn ratio(above: &Sample, below: &Sample) -> Option<f64> {
     Some(above.median()? / below.median()?)
 }
 
+/// One median over the sum of two, if all were measured.
+pub fn ratio_to_sum(above: &Sample, below: [&Sample; 2]) -> Option<f64> {
+    let [one, other] = below.map(Sample::median);
+    Some(above.median()? / (one? + other?))
+}
+
 /// What a ratio has to keep.
 #[derive(Debug, Clone, Copy)]
 pub enum Bound {

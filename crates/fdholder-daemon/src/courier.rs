@@ -45,7 +45,7 @@ impl Crew {
     ///
     /// # Errors
     ///
-    /// EBUSY when too many are under way; otherwise what the system lacks for one more, or
+    /// EBUSY when too many are under way, or the system has nothing for one more; otherwise
     /// how sending at once has failed.
     pub fn dispatch(&self, delivery: Delivery<OwnedFd>) -> Result<Dispatched, Errno> {
         check(delivery.to().as_fd())?;
@@ -68,7 +68,7 @@ impl Crew {
             return Err(Errno::BUSY);
         }
         let (badge, patience) = (Arc::clone(&self.badge), self.patience);
-        let lacking = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+        let lacking = |_: std::io::Error| Errno::BUSY;
         let (socket, mut ours) = UnixStream::pair().map_err(lacking)?;
         socket.set_nonblocking(true).map_err(lacking)?;
         let deliver = move || {

@@ -2,6 +2,7 @@
 
 use crate::access::Rights;
 use crate::delivery::{Delivery, Held};
+use crate::limits::WORK_PER_REQUEST;
 use crate::outbox::Outbox;
 use crate::store::{Change, Outcome, Staged, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
@@ -53,8 +54,13 @@ enum Sending<F> {
 /// What a [`Connection::step`] came to.
 #[derive(Debug)]
 pub enum Step<F> {
-    /// A request was carried out; this is what it changed.
-    Did(Vec<Change<F>>),
+    /// A request was carried out.
+    Did {
+        /// What it changed.
+        changes: Vec<Change<F>>,
+        /// How many ordinary requests it was worth.
+        cost: usize,
+    },
     /// There is no whole request, or the client must read its replies first.
     Wait,
 }
@@ -86,9 +92,9 @@ impl<F> Connection<F> {
     }
 
     /// Whether more may be read from this client: not while it leaves replies unread, nor
-    /// while what it asked next has to wait for a delivery.
+    /// while it waits for its turn with a request that has arrived.
     pub fn wants_input(&self) -> bool {
-        !(self.outbox.is_full() || self.is_delivering() && self.decoder.has_frame())
+        !(self.outbox.is_full() || self.decoder.has_frame())
     }
 
     /// Whether the client is in the middle of something: a request, a set, a reply.
@@ -97,6 +103,12 @@ impl<F> Connection<F> {
             || self.is_delivering()
             || !self.outbox.is_empty()
             || self.decoder.is_mid_frame()
+    }
+
+    /// Whether its time runs: it is in the middle of something, or keeps open what it has
+    /// taken a snapshot of. A delivery has a time of its own.
+    pub fn is_timed(&self) -> bool {
+        !self.is_delivering() && (self.is_busy() || !self.snapshot.is_empty())
     }
 
     /// Whether it is giving a set.
@@ -143,15 +155,18 @@ impl<F> Connection<F> {
         let Some(frame) = self.decoder.next()? else {
             return Ok(Step::Wait);
         };
-        let changes = match Request::parse(frame)? {
-            Parsed::Request(request) => self.carry_out(request, store, now)?,
+        let (changes, cost) = match Request::parse(frame)? {
+            Parsed::Request(request) => {
+                let cost = 1 + work(&request, store) / WORK_PER_REQUEST;
+                (self.carry_out(request, store, now)?, cost)
+            }
             Parsed::FdsLost => {
                 self.set = None;
                 self.outbox.push(reply::status(Err(Errno::NFILE)));
-                Vec::new()
+                (Vec::new(), 1)
             }
         };
-        Ok(Step::Did(changes))
+        Ok(Step::Did { changes, cost })
     }
 
     fn carry_out(
@@ -302,6 +317,12 @@ impl<F> Connection<F> {
         store: &mut Store<F>,
         now: Timestamp,
     ) -> Vec<Change<F>> {
+        if !(entries || self.rights.getdump) {
+            let changes = store.expire(now);
+            let (count, capacity) = (store.len() as u32, store.capacity() as u32); // FDS_MAX.
+            self.outbox.push(extension::snapshot(count, capacity, std::iter::empty()));
+            return changes;
+        }
         let (snapshot, changes) = store.dump(now);
         let (count, capacity) = (snapshot.len() as u32, store.capacity() as u32); // FDS_MAX.
         let listed = if entries { &snapshot[..] } else { &[] };
@@ -338,10 +359,25 @@ impl<F> Connection<F> {
         if !entries().all(|entry| rights.may_store(&entry.id)) {
             return self.refuse(Errno::PERM);
         }
+        let mut changes = store.expire(now);
         let count = entries().filter(|entry| store.holds(entry)).count() as u32; // FDS_MAX.
-        let changes = if only_ask { Vec::new() } else { store.release(entries(), now) };
+        if !only_ask {
+            changes.append(&mut store.release(entries(), now));
+        }
         self.outbox.push(extension::released(count));
         changes
+    }
+}
+
+/// How many entries of the store a request has to do with.
+fn work<F>(request: &Request<F>, store: &Store<F>) -> usize {
+    match request {
+        Request::List | Request::Getdump | Request::Extension(Extension::Snapshot { .. }) => {
+            store.len()
+        }
+        Request::SetdumpData(entries) => entries.len(),
+        Request::Extension(Extension::Release { runs, .. }) => runs.iter().map(Range::len).sum(),
+        _ => 0,
     }
 }
 
@@ -349,3 +385,6 @@ fn refusal<T>(errno: Errno) -> Message<T> {
     let answer: Answer<()> = Err(errno);
     reply::status(answer)
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,10 @@ pub const REPLY_BYTES_PENDING_MAX: usize = 256 * 1024;
 /// are not kept waiting by one that sends thousands at once.
 pub const REQUESTS_PER_TURN: usize = 128;
 
+/// Entries of the store that one request may have to do with and still count as one: a list
+/// of thousands counts as many.
+pub const WORK_PER_REQUEST: usize = 256;
+
 /// Messages sent to one client in one turn, for the same reason: one that reads as fast as
 /// it is sent a dump would otherwise have the daemon to itself.
 pub const MESSAGES_PER_TURN: usize = 128;
@@ -63,9 +67,9 @@ pub const READS_PER_TURN: usize = 8;
 pub const READ_LEN: usize = 64 * 1024;
 
 /// Descriptors kept free beside those held and one for each connection: standard streams,
-/// listener, epoll, timer, signals (about 12), files read for rules, and a full message
-/// of descriptors that has been received but not yet stored or refused.
-pub const FDS_RESERVED: usize = 32 + fdholder::limits::MESSAGE_FDS_MAX;
+/// listener, epoll, timer, signals (about 12), files read for rules, three for each courier,
+/// and a full message of descriptors that has been received but not yet stored or refused.
+pub const FDS_RESERVED: usize = 32 + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
 
 /// Bytes of a file in a rules folder, as s6 reads them. A longer file is an error: cut
 /// short, a regular expression means something else.

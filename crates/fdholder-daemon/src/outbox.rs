@@ -63,11 +63,7 @@ enum Pending<F> {
     Message(Departing<F>),
     /// The rest of a dump, made into messages as they leave: what waits is a pointer for
     /// each entry, not its bytes.
-    Dump {
-        entries: std::vec::IntoIter<Arc<Entry<F>>>,
-        /// Some of it has left already.
-        begun: bool,
-    },
+    Dump(std::vec::IntoIter<Arc<Entry<F>>>),
 }
 
 /// The replies that a client has not read yet, in order.
@@ -96,7 +92,7 @@ impl<F> Outbox<F> {
     /// Queues the entries of a dump, in messages of 253.
     pub(crate) fn push_dump(&mut self, entries: Vec<Arc<Entry<F>>>) {
         if !entries.is_empty() {
-            self.queue.push_back(Pending::Dump { entries: entries.into_iter(), begun: false });
+            self.queue.push_back(Pending::Dump(entries.into_iter()));
         }
     }
 
@@ -111,15 +107,9 @@ impl<F> Outbox<F> {
         self.queue.len() >= REPLIES_PENDING_MAX || self.bytes >= REPLY_BYTES_PENDING_MAX
     }
 
-    /// Whether what comes next is a message of a dump that follows another one.
-    pub fn is_amid_dump(&self) -> bool {
-        matches!(self.queue.front(), Some(Pending::Dump { begun: true, .. }))
-    }
-
     /// What to send next: bytes, and the entries whose descriptors go with the first.
     pub fn front(&mut self) -> Option<(&[u8], &[Arc<Entry<F>>])> {
-        if let Some(Pending::Dump { entries, begun }) = self.queue.front_mut() {
-            *begun = true;
+        if let Some(Pending::Dump(entries)) = self.queue.front_mut() {
             let part: Vec<_> = entries.by_ref().take(MESSAGE_FDS_MAX).collect();
             let done = entries.len() == 0;
             let message = reply::getdump_data(

@@ -29,8 +29,8 @@ pub(crate) struct Peer {
     /// before its work was, a little later when descriptors in flight have no room
     /// (ETOOMANYREFS), as nothing tells when they do.
     again: Option<Instant>,
-    /// It has not taken the last message of a dump, and cannot take two together.
-    paced: bool,
+    /// It was sent descriptors.
+    gave_fds: bool,
     /// What epoll watches for it.
     pub interest: EventFlags,
     /// Sends its delivery.
@@ -64,6 +64,15 @@ impl fmt::Display for Gone {
     }
 }
 
+/// How sending to a client has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Flushed {
+    /// Nothing is left, or there is no room.
+    AsMuchAsFits,
+    /// It has not taken the last descriptors, and cannot take two messages of them together.
+    Paced,
+}
+
 /// How long to wait before descriptors are sent again that had no room in flight.
 const SEND_PAUSE: Duration = Duration::from_millis(2);
 
@@ -75,7 +84,7 @@ impl Peer {
             connection: Connection::new(rights),
             half_closed: false,
             again: None,
-            paced: false,
+            gave_fds: false,
             interest: EventFlags::IN,
             courier: None,
             courier_is_new: false,
@@ -90,6 +99,10 @@ impl Peer {
 
     pub fn is_busy(&self) -> bool {
         self.connection.is_busy()
+    }
+
+    pub fn is_timed(&self) -> bool {
+        self.connection.is_timed()
     }
 
     pub fn again(&self) -> Option<Instant> {
@@ -154,16 +167,17 @@ impl Peer {
         buffer: &mut [u8],
     ) -> Result<bool, Gone> {
         self.again = None;
-        self.paced = false;
         let mut reads = READS_PER_TURN;
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let mut progress = false;
+        let mut has_read_any = false;
+        let mut paced;
         loop {
             let before = (requests, messages);
             let mut carried_out;
             loop {
                 let has_read = reads > 0 && self.receive(buffer)?;
-                progress |= has_read;
+                has_read_any |= has_read;
                 carried_out = self.carry_out(store, &mut requests);
                 // A set has many messages, whose answers may leave together.
                 reads -= usize::from(has_read);
@@ -174,7 +188,7 @@ impl Peer {
             reads = 0;
             self.dispatch(crew);
             // Also when the next request is malformed: the replies before it are due.
-            self.flush(&mut messages)?;
+            paced = self.flush(&mut messages)? == Flushed::Paced;
             carried_out.map_err(Gone::Malformed)?;
             if before == (requests, messages) || self.again.is_some() {
                 break;
@@ -185,13 +199,17 @@ impl Peer {
                 break;
             }
         }
+        if paced && has_read_any {
+            // The edges it is watched for tell only once of what can be read.
+            self.again = Some(Instant::now());
+        }
         // A client that no longer listens wants no delivery.
         let done = self.again.is_none() && self.connection.outbox().is_empty();
         if self.half_closed && (done || self.is_delivering()) {
             return Err(Gone::Closed);
         }
-        self.update_interest();
-        Ok(progress)
+        self.update_interest(paced);
+        Ok(progress || has_read_any)
     }
 
     /// What a request changed is dropped here: descriptors that no reply carries close.
@@ -202,7 +220,7 @@ impl Peer {
     ) -> Result<(), Malformed> {
         while *budget > 0 {
             match self.connection.step(store, Timestamp::now())? {
-                Step::Did(_changes) => *budget -= 1,
+                Step::Did { changes: _, cost } => *budget = budget.saturating_sub(cost),
                 Step::Wait => break,
             }
         }
@@ -210,21 +228,23 @@ impl Peer {
     }
 
     /// Sends until the socket is full.
-    fn flush(&mut self, budget: &mut usize) -> Result<(), Gone> {
+    fn flush(&mut self, budget: &mut usize) -> Result<Flushed, Gone> {
         while *budget > 0 {
+            let is_fdholder = self.connection.is_fdholder();
+            let Some((bytes, entries)) = self.connection.outbox().front() else { break };
             // s6's receiver fails when the descriptors of a message arrive before those
             // of the last one were taken.
-            if self.connection.outbox().is_amid_dump()
-                && !self.connection.is_fdholder()
+            if !entries.is_empty()
+                && self.gave_fds
+                && !is_fdholder
                 && !all_is_read(&self.socket).map_err(Gone::Failed)?
             {
-                self.paced = true;
-                break;
+                return Ok(Flushed::Paced);
             }
-            let Some((bytes, entries)) = self.connection.outbox().front() else { break };
             let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
             match transport::send(&self.socket, bytes, &fds, Wait::No) {
                 Ok(sent) => {
+                    self.gave_fds |= !fds.is_empty();
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
                 }
@@ -236,10 +256,10 @@ impl Peer {
                 Err(errno) => return Err(Gone::Failed(errno)),
             }
         }
-        Ok(())
+        Ok(Flushed::AsMuchAsFits)
     }
 
-    fn update_interest(&mut self) {
+    fn update_interest(&mut self, paced: bool) {
         self.interest = EventFlags::empty();
         if !self.half_closed && self.connection.wants_input() {
             self.interest |= EventFlags::IN;
@@ -247,7 +267,7 @@ impl Peer {
         if !self.connection.outbox().is_empty() && self.again.is_none() {
             self.interest |= EventFlags::OUT;
         }
-        if self.paced {
+        if paced {
             // There is room already; each time the client takes something is an edge.
             self.interest |= EventFlags::ET;
         }

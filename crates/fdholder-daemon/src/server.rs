@@ -299,6 +299,7 @@ impl Server {
     fn hear_courier(&mut self, token: usize) {
         if let Some(peer) = self.peers.get_mut(token) {
             peer.hear_courier();
+            self.restart_clock(token);
             self.serve(token);
         }
     }
@@ -334,13 +335,18 @@ impl Server {
         }
         let again = peer.again();
         self.turns.set(token, &mut peer.turn, again);
-        if let Some(timeout) = self.options.client_timeout.filter(|_| progress) {
-            // A delivery has a time of its own.
-            let timed = peer.is_busy() && !peer.is_delivering();
-            let deadline = timed.then(|| Instant::now() + timeout);
-            self.deadlines.set(token, &mut peer.deadline, deadline);
+        if progress {
+            self.restart_clock(token);
         }
         progress
+    }
+
+    /// Gives a client its time anew, if it has one and there is something to be in time for.
+    fn restart_clock(&mut self, token: usize) {
+        if let Some((timeout, peer)) = self.options.client_timeout.zip(self.peers.get_mut(token)) {
+            let deadline = peer.is_timed().then(|| Instant::now() + timeout);
+            self.deadlines.set(token, &mut peer.deadline, deadline);
+        }
     }
 
     fn let_go(&mut self, token: usize, why: &Gone) {

@@ -220,6 +220,11 @@ impl Outgoing<'_> {
         Ok(())
     }
 
+    /// Says that nothing was sent after all since the last [`confirm`](Self::confirm).
+    pub(crate) fn was_not_sent(&mut self) {
+        self.remaining += self.unanswered.drain(..).sum::<u32>();
+    }
+
     fn expect_part(&mut self, count: u32) -> Result<(), Cause> {
         self.remaining = self.remaining.checked_sub(count).ok_or(Cause::Exchange(Errno::INVAL))?;
         self.unanswered.push_back(count);
@@ -234,6 +239,11 @@ impl Outgoing<'_> {
     /// How many parts were sent and not answered.
     pub(crate) fn unanswered(&self) -> usize {
         self.unanswered.len()
+    }
+
+    /// How many descriptors these parts have.
+    pub(crate) fn unconfirmed(&self) -> u32 {
+        self.unanswered.iter().sum()
     }
 
     /// How many descriptors the holder has confirmed.

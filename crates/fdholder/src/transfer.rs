@@ -32,8 +32,15 @@ pub enum Side {
 pub enum Left {
     /// None of it.
     Nothing,
-    /// So many descriptors of so many. Only s6's daemon takes a part.
-    Part(u32, u32),
+    /// A part of it. Only s6's daemon takes that.
+    Part {
+        /// So many descriptors at least: it has confirmed them.
+        least: u32,
+        /// So many at most: it was sent them.
+        most: u32,
+        /// Of so many.
+        of: u32,
+    },
     /// All of it or nothing: the answer to its last message did not come.
     AllOrNothing,
     /// All of it; what failed came afterwards.
@@ -44,8 +51,11 @@ impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("the destination has taken nothing"),
-            Self::Part(taken, of) => {
-                write!(f, "the destination, which is s6's, has taken {taken} of {of}")
+            Self::Part { least, most, of } if least == most => {
+                write!(f, "the destination, which is s6's, has taken {least} of {of}")
+            }
+            Self::Part { least, most, of } => {
+                write!(f, "the destination, which is s6's, has taken {least} to {most} of {of}")
             }
             Self::AllOrNothing => {
                 f.write_str("whether the destination has taken all or nothing it did not say")
@@ -302,5 +312,7 @@ fn changed_meanwhile(TransferError { side, error, left }: &TransferError) -> boo
 
 /// Whether the source has nobody to send it, and nothing has happened yet.
 fn is_busy(TransferError { side, error, left }: &TransferError) -> bool {
-    *side == Side::Source && *left == Left::Nothing && error.cause() == Cause::Denied(Errno::BUSY)
+    let has_nothing_to_send_with =
+        matches!(error.cause(), Cause::Denied(Errno::BUSY | Errno::NFILE));
+    *side == Side::Source && *left == Left::Nothing && has_nothing_to_send_with
 }

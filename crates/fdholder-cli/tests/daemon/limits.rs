@@ -82,3 +82,34 @@ fn a_set_that_does_not_fit_the_process_is_enfile() {
     other.delete(&id("0"), deadline()).unwrap();
     other.store(&id("0"), Limit::never(), &null, deadline()).unwrap();
 }
+
+/// A client that asks faster than it is answered, and reads: what waits is in the socket.
+#[test]
+fn a_flood_of_requests_takes_no_memory() {
+    use std::io::{Read, Write};
+    let (_folder, daemon) = serve(&[]);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u32>().unwrap()
+    };
+    daemon.client().list(deadline()).unwrap();
+    let before = peak();
+    let mut stream = std::os::unix::net::UnixStream::connect(&daemon.path).unwrap();
+    let request = b"\0\0\0\x04\0\0D\x01x\0";
+    let count = 500_000;
+    let mut writer = stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        for _ in 0..count / 1000 {
+            writer.write_all(&request.repeat(1000)).unwrap();
+        }
+    });
+    // Each is answered by seven bytes.
+    let mut answers = vec![0; 70_000];
+    for _ in 0..count / 10_000 {
+        stream.read_exact(&mut answers).unwrap();
+    }
+    writer.join().unwrap();
+    let grown = peak() - before;
+    assert!(grown < 1500, "{grown} kB for {} kB of requests", count * 10 / 1000);
+}

@@ -38,6 +38,8 @@ pub enum Misdeed {
     WaitsForLeave,
     /// It takes everything, confirms it, and keeps nothing.
     Lies,
+    /// Something is stored under `late` just before it gives its first dump.
+    GrowsBeforeDump,
 }
 
 /// What it was asked, a list for each connection: the first bytes of each request.
@@ -85,6 +87,7 @@ impl Proxy {
                     number,
                     asked: Arc::clone(&asked),
                     leave: Arc::clone(&leave),
+                    to: to.clone(),
                 };
                 std::thread::spawn(move || {
                     connection.serve();
@@ -186,6 +189,7 @@ struct Connection {
     number: usize,
     asked: Asked,
     leave: Arc<Leave>,
+    to: PathBuf,
 }
 
 impl Connection {
@@ -228,7 +232,7 @@ impl Connection {
                         return None;
                     }
                     Misdeed::WaitsForLeave => self.leave.wait(),
-                    Misdeed::AnswersEarly | Misdeed::Lies => {}
+                    Misdeed::AnswersEarly | Misdeed::Lies | Misdeed::GrowsBeforeDump => {}
                 }
             }
             message += usize::from(command == b'.');
@@ -240,6 +244,13 @@ impl Connection {
                 let answer = if announced == 0 { Ok(()) } else { Err(Errno::AGAIN) };
                 self.client.send_message(&reply::status::<OwnedFd>(answer))?;
                 continue;
+            }
+            if command == b'?' && self.misdeed == Misdeed::GrowsBeforeDump {
+                let mut other = fdholder::Client::connect(&self.to, super::deadline()).unwrap();
+                let null = std::fs::File::open("/dev/null").unwrap();
+                // The second time it is there.
+                let never = fdholder::Limit::never();
+                let _ = other.store(&super::id("late"), never, &null, super::deadline());
             }
             self.holder.send(&payload, &fds)?;
             drop(fds);

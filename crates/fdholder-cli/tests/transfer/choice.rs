@@ -16,6 +16,9 @@ pub const TESTS: &[Test] = &[
     ("conflicts_in_s6", true, conflicts_in_s6),
     ("a_move_deletes_what_was_confirmed", false, a_move),
     ("a_move_deletes_only_what_was_sent", false, a_move_deletes_only_what_was_sent),
+    ("a_move_into_itself_deletes_nothing", false, a_move_into_itself),
+    ("a_move_of_s6_into_itself_is_refused", true, a_move_of_s6_into_itself),
+    ("a_source_that_grows_is_read_again", false, a_source_that_grows),
     ("a_move_from_s6", true, a_move_from_s6),
     ("a_move_that_fails_deletes_nothing", false, a_move_that_fails),
     ("a_dry_run_says_what_would_be", false, a_dry_run),
@@ -151,20 +154,57 @@ fn a_move() {
 
 /// Something else is stored under the same identifier while a move is under way.
 fn a_move_deletes_only_what_was_sent() {
-    let (_from_folder, from, to_folder, to) = pair(300);
-    let misdeed = Misdeed::WaitsForLeave;
-    let proxy = Proxy::new(to_folder.path(), &to.path, Seems::Fdholder, misdeed, 1);
-    let transfer = {
-        let (from, to) = (from.path.clone(), proxy.path.clone());
-        std::thread::spawn(move || transferdump(&["--json", "--move"], &from, &to))
-    };
-    proxy.wait_until_it_waits();
-    hold_other(&from);
-    proxy.give_leave();
-    let report = json(&transfer.join().unwrap());
-    assert_eq!(report["deleted_from_source"], 299);
-    assert_eq!(ids(&from), these(&["id0"]));
-    assert!(!is_null(&from) && is_null(&to));
+    for way in WAYS {
+        let (_from_folder, from, to_folder, to) = pair(300);
+        let misdeed = Misdeed::WaitsForLeave;
+        let proxy = Proxy::new(to_folder.path(), &to.path, Seems::Fdholder, misdeed, 1);
+        let transfer = {
+            let (from, to) = (from.path.clone(), proxy.path.clone());
+            std::thread::spawn(move || transferdump(&with(way, &["--json", "--move"]), &from, &to))
+        };
+        proxy.wait_until_it_waits();
+        hold_other(&from);
+        proxy.give_leave();
+        let report = json(&transfer.join().unwrap());
+        assert_eq!(report["deleted_from_source"], 299);
+        assert_eq!(ids(&from), these(&["id0"]));
+        assert!(!is_null(&from) && is_null(&to));
+    }
+}
+
+fn a_move_into_itself() {
+    let (_folder, holder) = crate::serve(&[]);
+    fill(&holder, 300);
+    for way in WAYS {
+        let options = with(way, &["--json", "--move"]);
+        let report = json(&transferdump(&options, &holder.path, &holder.path));
+        assert_eq!(report["deleted_from_source"], 0);
+        assert_eq!(ids(&holder).len(), 300);
+    }
+}
+
+fn a_move_of_s6_into_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let holder = s6(folder.path(), &[]);
+    fill(&holder, 3);
+    let other_path = folder.path().join("link");
+    std::os::unix::fs::symlink(&holder.path, &other_path).unwrap();
+    let output = transferdump(&["--move"], &holder.path, &other_path);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("unable to move what a holder has into itself"));
+    assert_eq!(ids(&holder).len(), 3);
+}
+
+/// Between the look at what is there and the dump something is stored: the transfer begins
+/// anew, as the set would be of two instants.
+fn a_source_that_grows() {
+    let (from_folder, from, _to_folder, to) = pair(253);
+    let misdeed = Misdeed::GrowsBeforeDump;
+    let proxy = Proxy::new(from_folder.path(), &from.path, Seems::S6, misdeed, 0);
+    assert_exit(&transferdump(&["--only", "."], &proxy.path, &to.path), 0);
+    assert_eq!(ids(&to).len(), 254);
+    let asked = proxy.asked.lock().unwrap();
+    assert_eq!(*asked, [&b"+"[..], b"L?", b"+", b"L?"]);
 }
 
 fn a_move_from_s6() {

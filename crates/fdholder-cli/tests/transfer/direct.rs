@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
     ("a_client_that_leaves_calls_the_courier_off", false, a_client_that_leaves),
     ("too_many_deliveries_are_relayed", false, too_many_deliveries),
     ("what_is_no_stream_is_refused", false, what_is_no_stream_is_refused),
+    ("a_message_that_fits_in_part_goes_on", false, a_message_that_fits_in_part),
     ("a_delivery_to_itself_harms_nobody", false, a_delivery_to_itself),
     ("positions_are_checked", false, positions_are_checked),
     ("a_snapshot_is_of_one_instant", false, a_snapshot_is_of_one_instant),
@@ -184,6 +185,11 @@ fn a_client_that_leaves() {
     eventually("a courier waits", || threads(&holder) == 2);
     drop(hand);
     eventually("it is called off", || threads(&holder) == 1);
+    // One that says nothing more does not wait for an answer.
+    let (hand, _far) = stuck(&holder);
+    eventually("a courier waits", || threads(&holder) == 2);
+    hand.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    eventually("it is called off", || threads(&holder) == 1);
     drop(far);
 }
 
@@ -229,6 +235,34 @@ fn what_is_no_stream_is_refused() {
     assert!(hand.deliver(&near, vec![0..3, 7..8]).is_ok());
     drop((hand, cases));
     eventually("nothing is kept", || holder.open_fds() == open);
+}
+
+/// A single message goes at once, as far as there is room; a courier sends the rest.
+fn a_message_that_fits_in_part() {
+    let (_folder, holder) = crate::serve(&[]);
+    let null = File::open("/dev/null").unwrap();
+    let entry = |number: u32| fdholder::Entry {
+        id: id(&format!("{number:0>200}")),
+        limit: fdholder::Limit::never(),
+        fd: null.as_fd(),
+    };
+    holder.client().setdump(&(0..253).map(entry).collect::<Vec<_>>(), deadline()).unwrap();
+    let (to, far) = UnixStream::pair().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&to, 1).unwrap();
+    let hand = Hand::with_snapshot(&holder);
+    hand.send(Extension::Deliver { runs: vec![0..253], to: to.as_fd() });
+    eventually("a courier waits", || threads(&holder) == 2);
+    drop(to);
+    let mut decoder: Decoder<OwnedFd> = Decoder::new(1 << 20);
+    while !decoder.has_frame() {
+        let mut buffer = [0; 1000];
+        let received = transport::receive(&far, &mut buffer, Wait::Yes).unwrap();
+        assert_ne!(received.len, 0);
+        decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+    }
+    let frame = decoder.next().unwrap().unwrap();
+    assert_eq!((frame.fds.len(), frame.payload.len()), (253, 1 + 253 * (12 + 1 + 200 + 1)));
+    assert!(!decoder.is_mid_frame());
 }
 
 /// The other end of its own connection: nobody ever reads that, and the holder does not

@@ -61,13 +61,15 @@ fn misbehave(seems: Seems, way: &str) {
 
 /// What the message says is left in the destination.
 fn left(seems: Seems, misdeed: Misdeed, at: usize) -> String {
-    let refused = matches!(misdeed, Misdeed::Refuses | Misdeed::AnswersEarly);
-    match (seems, BEFORE[at]) {
-        (Seems::Fdholder, _) if at == 2 && !refused => {
+    let known = matches!(misdeed, Misdeed::Refuses | Misdeed::AnswersEarly);
+    let of =
+        |taken: String| format!("the destination, which is s6's, has taken {taken} of {COUNT}");
+    match (seems, BEFORE[at], BEFORE.get(at + 1).unwrap_or(&COUNT)) {
+        (Seems::S6, least, _) if known && least > 0 => of(least.to_string()),
+        // The message was sent; what became of it was not said.
+        (Seems::S6, least, most) if !known => of(format!("{least} to {most}")),
+        (Seems::Fdholder, ..) if at == 2 && !known => {
             "whether the destination has taken all or nothing it did not say".to_owned()
-        }
-        (Seems::S6, taken) if taken > 0 => {
-            format!("the destination, which is s6's, has taken {taken} of {COUNT}")
         }
         _ => "the destination has taken nothing".to_owned(),
     }
@@ -83,7 +85,7 @@ fn a_part_in_a_real_s6_is_told() {
         let proxy = Proxy::new(folder.path(), &to.path, Seems::S6, Misdeed::Closes, 2);
         let output = transferdump(relay, &from.path, &proxy.path);
         assert_exit(&output, 2);
-        assert!(stderr(&output).contains("s6's, has taken 506 of 600"), "{output:?}");
+        assert!(stderr(&output).contains("s6's, has taken 506 to 600 of 600"), "{output:?}");
         assert_eq!(ids(&to).len(), 506);
     }
 }

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 pub const TESTS: &[Test] = &[
     ("a_message_waits_until_the_one_before_is_read", false, a_message_waits),
     ("whoever_says_hello_gets_them_together", false, whoever_says_hello),
+    ("what_is_asked_during_a_dump_is_read", false, what_is_asked_during_a_dump),
     ("s6_reads_our_dumps", true, s6_reads_our_dumps),
 ];
 
@@ -62,6 +63,24 @@ fn whoever_says_hello() {
     assert!(unread > 1000 * 17, "only {unread} bytes were sent");
     let mut client = Client::connect_negotiated(&holder.path, deadline()).unwrap();
     assert_eq!(client.getdump(deadline()).unwrap().len(), 1000);
+}
+
+/// A client that does not read its dump asks more than a socket holds: all of it is taken
+/// in, up to the limit on replies that wait.
+fn what_is_asked_during_a_dump() {
+    let (_folder, holder) = crate::serve(&["-n", "6000"]);
+    fill(&holder, 1000);
+    let mut stream = UnixStream::connect(&holder.path).unwrap();
+    stream.write_all(b"\0\0\0\x01\0\0?").unwrap();
+    go_round(&holder);
+    // What no holder knows, large: ten are read in several pieces.
+    let large = [&60_000u32.to_be_bytes()[..], b"\0\0+\xff", &vec![0; 59_998]].concat();
+    let asked = std::thread::spawn(move || {
+        stream.write_all(&large.repeat(10)).unwrap();
+        stream
+    });
+    crate::support::eventually("all is asked", || asked.is_finished());
+    asked.join().unwrap();
 }
 
 /// s6's own client, reading from our daemon: without pacing one dump in two fails.

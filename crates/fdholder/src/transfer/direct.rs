@@ -27,6 +27,9 @@ const AHEAD_FDS_MAX: u32 = 128 * MESSAGE_FDS_MAX as u32;
 /// is listened to as well.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 
+/// At least so often it is looked whose time it is.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 pub(super) fn run(
     transfer: &Transfer,
     mut ends: Ends,
@@ -147,7 +150,9 @@ fn deliver(
                 from.in_step = true;
                 return match answer {
                     Ok(bytes) => Ok(bytes),
-                    Err(errno @ (Errno::PERM | Errno::INVAL | Errno::BUSY)) => {
+                    // It has not begun.
+                    Err(errno @ (Errno::PERM | Errno::INVAL | Errno::BUSY | Errno::NFILE)) => {
+                        outgoing.was_not_sent();
                         Err(source(Cause::Denied(errno)))
                     }
                     Err(errno) => {
@@ -159,22 +164,21 @@ fn deliver(
             Err(Cause::TimedOut) => {}
             Err(cause) => return Err(source(cause)),
         }
-        let start = Instant::now();
-        let left = [from_time.left(), to_time.left()].into_iter().flatten().min();
-        let first = std::mem::take(&mut wait);
-        let heard = wait_for_either(from, outgoing, left, first)
-            .map_err(|errno| source(Cause::Exchange(errno)))?;
         // While the destination has no room for more, it is the one to be waited for.
-        let (side, time) = if outgoing.has_room() {
-            (Side::Source, &mut *from_time)
+        let (side, doing, time) = if outgoing.has_room() {
+            (Side::Source, GET_DUMP, &mut *from_time)
         } else {
-            (Side::Destination, &mut *to_time)
+            (Side::Destination, SET_DUMP, &mut *to_time)
         };
+        let start = Instant::now();
+        let span = time.left().map_or(LONGEST_WAIT, |left| left.min(LONGEST_WAIT));
+        let first = std::mem::take(&mut wait);
+        let heard = wait_for_either(from, outgoing, span, first)
+            .map_err(|errno| source(Cause::Exchange(errno)))?;
         time.charge(start.elapsed());
         match heard {
             Some(Side::Destination) => to_time.spend(|_| outgoing.hear())?,
             None if time.left() == Some(Duration::ZERO) => {
-                let doing = if side == Side::Source { GET_DUMP } else { SET_DUMP };
                 return Err(TransferError::new(side, Error::new(doing, Cause::TimedOut)));
             }
             Some(Side::Source) | None => {}
@@ -187,7 +191,7 @@ fn deliver(
 fn wait_for_either(
     from: &Client,
     outgoing: &Outgoing<'_>,
-    left: Option<Duration>,
+    span: Duration,
     first: Duration,
 ) -> Result<Option<Side>, Errno> {
     let mut sockets = [
@@ -195,12 +199,13 @@ fn wait_for_either(
         PollFd::from_borrowed_fd(outgoing.socket(), PollFlags::IN),
     ];
     let (sockets, span) = if first.is_zero() {
-        (&mut sockets[..], left)
+        (&mut sockets[..], span)
     } else {
-        (&mut sockets[..1], Some(left.map_or(first, |left| left.min(first))))
+        (&mut sockets[..1], span.min(first))
     };
-    let span = span.and_then(|span| Timespec::try_from(span).ok());
-    match poll(sockets, span.as_ref()) {
+    // Shorter than any timespec.
+    let span = Timespec::try_from(span).map_err(|_| Errno::INVAL)?;
+    match poll(sockets, Some(&span)) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno),
     }

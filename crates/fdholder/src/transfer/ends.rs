@@ -146,12 +146,13 @@ pub(super) fn left_behind(
     to_fdholder: bool,
 ) -> TransferError {
     let all_sent = outgoing.remaining() == 0 && outgoing.unanswered() > 0;
-    let refused =
-        error.side == Side::Destination && matches!(error.error.cause(), Cause::Denied(_));
-    error.left = match (to_fdholder, outgoing.confirmed()) {
-        (true, _) if all_sent && !refused => Left::AllOrNothing,
-        (true, _) | (false, 0) => Left::Nothing,
-        (false, confirmed) => Left::Part(confirmed, total),
+    let least = outgoing.confirmed();
+    let most = least + outgoing.unconfirmed();
+    error.left = match to_fdholder {
+        true if all_sent => Left::AllOrNothing,
+        true => Left::Nothing,
+        false if most == 0 => Left::Nothing,
+        false => Left::Part { least, most, of: total },
     };
     error
 }

@@ -10,10 +10,14 @@ use crate::error::{Cause, Error};
 use crate::extension::{OnConflict, Taken};
 use crate::frame::Message;
 use crate::id::Identifier;
-use crate::request::Request;
+use crate::request::{Entry, Request};
+use crate::runs::Runs;
 use crate::time::Limit;
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// Messages that a fdholder is sent before the answer to the first of them is read. s6's
@@ -47,6 +51,7 @@ pub(super) fn run(
         note: transfer.recorded || transfer.moving,
         noted: Vec::new(),
     };
+    let release = Release::prepare(transfer, &mut ends, &goes)?;
     let (descriptors, bytes) = forward(&mut ends, announced, &mut sieve, watch)?;
     let all = |error: TransferError| TransferError { left: Left::All, ..error };
     let taken = if held.is_some() {
@@ -62,7 +67,7 @@ pub(super) fn run(
         let kept = taken.iter().flat_map(|taken| &taken.kept).copied().collect::<Vec<_>>();
         let was_taken = |at: usize| kept.binary_search(&(at as u32)).is_err();
         let ids = noted.iter().enumerate().filter(|(at, _)| was_taken(*at));
-        moved = Some(delete(&mut ends.from, ids.map(|(_, (id, _))| id)).map_err(all)?);
+        moved = Some(release.carry_out(&mut ends.from, ids.map(|(_, (id, _))| id)).map_err(all)?);
     }
     Ok(Report {
         descriptors,
@@ -90,36 +95,45 @@ fn forward(
     let mut outgoing = to.time.spend(|deadline| to.client.begin_setdump(total, deadline))?;
     let mut bytes = 0;
     let mut give = |outgoing: &mut Outgoing<'_>| {
+        // What completes the set is held back until the dump has ended: if a part of it was
+        // chosen, more than was seen before may come.
+        let mut last: Option<Message<OwnedFd>> = None;
         while let Some(message) = from.time.spend(|deadline| sieve.next(&mut incoming, deadline))? {
             let count = message.fds().len() as u32; // 253 at most.
             if count == 0 {
                 continue;
             }
-            if count > outgoing.remaining() {
+            if last.is_some() || count > outgoing.remaining() {
                 return Err(changed_meanwhile());
             }
-            // The last message is what has the destination take the set. It goes when all
-            // before is in order, and nothing was said that was not asked.
-            let is_last = count == outgoing.remaining();
-            let ahead = if to_fdholder && !is_last { AHEAD_MAX - 1 } else { 0 };
+            if count == outgoing.remaining() {
+                last = Some(message);
+                continue;
+            }
+            let ahead = if to_fdholder { AHEAD_MAX - 1 } else { 0 };
             to.time.spend(|deadline| {
                 while outgoing.unanswered() > ahead {
                     outgoing.confirm(deadline)?;
-                }
-                if is_last {
-                    outgoing.expect_silence()?;
                 }
                 outgoing.send_message(&message, deadline)
             })?;
             bytes += message.bytes().len() as u64;
             watch(Progress { confirmed: outgoing.confirmed(), total });
         }
-        if outgoing.remaining() > 0 {
-            return Err(changed_meanwhile());
-        }
-        while outgoing.unanswered() > 0 {
-            to.time.spend(|deadline| outgoing.confirm(deadline))?;
-        }
+        let Some(last) = last else {
+            return if total == 0 { Ok(()) } else { Err(changed_meanwhile()) };
+        };
+        // The last message is what has the destination take the set. It goes when all
+        // before is in order, and nothing was said that was not asked.
+        to.time.spend(|deadline| {
+            while outgoing.unanswered() > 0 {
+                outgoing.confirm(deadline)?;
+            }
+            outgoing.expect_silence()?;
+            outgoing.send_message(&last, deadline)?;
+            outgoing.confirm(deadline)
+        })?;
+        bytes += last.bytes().len() as u64;
         watch(Progress { confirmed: outgoing.confirmed(), total });
         Ok(())
     };
@@ -175,21 +189,77 @@ fn identifiers(from: &mut End) -> Result<Vec<Identifier>, TransferError> {
     })
 }
 
-/// Deletes from a source what it has under these identifiers. Returns how many there were.
-fn delete<'a>(
-    from: &mut End,
-    ids: impl Iterator<Item = &'a Identifier>,
-) -> Result<u32, TransferError> {
-    let mut deleted = 0;
-    for id in ids {
-        deleted += from.ask(|from, deadline| match from.delete(id, deadline) {
-            Ok(()) => Ok(1),
-            // It has expired, or someone else was faster.
-            Err(error) if error.cause() == Cause::Denied(Errno::NOENT) => Ok(0),
-            Err(error) => Err(error),
-        })?;
+/// How a source is made to let go of what was carried.
+enum Release {
+    /// Not at all.
+    Nothing,
+    /// A fdholder lets go of what it held before the dump, where it still does: so that is
+    /// what it has sent. These are the positions in its snapshot.
+    OfSnapshot(HashMap<Identifier, u32>),
+    /// s6's daemon deletes whatever it has under an identifier.
+    ById,
+}
+
+impl Release {
+    /// Refuses at once what would be refused in the end.
+    fn prepare(
+        transfer: &Transfer,
+        ends: &mut Ends,
+        goes: &dyn Fn(&Identifier) -> bool,
+    ) -> Result<Self, TransferError> {
+        if !transfer.moving {
+            return Ok(Self::Nothing);
+        }
+        if !ends.from.is_fdholder() {
+            if is_same_socket(&transfer.from, &transfer.to) {
+                let cause = Cause::Denied(Errno::INVAL);
+                let error = Error::new("move what a holder has into itself", cause);
+                return Err(TransferError::new(Side::Source, error));
+            }
+            return Ok(Self::ById);
+        }
+        let snapshot = ends.from.ask(|from, deadline| from.snapshot(true, deadline))?;
+        let goes = |(entry, _): &(Entry<()>, u32)| goes(&entry.id);
+        let positions: Vec<_> = snapshot.entries.into_iter().zip(0..).filter(goes).collect();
+        let runs = Runs::of(positions.iter().map(|(_, at)| *at));
+        ends.from.ask(|from, deadline| from.release(runs, true, deadline))?;
+        Ok(Self::OfSnapshot(positions.into_iter().map(|(entry, at)| (entry.id, at)).collect()))
     }
-    Ok(deleted)
+
+    /// Returns how many the source had.
+    fn carry_out<'a>(
+        self,
+        from: &mut End,
+        ids: impl Iterator<Item = &'a Identifier>,
+    ) -> Result<u32, TransferError> {
+        match self {
+            Self::Nothing => Ok(0),
+            Self::OfSnapshot(positions) => {
+                let mut runs: Vec<_> = ids.filter_map(|id| positions.get(id).copied()).collect();
+                runs.sort_unstable();
+                let runs = Runs::of(runs.into_iter());
+                from.ask(|from, deadline| from.release(runs, false, deadline))
+            }
+            Self::ById => {
+                let mut deleted = 0;
+                for id in ids {
+                    deleted += from.ask(|from, deadline| match from.delete(id, deadline) {
+                        Ok(()) => Ok(1),
+                        // It has expired, or someone else was faster.
+                        Err(error) if error.cause() == Cause::Denied(Errno::NOENT) => Ok(0),
+                        Err(error) => Err(error),
+                    })?;
+                }
+                Ok(deleted)
+            }
+        }
+    }
+}
+
+/// Whether two paths are of one socket.
+fn is_same_socket(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
 /// A dump was not what the source had said before.

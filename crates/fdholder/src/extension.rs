@@ -9,8 +9,8 @@ use crate::error::Malformed;
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{DUMP_FDS_MAX, PAYLOAD_MAX, RUNS_MAX};
+use crate::payload::{put_limit_and_id, Entry, Reader};
 use crate::reply::{answer, status, without_fds, Answer};
-use crate::request::{put_limit_and_id, Entry, Parsed, Reader, Request, EXTENSION};
 use crate::time::Limit;
 use rustix::io::Errno;
 use std::ops::Range;
@@ -19,7 +19,10 @@ use std::ops::Range;
 /// ones before it had.
 pub const VERSION: u32 = 1;
 
-/// The byte behind the command.
+/// The first payload byte of an extension.
+pub(crate) const COMMAND: u8 = b'+';
+
+/// The byte behind it.
 mod number {
     pub const HELLO: u8 = 0;
     pub const SNAPSHOT: u8 = 1;
@@ -101,16 +104,17 @@ pub struct Snapshot {
 }
 
 impl<F> Extension<F> {
-    /// Reads what stands behind the command.
+    /// Reads what stands behind the command; `None` when the receiver had no room for its
+    /// descriptor.
     pub(crate) fn parse(
         body: &[u8],
         mut fds: Vec<F>,
         fds_lost: bool,
-    ) -> Result<Parsed<F>, Malformed> {
+    ) -> Result<Option<Self>, Malformed> {
         let mut reader = Reader(body);
         let number = reader.byte()?;
         if number > number::TAKEN {
-            return Ok(Parsed::Request(Request::Extension(Self::Unknown)));
+            return Ok(Some(Self::Unknown));
         }
         let to = fds.pop();
         if !fds.is_empty() || (number != number::DELIVER && (to.is_some() || fds_lost)) {
@@ -119,7 +123,7 @@ impl<F> Extension<F> {
         let extension = match number {
             number::HELLO => Self::Hello(reader.u32()?),
             number::SNAPSHOT => Self::Snapshot { entries: reader.byte()? != 0 },
-            number::DELIVER if fds_lost => return Ok(Parsed::FdsLost),
+            number::DELIVER if fds_lost => return Ok(None),
             number::DELIVER => {
                 let to = to.ok_or(Malformed("a delivery takes exactly one descriptor"))?;
                 Self::Deliver { runs: runs(&mut reader)?, to }
@@ -137,12 +141,12 @@ impl<F> Extension<F> {
             _ => Self::Taken,
         };
         reader.end()?;
-        Ok(Parsed::Request(Request::Extension(extension)))
+        Ok(Some(extension))
     }
 
     pub(crate) fn into_message(self) -> Message<F> {
         let mut fds = Vec::new();
-        let mut payload = vec![EXTENSION];
+        let mut payload = vec![COMMAND];
         match self {
             Self::Hello(version) => {
                 payload.push(number::HELLO);
@@ -331,6 +335,7 @@ mod tests {
     use crate::frame::Decoder;
     use crate::limits::{HEADER_LEN, REPLY_PAYLOAD_MAX, REQUEST_PAYLOAD_MAX};
     use crate::request::tests::any_entry;
+    use crate::request::{Parsed, Request};
     use proptest::prelude::*;
 
     fn any_runs() -> impl Strategy<Value = Vec<Range<u32>>> {
@@ -380,7 +385,7 @@ mod tests {
             body in proptest::collection::vec(any::<u8>(), 0..50),
             fds in 0u32..3,
         ) {
-            let payload = [&[EXTENSION, number], &body[..]].concat();
+            let payload = [&[COMMAND, number], &body[..]].concat();
             let fds: Vec<_> = (0..fds).collect();
             let unknown = Parsed::Request(Request::Extension(Extension::Unknown));
             prop_assert_eq!(parse_request(&payload, &fds), Ok(unknown));

@@ -78,6 +78,7 @@ pub mod frame;
 mod id;
 pub mod limits;
 mod negotiated;
+mod payload;
 pub mod reply;
 pub mod request;
 mod runs;

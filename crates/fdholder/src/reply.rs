@@ -7,7 +7,7 @@ use crate::error::Malformed;
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{messages_for, DUMP_FDS_MAX, PAYLOAD_MAX};
-use crate::request::{entries_message, Entry, Reader};
+use crate::payload::{entries_message, Entry, Reader};
 use crate::time::Limit;
 use rustix::io::Errno;
 

@@ -3,17 +3,14 @@
 //! The layout of each is in `docs/protocol.md`, "Requests and replies".
 
 use crate::error::Malformed;
-use crate::extension::Extension;
+use crate::extension::{self, Extension};
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
-use crate::limits::{MESSAGE_FDS_MAX, TIMESTAMP_LEN};
-use crate::time::{Limit, Timestamp};
-use std::borrow::Borrow;
+pub use crate::payload::Entry;
+use crate::payload::{entries_message, put_id, put_limit_and_id, Reader};
+use crate::time::Limit;
 
-/// The first payload byte of a request that s6 does not know.
-pub(crate) const EXTENSION: u8 = b'+';
-
-/// The first payload byte of each request that it does.
+/// The first payload byte of each request; that of extensions is theirs.
 mod opcode {
     pub const STORE: u8 = b'S';
     pub const DELETE: u8 = b'D';
@@ -22,17 +19,6 @@ mod opcode {
     pub const GETDUMP: u8 = b'?';
     pub const SETDUMP: u8 = b'!';
     pub const SETDUMP_DATA: u8 = b'.';
-}
-
-/// A descriptor with what it is held under and until when.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry<F> {
-    /// Its name in the holder.
-    pub id: Identifier,
-    /// When it expires.
-    pub limit: Limit,
-    /// The descriptor.
-    pub fd: F,
 }
 
 /// What a client asks of a holder.
@@ -55,7 +41,7 @@ pub enum Request<F> {
     Getdump,
     /// A set of this many descriptors follows, as [`SetdumpData`](Self::SetdumpData).
     Setdump(u32),
-    /// A part of the announced set, at most [`MESSAGE_FDS_MAX`] entries.
+    /// A part of the announced set, at most [`MESSAGE_FDS_MAX`](crate::limits::MESSAGE_FDS_MAX) entries.
     SetdumpData(Vec<Entry<F>>),
     /// What only a fdholder understands.
     Extension(Extension<F>),
@@ -80,8 +66,11 @@ impl<F> Request<F> {
     pub fn parse(frame: Frame<'_, F>) -> Result<Parsed<F>, Malformed> {
         let Frame { payload, mut fds, fds_lost } = frame;
         let (&command, body) = payload.split_first().ok_or(Malformed("an empty request"))?;
-        if command == EXTENSION {
-            return Extension::parse(body, fds, fds_lost);
+        if command == extension::COMMAND {
+            let extension = Extension::parse(body, fds, fds_lost)?;
+            return Ok(
+                extension.map_or(Parsed::FdsLost, |known| Parsed::Request(Self::Extension(known)))
+            );
         }
         if fds_lost {
             return match command {
@@ -126,7 +115,7 @@ impl<F> Request<F> {
     ///
     /// # Panics
     ///
-    /// When [`SetdumpData`](Self::SetdumpData) has more than [`MESSAGE_FDS_MAX`] entries.
+    /// When [`SetdumpData`](Self::SetdumpData) has more than [`MESSAGE_FDS_MAX`](crate::limits::MESSAGE_FDS_MAX) entries.
     pub fn into_message(self) -> Message<F> {
         let simple = |command: u8| Message::new(Vec::new(), |bytes| bytes.push(command));
         match self {
@@ -164,24 +153,6 @@ pub fn setdump_data<'a, F>(
     entries_message(&[opcode::SETDUMP_DATA], entries)
 }
 
-/// A message whose payload goes on with entries.
-pub(crate) fn entries_message<F, I: Borrow<Identifier>>(
-    payload: &[u8],
-    entries: impl Iterator<Item = (I, Limit, F)>,
-) -> Message<F> {
-    let mut fds = Vec::with_capacity(MESSAGE_FDS_MAX);
-    Message::with_fds(|bytes| {
-        // Room for identifiers as most people have them.
-        bytes.reserve(payload.len() + MESSAGE_FDS_MAX * 40);
-        bytes.extend_from_slice(payload);
-        for (id, limit, fd) in entries {
-            put_limit_and_id(bytes, limit, id.borrow());
-            fds.push(fd);
-        }
-        fds
-    })
-}
-
 /// A message of setdump data made from the payload of a getdump message, which has the
 /// same layout but for the command byte in front.
 pub(crate) fn setdump_data_from_getdump<F>(payload: &[u8], fds: Vec<F>) -> Message<F> {
@@ -192,89 +163,12 @@ pub(crate) fn setdump_data_from_getdump<F>(payload: &[u8], fds: Vec<F>) -> Messa
     })
 }
 
-pub(crate) fn put_limit_and_id(bytes: &mut Vec<u8>, limit: Limit, id: &Identifier) {
-    bytes.extend_from_slice(&limit.timestamp().to_wire());
-    put_id(bytes, id);
-}
-
-fn put_id(bytes: &mut Vec<u8>, id: &Identifier) {
-    let id = id.as_bytes();
-    bytes.push(id.len() as u8); // An identifier has at most 255 bytes.
-    bytes.extend_from_slice(id);
-    bytes.push(0);
-}
-
-/// Reads a payload from front to back; every step checks what it takes.
-pub(crate) struct Reader<'a>(pub &'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], Malformed> {
-        let (head, tail) =
-            self.0.split_first_chunk().ok_or(Malformed("a message ends too early"))?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    pub fn byte(&mut self) -> Result<u8, Malformed> {
-        self.take::<1>().map(|[byte]| *byte)
-    }
-
-    pub fn u32(&mut self) -> Result<u32, Malformed> {
-        self.take().copied().map(u32::from_be_bytes)
-    }
-
-    fn limit(&mut self) -> Result<Limit, Malformed> {
-        Timestamp::from_wire(self.take::<TIMESTAMP_LEN>()?)
-            .map(Limit::at)
-            .map_err(|_| Malformed("a time stamp with a second or more of nanoseconds"))
-    }
-
-    fn id_bytes(&mut self) -> Result<&'a [u8], Malformed> {
-        let len = usize::from(self.byte()?);
-        let (id, tail) =
-            self.0.split_at_checked(len).ok_or(Malformed("an identifier ends too early"))?;
-        self.0 = tail.strip_prefix(b"\0").ok_or(Malformed("an identifier without its NUL"))?;
-        Identifier::check(id).map_err(|_| Malformed("an identifier is empty or holds a NUL"))?;
-        Ok(id)
-    }
-
-    fn id(&mut self) -> Result<Identifier, Malformed> {
-        self.id_bytes().map(Identifier::from_checked)
-    }
-
-    /// As many entries as there are descriptors, and nothing behind them.
-    pub fn entries<F>(&mut self, fds: Vec<F>) -> Result<Vec<Entry<F>>, Malformed> {
-        let entries = fds
-            .into_iter()
-            .map(|fd| Ok(Entry { limit: self.limit()?, id: self.id()?, fd }))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.end()?;
-        Ok(entries)
-    }
-
-    /// Checks what [`entries`](Self::entries) would read, without making it.
-    pub fn check_entries(&mut self, count: usize) -> Result<(), Malformed> {
-        for _ in 0..count {
-            self.limit()?;
-            self.id_bytes()?;
-        }
-        self.end()
-    }
-
-    pub fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Malformed("a message is longer than its content"))
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::frame::Decoder;
-    use crate::limits::REQUEST_PAYLOAD_MAX;
+    use crate::limits::{MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
+    use crate::time::Timestamp;
     use proptest::prelude::*;
 
     fn any_id() -> impl Strategy<Value = Identifier> {

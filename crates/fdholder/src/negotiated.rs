@@ -20,27 +20,47 @@ pub(crate) struct Negotiation {
     path: PathBuf,
     client: Client,
     asked: Result<(), Cause>,
+    /// Whether it was also asked for a snapshot, with or without entries.
+    snapshot: Option<bool>,
 }
 
 impl Negotiation {
-    /// Reads the answer.
-    pub fn end(self, deadline: Deadline) -> Result<Client, Error> {
-        let Self { path, mut client, asked } = self;
-        let answer = asked.and_then(|()| {
-            let version = extension::parse_hello(&client.receive(deadline)?)?;
-            client.in_step = true;
-            // One that does not know the question has answered it, too.
-            client.version = version.ok();
-            Ok(())
-        });
-        match answer {
-            Ok(()) => Ok(client),
-            Err(Cause::Exchange(Errno::PIPE)) => Client::connect(path, deadline),
-            Err(cause) => {
-                let doing = format!("speak with the fd-holder daemon at {}", path.display());
-                Err(Error::new(doing, cause))
-            }
+    /// Reads the answer, and the snapshot if one was asked for and the holder is a fdholder.
+    pub fn end(mut self, deadline: Deadline) -> Result<(Client, Option<Snapshot>), Error> {
+        if let Err(cause) = self.read_version(deadline) {
+            return match cause {
+                // As s6's daemon answers.
+                Cause::Exchange(Errno::PIPE) => {
+                    Client::connect(self.path, deadline).map(|client| (client, None))
+                }
+                cause => {
+                    let doing =
+                        format!("speak with the fd-holder daemon at {}", self.path.display());
+                    Err(Error::new(doing, cause))
+                }
+            };
         }
+        let Self { mut client, snapshot, .. } = self;
+        let Some(entries) = snapshot else { return Ok((client, None)) };
+        let answer = client.receive(deadline).and_then(|frame| {
+            Ok(extension::parse_snapshot(&frame, entries)?.map_err(Cause::Denied))
+        });
+        client.in_step = answer.is_ok();
+        match answer.and_then(|answer| answer) {
+            Ok(snapshot) => Ok((client, Some(snapshot))),
+            // One that does not know hello does not know this either.
+            Err(Cause::Denied(Errno::OPNOTSUPP)) => Ok((client, None)),
+            Err(cause) => Err(Error::new(GET_DUMP, cause)),
+        }
+    }
+
+    fn read_version(&mut self, deadline: Deadline) -> Result<(), Cause> {
+        self.asked?;
+        let version = extension::parse_hello(&self.client.receive(deadline)?)?;
+        self.client.in_step = self.snapshot.is_none();
+        // One that does not know the question has answered it, too.
+        self.client.version = version.ok();
+        Ok(())
     }
 }
 
@@ -56,19 +76,25 @@ impl Client {
     /// As [`connect`](Self::connect). A holder that refuses this user altogether is only
     /// noticed by what is asked next.
     pub fn connect_negotiated(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
-        Self::begin_negotiation(path, deadline)?.end(deadline)
+        Ok(Self::begin_negotiation(path, None, deadline)?.end(deadline)?.0)
     }
 
-    /// Connects, and asks; several holders can be asked at once.
+    /// Connects, and asks, perhaps for a snapshot as well; several holders can be asked at
+    /// once.
     pub(crate) fn begin_negotiation(
         path: impl AsRef<Path>,
+        snapshot: Option<bool>,
         deadline: Deadline,
     ) -> Result<Negotiation, Error> {
         let path = path.as_ref().to_owned();
-        let mut client = Self::connect(&path, deadline)?;
-        let hello = Request::Extension(Extension::Hello(VERSION));
-        let asked = client.send_request(hello, deadline);
-        Ok(Negotiation { path, client, asked })
+        let client = Self::connect(&path, deadline)?;
+        let message = |asked| Request::<BorrowedFd<'_>>::Extension(asked).into_message();
+        let mut bytes = message(Extension::Hello(VERSION)).into_parts().0;
+        if let Some(entries) = snapshot {
+            bytes.extend(message(Extension::Snapshot { entries }).bytes());
+        }
+        let asked = client.send(&bytes, &[], deadline);
+        Ok(Negotiation { path, client, asked, snapshot })
     }
 
     /// The version of the extensions that the holder speaks; `None` for s6's daemon, and

@@ -275,7 +275,8 @@ impl Transfer {
         let start = Instant::now();
         let (mut attempts, mut route) = (1, None);
         let mut report = loop {
-            let ends = Ends::open(self)?;
+            let direct = !self.relay && route.is_none();
+            let ends = Ends::open(self, direct.then(|| self.needs_entries()))?;
             let can_send = ends.from.is_fdholder() && !self.relay;
             let by = route.unwrap_or(if can_send { Route::Direct } else { Route::Relay });
             let result = match by {
@@ -290,6 +291,11 @@ impl Transfer {
         };
         report.elapsed = start.elapsed();
         Ok(report)
+    }
+
+    /// Whether it takes to know what there is, not only how much.
+    fn needs_entries(&self) -> bool {
+        self.only.is_some() || self.recorded || self.on_conflict != OnConflict::Replace
     }
 
     /// Whether the destination must say what became of the set.

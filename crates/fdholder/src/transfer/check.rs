@@ -98,7 +98,7 @@ impl Transfer {
     ///
     /// As [`run`](Self::run), and EPERM when one of the holders may not be listed.
     pub fn plan(&self) -> Result<Plan, TransferError> {
-        let mut ends = Ends::open(self)?;
+        let mut ends = Ends::open(self, None)?;
         let source = ends.from.ask(Catalogue::of)?;
         let destination = ends.to.ask(Catalogue::of)?;
         let wanted = source.ids.into_iter().filter(|(id, _)| self.wants(id));
@@ -139,7 +139,7 @@ impl Transfer {
     ///
     /// When one of the holders may not be listed, or does not answer.
     pub fn verify(&self, carried: &[(Identifier, Limit)]) -> Result<Verification, TransferError> {
-        let mut ends = Ends::open(self)?;
+        let mut ends = Ends::open(self, None)?;
         let mut source = ends.from.ask(Catalogue::of)?.ids;
         let destination = ends.to.ask(Catalogue::of)?.ids;
         let now = Timestamp::now();

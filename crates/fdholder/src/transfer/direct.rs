@@ -36,8 +36,11 @@ pub(super) fn run(
     watch: &mut dyn FnMut(Progress),
 ) -> Result<Report, TransferError> {
     let held = ends.settle_conflicts(transfer.on_conflict)?;
-    let entries = transfer.only.is_some() || held.is_some() || transfer.recorded;
-    let snapshot = ends.from.ask(|from, deadline| from.snapshot(entries, deadline))?;
+    let entries = transfer.needs_entries();
+    let snapshot = match ends.snapshot.take() {
+        Some(snapshot) => snapshot,
+        None => ends.from.ask(|from, deadline| from.snapshot(entries, deadline))?,
+    };
     let id = |at: &u32| &snapshot.entries[*at as usize].id; // Only if there are entries.
     let mut runs = Runs::all(snapshot.count);
     if entries {
@@ -96,7 +99,7 @@ fn send(
     let total = runs.len();
     let to_fdholder = ends.to.is_fdholder();
     let ahead = if to_fdholder { AHEAD_FDS_MAX } else { MESSAGE_FDS_MAX as u32 };
-    let Ends { from, to } = ends;
+    let Ends { from, to, .. } = ends;
     let time = &mut to.time;
     let mut outgoing = time.spend(|deadline| to.client.begin_setdump(total, deadline))?;
     let mut bytes = 0;

@@ -5,7 +5,7 @@ use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error};
-use crate::extension::OnConflict;
+use crate::extension::{OnConflict, Snapshot};
 use crate::id::Identifier;
 use crate::negotiated::Negotiation;
 use rustix::io::Errno;
@@ -68,7 +68,7 @@ impl End {
     }
 }
 
-/// Says of an error, that came before anything was asked, what would have been.
+/// Says of an error, that came before much was asked, what would have been.
 fn reword(side: Side, path: &Path, error: &Error) -> Error {
     let (which, what) = match side {
         Side::Source => ("source", GET_DUMP),
@@ -88,30 +88,34 @@ fn reword(side: Side, path: &Path, error: &Error) -> Error {
 pub(super) struct Ends {
     pub from: End,
     pub to: End,
+    /// Of a source that is a fdholder, if it was asked for.
+    pub snapshot: Option<Snapshot>,
 }
 
 impl Ends {
-    /// Connects to both and asks both what they speak, which takes them both at once.
-    pub fn open(transfer: &Transfer) -> Result<Self, TransferError> {
+    /// Connects to both and asks both what they speak, which takes them both at once; the
+    /// source perhaps for a snapshot as well, with or without entries.
+    pub fn open(transfer: &Transfer, snapshot: Option<bool>) -> Result<Self, TransferError> {
         let mut from_time = Allowance::new(Side::Source, transfer.timeout_from);
         let mut to_time = Allowance::new(Side::Destination, transfer.timeout_to);
         let (from, to) = (&transfer.from, &transfer.to);
-        let begin = |path, side| {
+        let begin = |path, side, snapshot| {
             move |deadline| {
-                Client::begin_negotiation(path, deadline)
+                Client::begin_negotiation(path, snapshot, deadline)
                     .map_err(|error| reword(side, path, &error))
             }
         };
         let end = |path, side, negotiation: Negotiation| {
             move |deadline| negotiation.end(deadline).map_err(|error| reword(side, path, &error))
         };
-        let asked_from = from_time.spend(begin(from, Side::Source))?;
-        let asked_to = to_time.spend(begin(to, Side::Destination))?;
-        let from_client = from_time.spend(end(from, Side::Source, asked_from))?;
-        let to_client = to_time.spend(end(to, Side::Destination, asked_to))?;
+        let asked_from = from_time.spend(begin(from, Side::Source, snapshot))?;
+        let asked_to = to_time.spend(begin(to, Side::Destination, None))?;
+        let (from_client, snapshot) = from_time.spend(end(from, Side::Source, asked_from))?;
+        let (to_client, _) = to_time.spend(end(to, Side::Destination, asked_to))?;
         Ok(Self {
             from: End { client: from_client, time: from_time },
             to: End { client: to_client, time: to_time },
+            snapshot,
         })
     }
 

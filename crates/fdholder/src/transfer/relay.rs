@@ -89,7 +89,7 @@ fn forward(
     watch: &mut dyn FnMut(Progress),
 ) -> Result<(u32, u64), TransferError> {
     let to_fdholder = ends.to.is_fdholder();
-    let Ends { from, to } = ends;
+    let Ends { from, to, .. } = ends;
     let mut incoming = from.time.spend(|deadline| from.client.begin_getdump(deadline))?;
     let total = announced.unwrap_or(incoming.remaining());
     let mut outgoing = to.time.spend(|deadline| to.client.begin_setdump(total, deadline))?;

@@ -89,10 +89,11 @@ impl<'a> Reader<'a> {
 
     /// As many entries as there are descriptors, and nothing behind them.
     pub fn entries<F>(&mut self, fds: Vec<F>) -> Result<Vec<Entry<F>>, Malformed> {
-        let entries = fds
-            .into_iter()
-            .map(|fd| Ok(Entry { limit: self.limit()?, id: self.id()?, fd }))
-            .collect::<Result<Vec<_>, _>>()?;
+        // Not more than the payload can have, whatever it claims.
+        let mut entries = Vec::with_capacity(fds.len().min(self.0.len() / TIMESTAMP_LEN));
+        for fd in fds {
+            entries.push(Entry { limit: self.limit()?, id: self.id()?, fd });
+        }
         self.end()?;
         Ok(entries)
     }

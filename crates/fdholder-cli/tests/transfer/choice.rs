@@ -1,7 +1,8 @@
 //! What goes, what becomes of conflicts, what is said.
 
 use crate::support::proxy::{Misdeed, Proxy, Seems};
-use crate::support::{assert_exit, content_at, deadline, id, stderr, stdout, Daemon};
+use crate::support::{assert_exit, content_at, deadline, id, stderr, stdout, Daemon, Rules};
+use crate::Suite;
 use crate::{fill, ids, pair, s6, transferdump, Test};
 use fdholder::{Identifier, Limit};
 use serde_json::Value;
@@ -20,11 +21,13 @@ pub const TESTS: &[Test] = &[
     ("a_move_of_s6_into_itself_is_refused", true, a_move_of_s6_into_itself),
     ("a_source_that_grows_is_read_again", false, a_source_that_grows),
     ("a_move_from_s6", true, a_move_from_s6),
+    ("a_move_that_s6_does_not_finish_is_told", true, a_move_that_s6_does_not_finish),
     ("a_move_that_fails_deletes_nothing", false, a_move_that_fails),
     ("a_dry_run_says_what_would_be", false, a_dry_run),
     ("a_dry_run_into_s6", true, a_dry_run_into_s6),
     ("a_verification_finds_what_is_missing", false, a_verification),
     ("s6_is_verified_too", true, s6_is_verified_too),
+    ("what_s6_2_11_cannot_dump_is_verified_by_its_list", true, s6_2_11_is_verified),
     ("quiet_unless_seen", false, quiet_unless_seen),
     ("what_lasts_shows_how_far_it_is", false, what_lasts_shows_how_far_it_is),
     ("a_bad_choice_is_wrong_usage", false, a_bad_choice),
@@ -218,6 +221,23 @@ fn a_move_from_s6() {
     assert_eq!((ids(&from).len(), ids(&to).len()), (0, 300));
 }
 
+/// s6's daemon cannot be asked before whether it would delete.
+fn a_move_that_s6_does_not_finish() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = Rules::none(folder.path().join("rules"))
+        .allow("uid/self")
+        .regexes("uid/self", "^other", ".")
+        .may("uid/self", &["LIST", "GETDUMP", "SETDUMP"]);
+    let from = Daemon::with_rules(Suite::S6V213, &folder.path().join("s6"), &rules, &[]);
+    fill(&from, 3);
+    let (_to_folder, to) = crate::serve(&[]);
+    let output = transferdump(&["--move"], &from.path, &to.path);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("unable to delete fd for id id"), "{output:?}");
+    assert!(stderr(&output).contains("the destination has taken all)"), "{output:?}");
+    assert_eq!((ids(&from).len(), ids(&to).len()), (3, 3));
+}
+
 fn a_move_that_fails() {
     let (_from_folder, from, to_folder, to) = pair(600);
     for way in WAYS {
@@ -226,7 +246,7 @@ fn a_move_that_fails() {
         assert_eq!((ids(&from).len(), ids(&to).len()), (600, 0));
     }
     // Who may not delete there does not begin.
-    let rules = crate::support::Rules::none(to_folder.path().join("rules"))
+    let rules = Rules::none(to_folder.path().join("rules"))
         .allow("uid/self")
         .regexes("uid/self", "^id[0-4]", ".")
         .may("uid/self", &["LIST", "GETDUMP", "SETDUMP"]);
@@ -327,6 +347,21 @@ fn s6_is_verified_too() {
     assert_eq!(good["verification"]["limits_compared"], true);
 }
 
+/// s6 2.11's daemon hangs up instead of dumping more than 253; what it holds can be listed.
+fn s6_2_11_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_from_folder, from) = crate::serve(&[]);
+    fill(&from, 300);
+    let rules = Rules::all(folder.path().join("rules"));
+    let to = Daemon::with_rules(Suite::S6V211, &folder.path().join("s6"), &rules, &[]);
+    let report = json(&transferdump(&["--json", "--verify"], &from.path, &to.path));
+    assert_eq!(report["verification"]["good"], true);
+    assert_eq!(report["verification"]["limits_compared"], false);
+    let plan = json(&transferdump(&["--json", "--dry-run"], &from.path, &to.path));
+    assert_eq!(plan["entries"].as_array().unwrap().len(), 300);
+    assert_eq!(plan["entries"][0]["conflicts"], true);
+}
+
 /// On a terminal one line on stderr, by our own name; else nothing.
 fn quiet_unless_seen() {
     let (_from_folder, from, _to_folder, to) = pair(3);
@@ -347,7 +382,7 @@ fn quiet_unless_seen() {
     let seen = on_terminal(format!("{ours} transferdump --verify {from} {to}"));
     assert!(seen.starts_with("fdholder transferdump: 3 descriptors (3 replaced), "), "{seen}");
     assert!(seen.ends_with(" ms, direct, verified\r\n"), "{seen}");
-    let s6_name = crate::Suite::Ours.words("s6-fdholder-transferdump");
+    let s6_name = Suite::Ours.words("s6-fdholder-transferdump");
     assert_eq!(on_terminal(format!("{} {from} {to}", s6_name[0].display())), "");
 }
 

@@ -35,8 +35,9 @@ fn main() -> ExitCode {
         pacing::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(|&(name, needs_s6, run)| {
-        let missing = needs_s6 && !Suite::S6V213.is_installed();
-        trial(name.to_owned(), missing.then(|| "s6 2.13 (scripts/peers)".to_owned()), run)
+        let installed = Suite::S6V211.is_installed() && Suite::S6V213.is_installed();
+        let missing = needs_s6 && !installed;
+        trial(name.to_owned(), missing.then(|| "s6 (scripts/peers)".to_owned()), run)
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

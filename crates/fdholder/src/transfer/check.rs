@@ -20,28 +20,49 @@ struct Catalogue {
 }
 
 impl Catalogue {
-    /// A fdholder tells limits without descriptors; of s6's daemon a dump is taken, or, by
-    /// who may not, a list without limits.
-    fn of(holder: &mut Client, deadline: Deadline) -> Result<Self, Error> {
+    /// A fdholder tells limits without descriptors; s6's daemon only in a dump, if it gives
+    /// one: without the right it does not, and s6 2.11's hangs up with more than 253.
+    fn of(holder: &mut Client, limits: bool, deadline: Deadline) -> Result<Self, Error> {
         if holder.version().is_some() {
             let snapshot = holder.snapshot(true, deadline)?;
             let ids = snapshot.entries.into_iter().map(|entry| (entry.id, Some(entry.limit)));
             return Ok(Self { ids: ids.collect(), capacity: Some(snapshot.capacity) });
         }
-        let mut ids = HashMap::new();
-        match holder.begin_getdump(deadline) {
-            Ok(mut incoming) => {
-                while let Some(entries) = incoming.next_entries(deadline)? {
-                    ids.extend(entries.into_iter().map(|entry| (entry.id, Some(entry.limit))));
+        let mut ids = identifiers(holder, deadline)?.into_iter().map(|id| (id, None)).collect();
+        if limits {
+            match dumped(holder, deadline) {
+                Ok(dumped) => {
+                    ids = dumped.into_iter().map(|(id, limit)| (id, Some(limit))).collect();
                 }
+                Err(error) if error.cause() == Cause::TimedOut => return Err(error),
+                Err(_) => {}
             }
-            Err(error) if matches!(error.cause(), Cause::Denied(_)) => {
-                ids.extend(holder.list(deadline)?.into_iter().map(|id| (id, None)));
-            }
-            Err(error) => return Err(error),
         }
         Ok(Self { ids, capacity: None })
     }
+}
+
+/// What a holder has. Who may take a dump but not list gets it from a dump.
+pub(super) fn identifiers(
+    holder: &mut Client,
+    deadline: Deadline,
+) -> Result<Vec<Identifier>, Error> {
+    match holder.list(deadline) {
+        Err(error) if matches!(error.cause(), Cause::Denied(_)) => {
+            Ok(dumped(holder, deadline)?.into_iter().map(|(id, _)| id).collect())
+        }
+        result => result,
+    }
+}
+
+/// The same with limits; the descriptors are closed as they come.
+fn dumped(holder: &mut Client, deadline: Deadline) -> Result<Vec<(Identifier, Limit)>, Error> {
+    let mut incoming = holder.begin_getdump(deadline)?;
+    let mut found = Vec::new();
+    while let Some(entries) = incoming.next_entries(deadline)? {
+        found.extend(entries.into_iter().map(|entry| (entry.id, entry.limit)));
+    }
+    Ok(found)
 }
 
 /// What a transfer would do.
@@ -99,8 +120,8 @@ impl Transfer {
     /// As [`run`](Self::run), and EPERM when one of the holders may not be listed.
     pub fn plan(&self) -> Result<Plan, TransferError> {
         let mut ends = Ends::open(self, None)?;
-        let source = ends.from.ask(Catalogue::of)?;
-        let destination = ends.to.ask(Catalogue::of)?;
+        let source = ends.from.ask(|from, deadline| Catalogue::of(from, true, deadline))?;
+        let destination = ends.to.ask(|to, deadline| Catalogue::of(to, false, deadline))?;
         let wanted = source.ids.into_iter().filter(|(id, _)| self.wants(id));
         let mut entries: Vec<_> = wanted
             .map(|(id, limit)| Planned { conflicts: destination.ids.contains_key(&id), id, limit })
@@ -140,8 +161,9 @@ impl Transfer {
     /// When one of the holders may not be listed, or does not answer.
     pub fn verify(&self, carried: &[(Identifier, Limit)]) -> Result<Verification, TransferError> {
         let mut ends = Ends::open(self, None)?;
-        let mut source = ends.from.ask(Catalogue::of)?.ids;
-        let destination = ends.to.ask(Catalogue::of)?.ids;
+        let of = |holder: &mut Client, deadline| Catalogue::of(holder, true, deadline);
+        let mut source = ends.from.ask(of)?.ids;
+        let destination = ends.to.ask(of)?.ids;
         let now = Timestamp::now();
         let differ = |limit: &Limit, found: Option<&Limit>| {
             found.is_some_and(|found| found.moment() != limit.moment())

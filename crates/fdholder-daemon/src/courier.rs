@@ -1,14 +1,16 @@
 //! A thread that sends a delivery.
 //!
-//! A socket of a client's choice is not for the loop: whoever shares it could make a call
-//! on it wait longer than asked. And while one processor takes descriptors in at the
-//! destination, another can send them.
+//! What takes more than one message is not for the loop: its other clients would wait, and
+//! while one processor takes descriptors in at the destination, another can send them. A
+//! single message is sent at once, as far as there is room: that takes no longer than an
+//! answer. Nothing is ever read from a socket of a client's choice: whoever shares it could
+//! make that wait longer than asked.
 //!
 //! Loop and courier are connected by a pair of sockets. The courier tells through it how it
 //! went; when the loop lets go of its end, the courier ends.
 
 use crate::delivery::Delivery;
-use crate::limits::{COURIERS_MAX, COURIER_STACK_LEN, DELIVERY_PATIENCE};
+use crate::limits::{COURIERS_MAX, COURIER_STACK_LEN, DELIVERY_PATIENCE, SEND_PAUSE};
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::reply::Answer;
 use fdholder::transport::{self, Wait};
@@ -21,9 +23,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How long to wait before descriptors are sent again that had no room in flight.
-const SEND_PAUSE: Duration = Duration::from_millis(2);
 
 /// All couriers of a daemon.
 #[derive(Debug)]

@@ -56,6 +56,10 @@ pub const COURIERS_MAX: usize = 16;
 /// Bytes of a courier's stack: it has a control message and a few small things on it.
 pub const COURIER_STACK_LEN: usize = 128 * 1024;
 
+/// How long to wait before descriptors are sent again that had no room in flight
+/// (ETOOMANYREFS): nothing tells when they do.
+pub const SEND_PAUSE: Duration = Duration::from_millis(2);
+
 /// Clients accepted in one turn of the loop, so that a flood of them does not keep those
 /// already here from being served.
 pub const ACCEPTS_PER_TURN: usize = 64;

@@ -5,7 +5,7 @@ use crate::access::Rights;
 use crate::connection::{Connection, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
-use crate::limits::{MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN};
+use crate::limits::{MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, SEND_PAUSE};
 use crate::store::Store;
 use crate::unread::all_is_read;
 use fdholder::transport::{self, Wait};
@@ -14,7 +14,7 @@ use rustix::event::epoll::EventFlags;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// One client of the daemon.
 #[derive(Debug)]
@@ -72,9 +72,6 @@ enum Flushed {
     /// It has not taken the last descriptors, and cannot take two messages of them together.
     Paced,
 }
-
-/// How long to wait before descriptors are sent again that had no room in flight.
-const SEND_PAUSE: Duration = Duration::from_millis(2);
 
 impl Peer {
     pub fn new(socket: OwnedFd, who: Credentials, rights: Arc<Rights>) -> Self {

@@ -80,6 +80,11 @@ impl TransferError {
     fn new(side: Side, error: Error) -> Self {
         Self { side, error, left: Left::Nothing }
     }
+
+    /// The same when the set has been taken already.
+    fn after_all(self) -> Self {
+        Self { left: Left::All, ..self }
+    }
 }
 
 impl fmt::Display for TransferError {

@@ -4,13 +4,13 @@
 //! judged by its rights, and has the source put the messages with the descriptors into
 //! that connection. What the destination answers comes here.
 
-use super::ends::{conflict, left_behind, Allowance, Ends};
-use super::{Left, Progress, Report, Route, Side, Transfer, TransferError};
+use super::ends::{left_behind, Allowance, Ends};
+use super::{Progress, Report, Route, Side, Transfer, TransferError};
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error};
-use crate::extension::{self, Extension, OnConflict, Taken};
+use crate::extension::{self, Extension};
 use crate::limits::MESSAGE_FDS_MAX;
 use crate::request::Request;
 use crate::runs::Runs;
@@ -19,8 +19,8 @@ use rustix::io::Errno;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// Messages that a fdholder is sent before their answers are read. So many answers fit
-/// into a socket, and half a gigabyte of identifiers would not be more to ask for.
+/// Descriptors that a fdholder is sent before the answers to their messages are read. So
+/// many answers, 128, fit into a socket.
 const AHEAD_FDS_MAX: u32 = 128 * MESSAGE_FDS_MAX as u32;
 
 /// For so long it is just waited until the source has done its part. Then the destination
@@ -35,7 +35,7 @@ pub(super) fn run(
     mut ends: Ends,
     watch: &mut dyn FnMut(Progress),
 ) -> Result<Report, TransferError> {
-    let held = ends.settle_conflicts(transfer.on_conflict)?;
+    let conflicts = ends.settle_conflicts(transfer)?;
     let entries = transfer.needs_entries();
     let snapshot = match ends.snapshot.take() {
         Some(snapshot) => snapshot,
@@ -47,25 +47,16 @@ pub(super) fn run(
         runs = Runs::of(runs.positions().filter(|at| transfer.wants(id(at))));
     }
     let chosen = runs.len();
-    if let Some(held) = held.as_ref() {
-        runs = Runs::of(runs.positions().filter(|at| !held.contains(id(at))));
+    if conflicts.are_settled_here() {
+        runs = Runs::of(runs.positions().filter(|at| !conflicts.pass_over(id(at))));
     }
     let passed_over = chosen - runs.len();
-    if passed_over > 0 && transfer.on_conflict == OnConflict::Fail {
-        return Err(conflict());
-    }
+    conflicts.check(passed_over)?;
     if transfer.moving {
         ends.from.ask(|from, deadline| from.release(runs.clone(), true, deadline))?;
     }
     let bytes = send(&mut ends, runs.clone(), watch)?;
-    let all = |error: TransferError| TransferError { left: Left::All, ..error };
-    let taken = if held.is_some() {
-        Some(Taken { added: runs.len(), ..Taken::default() })
-    } else if ends.to.is_fdholder() && transfer.wants_taken() && runs.len() > 0 {
-        Some(ends.to.ask(Client::taken).map_err(all)?)
-    } else {
-        None
-    };
+    let taken = ends.taken(transfer, &conflicts, runs.len())?;
     let mut moved = None;
     if transfer.moving {
         let kept = taken.as_ref().map_or(&[][..], |taken| &taken.kept);
@@ -73,7 +64,7 @@ pub(super) fn run(
         let released = (0..).zip(runs.clone().positions()).filter(|(at, _)| was_taken(*at));
         let released = Runs::of(released.map(|(_, position)| position));
         let release = |from: &mut Client, deadline| from.release(released, false, deadline);
-        moved = Some(ends.from.ask(release).map_err(all)?);
+        moved = Some(ends.from.ask(release).map_err(TransferError::after_all)?);
     }
     let of = |at: u32| &snapshot.entries[at as usize];
     let carried = || runs.clone().positions().map(of).map(|entry| (entry.id.clone(), entry.limit));

@@ -5,7 +5,7 @@ use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error};
-use crate::extension::{OnConflict, Snapshot};
+use crate::extension::{OnConflict, Snapshot, Taken};
 use crate::id::Identifier;
 use crate::negotiated::Negotiation;
 use rustix::io::Errno;
@@ -121,25 +121,62 @@ impl Ends {
 
     /// Has the destination deal with conflicts as wanted. One that cannot decide that (s6's
     /// always replaces) is asked what it holds, for us to decide.
-    pub fn settle_conflicts(
+    pub fn settle_conflicts(&mut self, transfer: &Transfer) -> Result<Conflicts, TransferError> {
+        let on_conflict = transfer.on_conflict;
+        let mut held = None;
+        if on_conflict != OnConflict::Replace {
+            if self.to.is_fdholder() {
+                self.to.ask(|to, deadline| to.on_conflict(on_conflict, deadline))?;
+            } else {
+                held = Some(self.to.ask(Client::list)?.into_iter().collect());
+            }
+        }
+        Ok(Conflicts { held, fail: on_conflict == OnConflict::Fail })
+    }
+
+    /// What became of a set that the destination has confirmed, as far as that is known.
+    pub fn taken(
         &mut self,
-        on_conflict: OnConflict,
-    ) -> Result<Option<HashSet<Identifier>>, TransferError> {
-        if on_conflict == OnConflict::Replace {
+        transfer: &Transfer,
+        conflicts: &Conflicts,
+        descriptors: u32,
+    ) -> Result<Option<Taken>, TransferError> {
+        if conflicts.are_settled_here() {
+            return Ok(Some(Taken { added: descriptors, ..Taken::default() }));
+        }
+        if !self.to.is_fdholder() || !transfer.wants_taken() || descriptors == 0 {
             return Ok(None);
         }
-        if self.to.is_fdholder() {
-            self.to.ask(|to, deadline| to.on_conflict(on_conflict, deadline))?;
-            return Ok(None);
-        }
-        let held = self.to.ask(Client::list)?;
-        Ok(Some(held.into_iter().collect()))
+        self.to.ask(Client::taken).map(Some).map_err(TransferError::after_all)
     }
 }
 
-/// A conflict that was to fail, in the words of a fdholder that finds it.
-pub(super) fn conflict() -> TransferError {
-    TransferError::new(Side::Destination, Error::new(SET_DUMP, Cause::Denied(Errno::EXIST)))
+/// What the destination holds, if conflicts with it are settled here.
+#[derive(Debug)]
+pub(super) struct Conflicts {
+    held: Option<HashSet<Identifier>>,
+    fail: bool,
+}
+
+impl Conflicts {
+    pub fn are_settled_here(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Whether an identifier is not to be given to the destination.
+    pub fn pass_over(&self, id: &Identifier) -> bool {
+        self.held.as_ref().is_some_and(|held| held.contains(id))
+    }
+
+    /// Refuses, in the words of a fdholder that finds a conflict, if there were so many and
+    /// there should be none.
+    pub fn check(&self, passed_over: u32) -> Result<(), TransferError> {
+        if passed_over == 0 || !self.fail {
+            return Ok(());
+        }
+        let error = Error::new(SET_DUMP, Cause::Denied(Errno::EXIST));
+        Err(TransferError::new(Side::Destination, error))
+    }
 }
 
 /// Says of an error, that came while a set was given, what of it is in the destination.

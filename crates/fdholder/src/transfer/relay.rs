@@ -1,13 +1,12 @@
 //! The descriptors go through this process, a message at a time: what s6's daemon as a
 //! source needs.
 
-use super::ends::{conflict, left_behind, End, Ends};
-use super::{Left, Progress, Report, Route, Side, Transfer, TransferError};
-use crate::client::Client;
+use super::check::identifiers;
+use super::ends::{left_behind, End, Ends};
+use super::{Progress, Report, Route, Side, Transfer, TransferError};
 use crate::deadline::Deadline;
 use crate::dump::{Incoming, Outgoing, GET_DUMP};
 use crate::error::{Cause, Error};
-use crate::extension::{OnConflict, Taken};
 use crate::frame::Message;
 use crate::id::Identifier;
 use crate::request::{Entry, Request};
@@ -29,23 +28,20 @@ pub(super) fn run(
     mut ends: Ends,
     watch: &mut dyn FnMut(Progress),
 ) -> Result<Report, TransferError> {
-    let held = ends.settle_conflicts(transfer.on_conflict)?;
-    let is_held = |id: &Identifier| held.as_ref().is_some_and(|held| held.contains(id));
-    let goes = |id: &Identifier| transfer.wants(id) && !is_held(id);
-    let filtered = transfer.only.is_some() || held.is_some();
+    let conflicts = ends.settle_conflicts(transfer)?;
+    let goes = |id: &Identifier| transfer.wants(id) && !conflicts.pass_over(id);
+    let filtered = transfer.only.is_some() || conflicts.are_settled_here();
     let mut announced = None;
-    let mut kept = 0;
+    let mut passed_over = 0;
     if filtered {
         // The set is announced with its length, so what is there is looked at before.
-        let ids = identifiers(&mut ends.from)?;
-        kept = ids.iter().filter(|id| transfer.wants(id) && is_held(id)).count();
-        // At most DUMP_FDS_MAX.
-        announced = Some(ids.iter().filter(|id| goes(id)).count() as u32);
+        let mut ids = ends.from.ask(identifiers)?;
+        ids.retain(|id| transfer.wants(id));
+        // Both at most DUMP_FDS_MAX.
+        passed_over = ids.iter().filter(|id| conflicts.pass_over(id)).count() as u32;
+        announced = Some(ids.len() as u32 - passed_over);
     }
-    if kept > 0 && transfer.on_conflict == OnConflict::Fail {
-        return Err(conflict());
-    }
-    let to_fdholder = ends.to.is_fdholder();
+    conflicts.check(passed_over)?;
     let mut sieve = Sieve {
         goes: filtered.then_some(&goes),
         note: transfer.recorded || transfer.moving,
@@ -53,21 +49,15 @@ pub(super) fn run(
     };
     let release = Release::prepare(transfer, &mut ends, &goes)?;
     let (descriptors, bytes) = forward(&mut ends, announced, &mut sieve, watch)?;
-    let all = |error: TransferError| TransferError { left: Left::All, ..error };
-    let taken = if held.is_some() {
-        Some(Taken { added: descriptors, replaced: 0, kept: Vec::new() })
-    } else if to_fdholder && transfer.wants_taken() && descriptors > 0 {
-        Some(ends.to.ask(Client::taken).map_err(all)?)
-    } else {
-        None
-    };
+    let taken = ends.taken(transfer, &conflicts, descriptors)?;
     let Sieve { noted, .. } = sieve;
     let mut moved = None;
     if transfer.moving {
         let kept = taken.iter().flat_map(|taken| &taken.kept).copied().collect::<Vec<_>>();
         let was_taken = |at: usize| kept.binary_search(&(at as u32)).is_err();
         let ids = noted.iter().enumerate().filter(|(at, _)| was_taken(*at));
-        moved = Some(release.carry_out(&mut ends.from, ids.map(|(_, (id, _))| id)).map_err(all)?);
+        let released = release.carry_out(&mut ends.from, ids.map(|(_, (id, _))| id));
+        moved = Some(released.map_err(TransferError::after_all)?);
     }
     Ok(Report {
         descriptors,
@@ -75,7 +65,7 @@ pub(super) fn run(
         elapsed: Duration::ZERO, // The caller knows.
         route: Route::Relay,
         taken,
-        passed_over: kept as u32,
+        passed_over,
         moved,
         carried: transfer.recorded.then_some(noted),
     })
@@ -172,21 +162,6 @@ impl Sieve<'_> {
         }
         Ok(Some(Request::SetdumpData(entries).into_message()))
     }
-}
-
-/// What a source has. Who may take a dump but not list gets it from a dump.
-fn identifiers(from: &mut End) -> Result<Vec<Identifier>, TransferError> {
-    from.ask(|from, deadline| match from.list(deadline) {
-        Err(error) if matches!(error.cause(), Cause::Denied(_)) => {
-            let mut incoming = from.begin_getdump(deadline)?;
-            let mut ids = Vec::new();
-            while let Some(entries) = incoming.next_entries(deadline)? {
-                ids.extend(entries.into_iter().map(|entry| entry.id));
-            }
-            Ok(ids)
-        }
-        result => result,
-    })
 }
 
 /// How a source is made to let go of what was carried.

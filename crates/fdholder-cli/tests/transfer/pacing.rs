@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 
 pub const TESTS: &[Test] = &[
     ("a_message_waits_until_the_one_before_is_read", false, a_message_waits),
+    ("a_daemon_that_waits_for_a_reader_sleeps", false, a_daemon_that_waits_sleeps),
     ("whoever_says_hello_gets_them_together", false, whoever_says_hello),
     ("what_is_asked_during_a_dump_is_read", false, what_is_asked_during_a_dump),
     ("s6_reads_our_dumps", true, s6_reads_our_dumps),
@@ -50,6 +51,19 @@ fn a_message_waits() {
             heads = 0;
         }
     }
+}
+
+/// There is room in the socket all the time; that alone must not wake it.
+fn a_daemon_that_waits_sleeps() {
+    let (_folder, holder) = crate::serve(&["-n", "6000"]);
+    fill(&holder, 1000);
+    let mut stream = UnixStream::connect(&holder.path).unwrap();
+    stream.write_all(b"\0\0\0\x01\0\0?").unwrap();
+    go_round(&holder);
+    crate::support::eventually("the daemon sleeps", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", holder.pid())).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('S')
+    });
 }
 
 fn whoever_says_hello() {

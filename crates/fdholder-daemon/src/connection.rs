@@ -4,21 +4,34 @@ use crate::access::Rights;
 use crate::delivery::{Delivery, Held};
 use crate::limits::WORK_PER_REQUEST;
 use crate::outbox::Outbox;
-use crate::store::{Change, Outcome, Staged, Store};
+use crate::store::{Change, Outcome, Record, Staged, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::{RELEASE_FDS_MAX, REQUEST_PAYLOAD_MAX};
+use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
 use fdholder::{Entry, Errno, Malformed, Request, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Who a client is to the daemon.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Its user, who owns what it gives.
+    pub uid: u32,
+    /// It runs as the daemon's own user, and so may follow.
+    pub is_own: bool,
+    /// What it may do besides. `None`: it is not let in, but that a daemon of the same user
+    /// may follow does not depend on rules.
+    pub rights: Option<Arc<Rights>>,
+}
+
 /// A client's side of the daemon: what has arrived, what it may do, a set it is giving,
 /// and the replies it has not read.
 #[derive(Debug)]
 pub struct Connection<F> {
-    rights: Arc<Rights>,
+    standing: Standing,
     decoder: Decoder<F>,
     set: Option<Set<F>>,
     outbox: Outbox<F>,
@@ -31,6 +44,10 @@ pub struct Connection<F> {
     /// anyway, as descriptors in here stay open.
     snapshot: Held<F>,
     delivery: Sending<F>,
+    /// What it is to have alone, until it is known whether it has taken the reply.
+    loan: Option<Arc<Record<F>>>,
+    /// It has asked to follow, and could hold so many.
+    follow: Option<u32>,
 }
 
 /// A set that is being given, until its last message commits it. Dropped, it is gone
@@ -66,10 +83,10 @@ pub enum Step<F> {
 }
 
 impl<F> Connection<F> {
-    /// A new client with the rights it was found to have.
-    pub fn new(rights: Arc<Rights>) -> Self {
+    /// A new client.
+    pub fn new(standing: Standing) -> Self {
         Self {
-            rights,
+            standing,
             decoder: Decoder::new(REQUEST_PAYLOAD_MAX),
             set: None,
             outbox: Outbox::default(),
@@ -78,7 +95,46 @@ impl<F> Connection<F> {
             taken: None,
             snapshot: Held::default(),
             delivery: Sending::Nothing,
+            loan: None,
+            follow: None,
         }
+    }
+
+    /// A client that another daemon has served.
+    pub fn resume<S>(standing: Standing, handed: &HandedClient<S>) -> Self {
+        let mut connection = Self::new(standing);
+        connection.is_fdholder = handed.is_fdholder;
+        connection.on_conflict = handed.on_conflict;
+        connection.decoder.push(&handed.unread, [], false);
+        connection
+    }
+
+    /// For the daemon that is to serve this client next; `None` when it is in the middle of
+    /// something.
+    pub fn hand_over<S>(&self, socket: S) -> Option<HandedClient<S>> {
+        let begun = self.outbox.is_empty() && self.set.is_none() && self.snapshot.is_empty();
+        if !begun || self.is_delivering() || self.is_borrowing() || self.follow.is_some() {
+            return None;
+        }
+        let unread = self.decoder.unread_without_fds()?.to_vec();
+        let Self { is_fdholder, on_conflict, .. } = *self;
+        Some(HandedClient { socket, is_fdholder, on_conflict, unread })
+    }
+
+    /// It wants to follow, and could hold so many; [`refuse_follower`](Self::refuse_follower)
+    /// says that it must not.
+    pub fn take_follower(&mut self) -> Option<u32> {
+        self.follow.take()
+    }
+
+    /// It cannot follow.
+    pub fn refuse_follower(&mut self, errno: Errno) {
+        self.outbox.push(refusal(errno));
+    }
+
+    /// Whether it is one of the daemon's own user that no rule lets in.
+    pub fn is_let_in(&self) -> bool {
+        self.standing.rights.is_some()
     }
 
     /// Takes in what one read brought; see [`Decoder::push`].
@@ -94,13 +150,19 @@ impl<F> Connection<F> {
     /// Whether more may be read from this client: not while it leaves replies unread, nor
     /// while it waits for its turn with a request that has arrived.
     pub fn wants_input(&self) -> bool {
-        !(self.outbox.is_full() || self.decoder.has_frame())
+        !(self.outbox.is_full() || self.has_request())
+    }
+
+    /// Whether a request waits for its turn.
+    pub fn has_request(&self) -> bool {
+        self.decoder.has_frame()
     }
 
     /// Whether the client is in the middle of something: a request, a set, a reply.
     pub fn is_busy(&self) -> bool {
         self.set.is_some()
             || self.is_delivering()
+            || self.is_borrowing()
             || !self.outbox.is_empty()
             || self.decoder.is_mid_frame()
     }
@@ -114,6 +176,23 @@ impl<F> Connection<F> {
     /// Whether it is giving a set.
     pub fn is_mid_set(&self) -> bool {
         self.set.is_some()
+    }
+
+    /// Whether it is not known yet whether it has what it was lent: ask whether it has read
+    /// everything once all is sent, and [`settle`](Self::settle). Until then nothing else
+    /// is done for it.
+    pub fn is_borrowing(&self) -> bool {
+        self.loan.is_some()
+    }
+
+    /// It has taken the reply, or never will: what it was lent is gone, or back.
+    pub fn settle(&mut self, taken: bool, store: &mut Store<F>, now: Timestamp) -> Vec<Change<F>> {
+        let Some(loan) = self.loan.take() else { return Vec::new() };
+        if taken {
+            return store.release(std::iter::once(&loan), now);
+        }
+        store.give_back(&loan);
+        Vec::new()
     }
 
     /// Whether its receiver takes whatever messages arrive together, as every fdholder's.
@@ -149,7 +228,9 @@ impl<F> Connection<F> {
     /// [`Malformed`] when the client breaks the protocol; the connection must be closed.
     /// A set it had not finished is dropped with it, and nothing of it was stored.
     pub fn step(&mut self, store: &mut Store<F>, now: Timestamp) -> Result<Step<F>, Malformed> {
-        if self.outbox.is_full() || self.is_delivering() {
+        // What it has asked since it was lent something waits until that is settled.
+        let waits = self.is_delivering() || self.is_borrowing() || self.follow.is_some();
+        if waits || self.outbox.is_full() {
             return Ok(Step::Wait);
         }
         let Some(frame) = self.decoder.next()? else {
@@ -180,11 +261,18 @@ impl<F> Connection<F> {
         if self.set.is_some() && !may_come_amid_set {
             return Err(Malformed::MID_SET);
         }
-        let rights = Arc::clone(&self.rights);
+        let Some(rights) = self.standing.rights.clone() else {
+            return match request {
+                Request::Extension(
+                    extension @ (Extension::Hello(_) | Extension::Follow { .. }),
+                ) => Ok(self.extend(extension, &Rights::default(), store, now)),
+                _ => Err(Malformed::NOT_LET_IN),
+            };
+        };
         Ok(match request {
             Request::Store(entry) if !rights.may_store(&entry.id) => self.refuse(Errno::PERM),
             Request::Store(entry) => {
-                let Outcome { answer, changes } = store.store(entry, now);
+                let Outcome { answer, changes } = store.store(entry, self.standing.uid, now);
                 self.outbox.push(reply::status(answer));
                 changes
             }
@@ -200,7 +288,11 @@ impl<F> Connection<F> {
                 self.refuse(Errno::PERM)
             }
             Request::Retrieve { id, delete } => {
-                let Outcome { answer, changes } = store.retrieve(&id, delete, now);
+                let Outcome { answer, changes } =
+                    if delete { store.lend(&id, now) } else { store.retrieve(&id, now) };
+                if delete {
+                    self.loan = answer.as_ref().ok().cloned();
+                }
                 self.outbox.push(answer.map_or_else(refusal, reply::retrieved));
                 changes
             }
@@ -220,7 +312,7 @@ impl<F> Connection<F> {
             Request::Setdump(_) if !rights.setdump => self.refuse(Errno::PERM),
             Request::Setdump(count) => self.begin_set(count, store),
             Request::SetdumpData(entries) => self.add_to_set(entries, store, now)?,
-            Request::Extension(extension) => self.extend(extension, store, now),
+            Request::Extension(extension) => self.extend(extension, &rights, store, now),
         })
     }
 
@@ -249,7 +341,8 @@ impl<F> Connection<F> {
         now: Timestamp,
     ) -> Result<Vec<Change<F>>, Malformed> {
         let mut set = self.set.take().ok_or(Malformed::UNANNOUNCED_SET)?;
-        set.entries.extend(entries.into_iter().map(|entry| store.stage(entry)));
+        let owner = self.standing.uid;
+        set.entries.extend(entries.into_iter().map(|entry| store.stage(entry, owner)));
         if set.entries.len() > set.announced {
             return Err(Malformed::SET_TOO_LONG);
         }
@@ -268,6 +361,7 @@ impl<F> Connection<F> {
     fn extend(
         &mut self,
         extension: Extension<F>,
+        rights: &Rights,
         store: &mut Store<F>,
         now: Timestamp,
     ) -> Vec<Change<F>> {
@@ -277,11 +371,11 @@ impl<F> Connection<F> {
                 self.outbox.push(extension::hello());
                 Vec::new()
             }
-            Extension::Snapshot { .. } if !(self.rights.list || self.rights.getdump) => {
+            Extension::Snapshot { .. } if !(rights.list || rights.getdump) => {
                 self.refuse(Errno::PERM)
             }
-            Extension::Snapshot { entries } => self.take_snapshot(entries, store, now),
-            Extension::Deliver { .. } if !self.rights.getdump => self.refuse(Errno::PERM),
+            Extension::Snapshot { entries } => self.take_snapshot(entries, rights, store, now),
+            Extension::Deliver { .. } if !rights.getdump => self.refuse(Errno::PERM),
             Extension::Deliver { runs, to } => match self.positions(runs) {
                 Some(runs) => {
                     let snapshot = Arc::clone(&self.snapshot);
@@ -292,11 +386,11 @@ impl<F> Connection<F> {
             },
             Extension::Release { runs, only_ask } => match self.positions(runs) {
                 Some(runs) if runs.iter().map(Range::len).sum::<usize>() <= RELEASE_FDS_MAX => {
-                    self.release(&runs, only_ask, store, now)
+                    self.release(&runs, only_ask, rights, store, now)
                 }
                 _ => self.refuse(Errno::INVAL),
             },
-            Extension::OnConflict(_) if !self.rights.setdump => self.refuse(Errno::PERM),
+            Extension::OnConflict(_) if !rights.setdump => self.refuse(Errno::PERM),
             Extension::OnConflict(on_conflict) => {
                 self.on_conflict = on_conflict;
                 self.outbox.push(reply::status(Ok(())));
@@ -307,6 +401,11 @@ impl<F> Connection<F> {
                 self.outbox.push(taken.map_or_else(|| refusal(Errno::NODATA), extension::taken));
                 Vec::new()
             }
+            Extension::Follow { .. } if !self.standing.is_own => self.refuse(Errno::PERM),
+            Extension::Follow { capacity } => {
+                self.follow = Some(capacity);
+                Vec::new()
+            }
             Extension::Unknown => self.refuse(Errno::OPNOTSUPP),
         }
     }
@@ -314,10 +413,11 @@ impl<F> Connection<F> {
     fn take_snapshot(
         &mut self,
         entries: bool,
+        rights: &Rights,
         store: &mut Store<F>,
         now: Timestamp,
     ) -> Vec<Change<F>> {
-        if !(entries || self.rights.getdump) {
+        if !(entries || rights.getdump) {
             let changes = store.expire(now);
             let (count, capacity) = (store.len() as u32, store.capacity() as u32); // FDS_MAX.
             self.outbox.push(extension::snapshot(count, capacity, std::iter::empty()));
@@ -328,7 +428,7 @@ impl<F> Connection<F> {
         let listed = if entries { &snapshot[..] } else { &[] };
         let listed = listed.iter().map(|entry| (&entry.id, entry.limit));
         self.outbox.push(extension::snapshot(count, capacity, listed));
-        if self.rights.getdump {
+        if rights.getdump {
             self.snapshot = Arc::new(snapshot);
         }
         changes
@@ -351,10 +451,11 @@ impl<F> Connection<F> {
         &mut self,
         runs: &[Range<usize>],
         only_ask: bool,
+        rights: &Rights,
         store: &mut Store<F>,
         now: Timestamp,
     ) -> Vec<Change<F>> {
-        let Self { snapshot, rights, .. } = self;
+        let snapshot = Arc::clone(&self.snapshot);
         let entries = || runs.iter().flat_map(|run| &snapshot[run.clone()]);
         if !entries().all(|entry| rights.may_store(&entry.id)) {
             return self.refuse(Errno::PERM);

@@ -4,15 +4,15 @@
 //! source only puts messages of descriptors into the connection. So nothing that the
 //! destination says, or does not say, is read here.
 
+use crate::store::Record;
 use fdholder::frame::Message;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::request::setdump_data;
-use fdholder::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// What was held at one instant.
-pub(crate) type Held<F> = Arc<Vec<Arc<Entry<F>>>>;
+pub(crate) type Held<F> = Arc<Vec<Arc<Record<F>>>>;
 
 /// A part of a snapshot that is to be sent to another holder.
 #[derive(Debug)]
@@ -52,13 +52,13 @@ impl<F> Delivery<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fdholder::{Identifier, Limit};
+    use fdholder::{Entry, Identifier, Limit};
 
     #[test]
     fn runs_are_cut_into_messages() {
         let entry = |fd: u32| {
             let id = Identifier::new(fd.to_string()).unwrap();
-            Arc::new(Entry { id, limit: Limit::never(), fd })
+            Arc::new(Record { entry: Entry { id, limit: Limit::never(), fd }, owner: 0 })
         };
         let snapshot = Arc::new((0..1000).map(entry).collect());
         let delivery = Delivery::new(9, snapshot, vec![0..3, 500..900]);

@@ -56,6 +56,28 @@ pub const COURIERS_MAX: usize = 16;
 /// Bytes of a courier's stack: it has a control message and a few small things on it.
 pub const COURIER_STACK_LEN: usize = 128 * 1024;
 
+/// Changes that wait for a follower which is still being given its copy; answers wait when
+/// there are more. Descriptors that are not held any more are kept open by them.
+pub const MIRROR_BACKLOG_MAX: usize = 4096;
+
+/// Processes that follow at once: a standby, one that takes over, and one to spare.
+pub const FOLLOWERS_MAX: usize = 3;
+
+/// How long a follower may take nothing while answers wait for it. One that stands still so
+/// long hangs; it is killed, or given up.
+pub const FOLLOWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long clients may go on with what they have begun before they are cut off for a
+/// daemon that takes over.
+pub const HANDOVER_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a daemon that has everything may take to say that it serves.
+pub const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Messages to one follower in one turn of the loop: 253 descriptors each take some 50 to
+/// 100 microseconds, and clients must not wait for more than a few milliseconds.
+pub const MIRROR_MESSAGES_PER_TURN: usize = 16;
+
 /// How long to wait before descriptors are sent again that had no room in flight
 /// (ETOOMANYREFS): nothing tells when they do.
 pub const SEND_PAUSE: Duration = Duration::from_millis(2);

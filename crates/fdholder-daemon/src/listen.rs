@@ -132,6 +132,19 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
     Ok(socket)
 }
 
+/// Connects with whoever listens on a path.
+///
+/// # Errors
+///
+/// Those of connect(2). EAGAIN: too many wait to be let in already.
+pub fn connect_to(path: &Path) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &address)?;
+    Ok(socket)
+}
+
 /// Checks that an inherited descriptor is a listening Unix stream socket.
 ///
 /// # Errors

@@ -1,38 +1,40 @@
 //! Replies on their way to one client.
 
 use crate::limits::{REPLIES_PENDING_MAX, REPLY_BYTES_PENDING_MAX};
+use crate::store::Record;
 use fdholder::frame::Message;
 use fdholder::limits::MESSAGE_FDS_MAX;
-use fdholder::{reply, Entry};
+use fdholder::reply;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// A reply owns the descriptors it sends.
-pub(crate) type Reply<F> = Message<Arc<Entry<F>>>;
+pub(crate) type Reply<F> = Message<Arc<Record<F>>>;
 
 /// Bytes of short replies that are sent with one call.
 const TOGETHER_MAX: usize = 1024;
 
 /// A message that is being sent, perhaps with others that carry no descriptors behind it.
 #[derive(Debug)]
-pub(crate) struct Departing<F> {
+pub(crate) struct Departing<C> {
     bytes: Vec<u8>,
-    entries: Vec<Arc<Entry<F>>>,
+    /// What owns the descriptors.
+    carriers: Vec<C>,
     sent: usize,
 }
 
-impl<F> From<Reply<F>> for Departing<F> {
-    fn from(message: Reply<F>) -> Self {
-        let (bytes, entries) = message.into_parts();
-        Self { bytes, entries, sent: 0 }
+impl<C> From<Message<C>> for Departing<C> {
+    fn from(message: Message<C>) -> Self {
+        let (bytes, carriers) = message.into_parts();
+        Self { bytes, carriers, sent: 0 }
     }
 }
 
-impl<F> Departing<F> {
-    /// What is still to be sent: bytes, and the entries whose descriptors go with the first.
-    pub fn rest(&self) -> (&[u8], &[Arc<Entry<F>>]) {
-        let entries = if self.sent == 0 { &self.entries[..] } else { &[] };
-        (&self.bytes[self.sent..], entries)
+impl<C> Departing<C> {
+    /// What is still to be sent: bytes, and the owners of what goes with the first.
+    pub fn rest(&self) -> (&[u8], &[C]) {
+        let carriers = if self.sent == 0 { &self.carriers[..] } else { &[] };
+        (&self.bytes[self.sent..], carriers)
     }
 
     /// Says that so many bytes were sent, and the descriptors. Returns whether that was
@@ -43,11 +45,11 @@ impl<F> Departing<F> {
     }
 
     /// Whether another message is better sent together with this one.
-    fn takes(&self, next: &Reply<F>) -> bool {
+    fn takes(&self, next: &Message<C>) -> bool {
         next.fds().is_empty() && next.bytes().len() + self.len() <= TOGETHER_MAX
     }
 
-    fn append(&mut self, next: &Reply<F>) {
+    fn append(&mut self, next: &Message<C>) {
         self.bytes.extend_from_slice(next.bytes());
     }
 
@@ -60,10 +62,10 @@ impl<F> Departing<F> {
 /// A part of the replies that wait.
 #[derive(Debug)]
 enum Pending<F> {
-    Message(Departing<F>),
+    Message(Departing<Arc<Record<F>>>),
     /// The rest of a dump, made into messages as they leave: what waits is a pointer for
     /// each entry, not its bytes.
-    Dump(std::vec::IntoIter<Arc<Entry<F>>>),
+    Dump(std::vec::IntoIter<Arc<Record<F>>>),
 }
 
 /// The replies that a client has not read yet, in order.
@@ -90,7 +92,7 @@ impl<F> Outbox<F> {
     }
 
     /// Queues the entries of a dump, in messages of 253.
-    pub(crate) fn push_dump(&mut self, entries: Vec<Arc<Entry<F>>>) {
+    pub(crate) fn push_dump(&mut self, entries: Vec<Arc<Record<F>>>) {
         if !entries.is_empty() {
             self.queue.push_back(Pending::Dump(entries.into_iter()));
         }
@@ -108,7 +110,7 @@ impl<F> Outbox<F> {
     }
 
     /// What to send next: bytes, and the entries whose descriptors go with the first.
-    pub fn front(&mut self) -> Option<(&[u8], &[Arc<Entry<F>>])> {
+    pub fn front(&mut self) -> Option<(&[u8], &[Arc<Record<F>>])> {
         if let Some(Pending::Dump(entries)) = self.queue.front_mut() {
             let part: Vec<_> = entries.by_ref().take(MESSAGE_FDS_MAX).collect();
             let done = entries.len() == 0;

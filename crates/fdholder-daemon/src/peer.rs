@@ -1,27 +1,40 @@
 //! A connected client with its socket: moves bytes and descriptors between the kernel
 //! and a [`Connection`].
 
-use crate::access::Rights;
-use crate::connection::{Connection, Step};
+use crate::connection::{Connection, Standing, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
 use crate::limits::{MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, SEND_PAUSE};
+use crate::replication::{Mirrors, Ticket};
 use crate::store::Store;
 use crate::unread::all_is_read;
+use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
 use fdholder::{Errno, Malformed, Timestamp};
 use rustix::event::epoll::EventFlags;
+use rustix::net::sockopt::socket_error;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// What clients are served from.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub store: Store<OwnedFd>,
+    pub mirrors: Mirrors<OwnedFd>,
+    pub crew: Crew,
+    /// What is read goes here first.
+    pub buffer: Vec<u8>,
+}
 
 /// One client of the daemon.
 #[derive(Debug)]
 pub(crate) struct Peer {
     /// For messages; its rights were decided when it connected.
     pub who: Credentials,
-    socket: OwnedFd,
+    /// Shared with the message that hands it over.
+    socket: Arc<OwnedFd>,
     connection: Connection<OwnedFd>,
     /// It has shut down its side: what it asked is answered, then it is let go.
     half_closed: bool,
@@ -31,6 +44,10 @@ pub(crate) struct Peer {
     again: Option<Instant>,
     /// It was sent descriptors.
     gave_fds: bool,
+    /// What its replies wait for.
+    gate: Option<Ticket>,
+    /// It has broken the protocol; the replies before are still due.
+    broken: Option<Malformed>,
     /// What epoll watches for it.
     pub interest: EventFlags,
     /// Sends its delivery.
@@ -74,14 +91,26 @@ enum Flushed {
 }
 
 impl Peer {
-    pub fn new(socket: OwnedFd, who: Credentials, rights: Arc<Rights>) -> Self {
+    pub fn new(socket: OwnedFd, who: Credentials, standing: Standing) -> Self {
+        Self::over(socket, who, Connection::new(standing))
+    }
+
+    /// A client that another daemon has served. What it was sent before it may not have read.
+    pub fn resume(handed: HandedClient<OwnedFd>, who: Credentials, standing: Standing) -> Self {
+        let connection = Connection::resume(standing, &handed);
+        Self { gave_fds: true, ..Self::over(handed.socket, who, connection) }
+    }
+
+    fn over(socket: OwnedFd, who: Credentials, connection: Connection<OwnedFd>) -> Self {
         Self {
             who,
-            socket,
-            connection: Connection::new(rights),
+            socket: Arc::new(socket),
+            connection,
             half_closed: false,
             again: None,
             gave_fds: false,
+            gate: None,
+            broken: None,
             interest: EventFlags::IN,
             courier: None,
             courier_is_new: false,
@@ -108,6 +137,71 @@ impl Peer {
 
     pub fn is_delivering(&self) -> bool {
         self.connection.is_delivering()
+    }
+
+    /// Whether its replies wait until what they tell of is mirrored.
+    pub fn is_gated(&self, mirrors: &Mirrors<OwnedFd>) -> bool {
+        self.gate.is_some_and(|gate| !mirrors.has_passed(gate))
+    }
+
+    /// Whether it is not known yet whether it has what it was lent.
+    pub fn is_borrowing(&self) -> bool {
+        self.connection.is_borrowing()
+    }
+
+    /// Whether the rules let it in.
+    pub fn is_let_in(&self) -> bool {
+        self.connection.is_let_in()
+    }
+
+    /// For the daemon that is to serve it next, if it is in the middle of nothing.
+    pub fn hand_over(&self) -> Option<HandedClient<Arc<OwnedFd>>> {
+        let idle = !self.half_closed && self.gate.is_none();
+        idle.then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
+    }
+
+    /// It has asked to follow, and could hold so many.
+    pub fn take_follower(&mut self) -> Option<u32> {
+        self.connection.take_follower()
+    }
+
+    /// It cannot follow.
+    pub fn refuse_follower(&mut self, errno: Errno) {
+        self.connection.refuse_follower(errno);
+    }
+
+    /// Its connection, which is not a client's any more.
+    pub fn into_socket(self) -> Option<OwnedFd> {
+        Arc::into_inner(self.socket)
+    }
+
+    /// Finds out whether it has taken what it was lent.
+    pub fn settle(&mut self, hold: &mut Hold) -> Result<(), Gone> {
+        if !self.is_borrowing() || !self.connection.outbox().is_empty() {
+            return Ok(());
+        }
+        if !all_is_read(&self.socket).map_err(Gone::Failed)? {
+            return Ok(());
+        }
+        // A socket that was closed has nothing unread, either; but then there is an error
+        // if there was, and it is there before the rest is forgotten.
+        socket_error(&self.socket).and_then(|error| error).map_err(Gone::Failed)?;
+        self.end_loan(true, hold);
+        Ok(())
+    }
+
+    /// It goes. What it has not taken is held on.
+    pub fn settle_finally(&mut self, why: &Gone, hold: &mut Hold) {
+        // The socket tells only once that it was closed with something unread.
+        let was_told = matches!(why, Gone::Failed(Errno::CONNRESET));
+        if was_told || self.settle(hold).is_err() || self.is_borrowing() {
+            self.end_loan(false, hold);
+        }
+    }
+
+    fn end_loan(&mut self, taken: bool, hold: &mut Hold) {
+        let changes = self.connection.settle(taken, &mut hold.store, Timestamp::now());
+        hold.mirrors.record(&changes, &hold.store);
     }
 
     /// Sends off the delivery that was asked for, if any.
@@ -155,38 +249,49 @@ impl Peer {
     }
 
     /// Reads what has come, carries out what was asked and sends what can be sent, until
-    /// there is nothing to do, the client has to read first, or its turn is over. The
-    /// clock is read for each request. Returns whether anything was done.
-    pub fn serve(
-        &mut self,
-        store: &mut Store<OwnedFd>,
-        crew: &Crew,
-        buffer: &mut [u8],
-    ) -> Result<bool, Gone> {
+    /// there is nothing to do, the client has to read first, its replies have to wait for
+    /// followers, or its turn is over. The clock is read for each request. Returns whether
+    /// anything was done.
+    pub fn serve(&mut self, hold: &mut Hold) -> Result<bool, Gone> {
         self.again = None;
-        let mut reads = READS_PER_TURN;
+        if self.is_gated(&hold.mirrors) {
+            // It will be served when they have passed; nothing else matters until then.
+            self.interest = EventFlags::empty();
+            return Ok(false);
+        }
+        // One that has waited for followers is watched, and not by edges, unless it waits
+        // for the client to read as well: what has come meanwhile is told.
+        let has_waited = self.gate.take().is_some();
+        let mut reads =
+            if has_waited && !self.interest.contains(EventFlags::ET) { 0 } else { READS_PER_TURN };
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
-        let mut progress = false;
+        let mut progress = has_waited;
         let mut has_read_any = false;
         let mut paced;
         loop {
             let before = (requests, messages);
-            let mut carried_out;
             loop {
-                let has_read = reads > 0 && self.receive(buffer)?;
+                let has_read = reads > 0 && self.receive(&mut hold.buffer)?;
                 has_read_any |= has_read;
-                carried_out = self.carry_out(store, &mut requests);
+                self.carry_out(hold, &mut requests);
                 // A set has many messages, whose answers may leave together.
                 reads -= usize::from(has_read);
-                if !has_read || carried_out.is_err() || !self.connection.is_mid_set() {
+                if !has_read || self.broken.is_some() || !self.connection.is_mid_set() {
                     break;
                 }
             }
             reads = 0;
-            self.dispatch(crew);
+            self.dispatch(&hold.crew);
+            self.gate = Some(hold.mirrors.ticket());
+            if self.is_gated(&hold.mirrors) {
+                return Ok(true);
+            }
+            self.gate = None;
             // Also when the next request is malformed: the replies before it are due.
             paced = self.flush(&mut messages)? == Flushed::Paced;
-            carried_out.map_err(Gone::Malformed)?;
+            if let Some(malformed) = self.broken {
+                return Err(Gone::Malformed(malformed));
+            }
             if before == (requests, messages) || self.again.is_some() {
                 break;
             }
@@ -196,32 +301,40 @@ impl Peer {
                 break;
             }
         }
-        if paced && has_read_any {
-            // The edges it is watched for tell only once of what can be read.
+        if self.is_borrowing() {
+            self.settle(hold)?;
+            if !self.is_borrowing() && self.connection.has_request() {
+                self.again = Some(Instant::now());
+            }
+        }
+        // Whoever waits for it to read is told by edges.
+        let on_edge = paced || self.is_borrowing();
+        if on_edge && has_read_any {
+            // They tell only once of what can be read.
             self.again = Some(Instant::now());
         }
         // A client that no longer listens wants no delivery.
         let done = self.again.is_none() && self.connection.outbox().is_empty();
-        if self.half_closed && (done || self.is_delivering()) {
+        if self.half_closed && (done && !self.is_borrowing() || self.is_delivering()) {
             return Err(Gone::Closed);
         }
-        self.update_interest(paced);
+        self.update_interest(on_edge);
         Ok(progress || has_read_any)
     }
 
-    /// What a request changed is dropped here: descriptors that no reply carries close.
-    fn carry_out(
-        &mut self,
-        store: &mut Store<OwnedFd>,
-        budget: &mut usize,
-    ) -> Result<(), Malformed> {
-        while *budget > 0 {
-            match self.connection.step(store, Timestamp::now())? {
-                Step::Did { changes: _, cost } => *budget = budget.saturating_sub(cost),
-                Step::Wait => break,
+    /// What a request changed is dropped here, once it is taken down: descriptors that no
+    /// reply carries, nor any message to a follower, close.
+    fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize) {
+        while *budget > 0 && self.broken.is_none() {
+            match self.connection.step(&mut hold.store, Timestamp::now()) {
+                Ok(Step::Did { changes, cost }) => {
+                    hold.mirrors.record(&changes, &hold.store);
+                    *budget = budget.saturating_sub(cost);
+                }
+                Ok(Step::Wait) => break,
+                Err(malformed) => self.broken = Some(malformed),
             }
         }
-        Ok(())
     }
 
     /// Sends until the socket is full.
@@ -256,7 +369,7 @@ impl Peer {
         Ok(Flushed::AsMuchAsFits)
     }
 
-    fn update_interest(&mut self, paced: bool) {
+    fn update_interest(&mut self, on_edge: bool) {
         self.interest = EventFlags::empty();
         if !self.half_closed && self.connection.wants_input() {
             self.interest |= EventFlags::IN;
@@ -264,9 +377,9 @@ impl Peer {
         if !self.connection.outbox().is_empty() && self.again.is_none() {
             self.interest |= EventFlags::OUT;
         }
-        if paced {
+        if on_edge {
             // There is room already; each time the client takes something is an edge.
-            self.interest |= EventFlags::ET;
+            self.interest |= EventFlags::OUT | EventFlags::ET;
         }
     }
 }

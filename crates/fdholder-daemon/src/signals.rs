@@ -73,6 +73,12 @@ impl Signals {
         self.term.write.try_clone().map(Stop)
     }
 
+    /// What becomes readable when SIGTERM or SIGINT has come, and stays so until a server
+    /// heeds it.
+    pub fn term_source(&self) -> BorrowedFd<'_> {
+        self.term()
+    }
+
     pub(crate) fn term(&self) -> BorrowedFd<'_> {
         self.term.read.as_fd()
     }

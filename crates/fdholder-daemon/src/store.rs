@@ -12,22 +12,39 @@ use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
+/// A descriptor that is held.
+#[derive(Debug)]
+pub struct Record<F> {
+    /// Its identifier and limit, and the descriptor.
+    pub entry: Entry<F>,
+    /// The user who gave it.
+    pub owner: u32,
+}
+
+impl<F> std::ops::Deref for Record<F> {
+    type Target = Entry<F>;
+
+    fn deref(&self) -> &Entry<F> {
+        &self.entry
+    }
+}
+
 /// What a call did to the store.
 #[derive(Debug)]
 pub enum Change<F> {
     /// This is now held.
-    Held(Arc<Entry<F>>),
+    Held(Arc<Record<F>>),
     /// A set is now held, each entry in the place of what its identifier had.
     HeldAll {
         /// Where, for [`Store::at`]; several of the set under one identifier have one place.
         /// Nothing stands where a limit had passed already: that is released, next.
         slots: Vec<u32>,
         /// What gave way, be it of the same set.
-        replaced: Vec<Arc<Entry<F>>>,
+        replaced: Vec<Arc<Record<F>>>,
     },
     /// This is no longer held: deleted, replaced or expired. The descriptor closes when
     /// the last reply that carries it has gone.
-    Released(Arc<Entry<F>>),
+    Released(Arc<Record<F>>),
 }
 
 /// The answer to a call, and what it changed.
@@ -45,7 +62,7 @@ pub struct Outcome<T, F> {
 #[derive(Debug)]
 pub struct Staged<F> {
     hash: u64,
-    entry: Arc<Entry<F>>,
+    entry: Arc<Record<F>>,
 }
 
 /// The descriptors held.
@@ -54,16 +71,18 @@ pub struct Staged<F> {
 /// until the last of them has left, whatever happens to the store meanwhile.
 ///
 /// Invariants ([`check`](Self::check)): `by_id` has exactly one slot for each identifier
-/// held, `by_limit` exactly those that expire; never more than `capacity` are held.
+/// held, `by_limit` exactly those that expire, `lent` only what is held; never more than `capacity` are held.
 #[derive(Debug)]
 pub struct Store<F> {
-    slots: Slab<Arc<Entry<F>>>,
+    slots: Slab<Arc<Record<F>>>,
     /// Slots by identifier.
     by_id: HashTable<u32>,
     /// Clients choose identifiers, so the hash is keyed, at random.
     hasher: ahash::RandomState,
     /// Slots by limit. The slot makes equal limits distinct, at no cost.
     by_limit: BTreeSet<(Timestamp, u32)>,
+    /// Slots of what nobody sees, as it was lent. Seldom there is one.
+    lent: BTreeSet<u32>,
     capacity: usize,
 }
 
@@ -75,6 +94,7 @@ impl<F> Store<F> {
             by_id: HashTable::new(),
             hasher: keyed_hasher(),
             by_limit: BTreeSet::new(),
+            lent: BTreeSet::new(),
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
     }
@@ -112,15 +132,16 @@ impl<F> Store<F> {
         changes
     }
 
-    /// Holds an entry. ENFILE when the store is full, EBUSY when the identifier is taken.
-    pub fn store(&mut self, entry: Entry<F>, now: Timestamp) -> Outcome<(), F> {
+    /// Holds what a user gives. ENFILE when the store is full, EBUSY when the identifier
+    /// is taken.
+    pub fn store(&mut self, entry: Entry<F>, owner: u32, now: Timestamp) -> Outcome<(), F> {
         let mut changes = self.expire(now);
         let answer = if self.len() >= self.capacity {
             Err(Errno::NFILE)
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
-            let staged = self.stage(entry);
+            let staged = self.stage(entry, owner);
             changes.push(Change::Held(Arc::clone(&staged.entry)));
             self.put(staged);
             Ok(())
@@ -131,36 +152,54 @@ impl<F> Store<F> {
 
     /// Releases what is held under an identifier. ENOENT when nothing is.
     pub fn delete(&mut self, id: &Identifier, now: Timestamp) -> Outcome<(), F> {
-        let Outcome { answer, changes } = self.retrieve(id, true, now);
-        Outcome { answer: answer.map(drop), changes }
-    }
-
-    /// What is held under an identifier, and with `delete` the store lets go of it.
-    /// ENOENT when nothing is.
-    pub fn retrieve(
-        &mut self,
-        id: &Identifier,
-        delete: bool,
-        now: Timestamp,
-    ) -> Outcome<Arc<Entry<F>>, F> {
         let mut changes = self.expire(now);
-        let answer = match self.slot_of(id) {
-            None => Err(Errno::NOENT),
-            Some(slot) => {
-                let entry = Arc::clone(&self.slots[slot as usize]);
-                if delete {
-                    changes.extend(self.remove(id).map(Change::Released));
-                }
-                Ok(entry)
-            }
-        };
+        let answer = self.seen(id).map(drop).ok_or(Errno::NOENT);
+        if answer.is_ok() {
+            changes.extend(self.remove(id).map(Change::Released));
+        }
         Outcome { answer, changes }
     }
 
-    /// Everything that is held, as it is at this instant.
-    pub fn dump(&mut self, now: Timestamp) -> (Vec<Arc<Entry<F>>>, Vec<Change<F>>) {
+    /// What is held under an identifier. ENOENT when nothing is.
+    pub fn retrieve(&mut self, id: &Identifier, now: Timestamp) -> Outcome<Arc<Record<F>>, F> {
         let changes = self.expire(now);
-        (self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect(), changes)
+        let slot = self.seen(id).ok_or(Errno::NOENT);
+        let answer = slot.map(|slot| Arc::clone(&self.slots[slot as usize]));
+        Outcome { answer, changes }
+    }
+
+    /// The same for a client that is to have it alone: nobody sees it any more, until it is
+    /// known whether the client has it. Then it is [released](Self::release), or
+    /// [given back](Self::give_back). Meanwhile its identifier is taken, its limit holds,
+    /// and a set may replace it.
+    pub fn lend(&mut self, id: &Identifier, now: Timestamp) -> Outcome<Arc<Record<F>>, F> {
+        let outcome = self.retrieve(id, now);
+        if outcome.answer.is_ok() {
+            self.lent.extend(self.slot_of(id));
+        }
+        outcome
+    }
+
+    /// A client has not taken what it was lent. If that is still held, it is seen again.
+    pub fn give_back(&mut self, entry: &Arc<Record<F>>) {
+        if self.holds(entry) {
+            if let Some(slot) = self.slot_of(&entry.id) {
+                self.lent.remove(&slot);
+            }
+        }
+    }
+
+    /// Everything that is seen, as it is at this instant.
+    pub fn dump(&mut self, now: Timestamp) -> (Vec<Arc<Record<F>>>, Vec<Change<F>>) {
+        let changes = self.expire(now);
+        let seen = |slot: usize| self.lent.is_empty() || !self.lent.contains(&(slot as u32));
+        let seen = self.slots.iter().filter(|(slot, _)| seen(*slot));
+        (seen.map(|(_, entry)| Arc::clone(entry)).collect(), changes)
+    }
+
+    /// Everything that is held, what is lent and what has expired unnoticed included.
+    pub fn all(&self) -> Vec<Arc<Record<F>>> {
+        self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect()
     }
 
     /// Whether a set of `count` could ever be held; what is known before it is.
@@ -169,8 +208,8 @@ impl<F> Store<F> {
     }
 
     /// Prepares an entry of a set for [`setdump`](Self::setdump).
-    pub fn stage(&self, entry: Entry<F>) -> Staged<F> {
-        Staged { hash: self.hash(&entry.id), entry: Arc::new(entry) }
+    pub fn stage(&self, entry: Entry<F>, owner: u32) -> Staged<F> {
+        Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, owner }) }
     }
 
     /// Adds a set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
@@ -222,8 +261,28 @@ impl<F> Store<F> {
         Outcome { answer: Ok(taken), changes }
     }
 
+    /// Holds what a primary holds, in the place of what its identifier had; whether it has
+    /// expired is for the primary to say.
+    ///
+    /// # Errors
+    ///
+    /// ENFILE when the store is full.
+    pub fn mirror(&mut self, entry: Entry<F>, owner: u32) -> Answer<()> {
+        if self.len() >= self.capacity && self.slot_of(&entry.id).is_none() {
+            return Err(Errno::NFILE);
+        }
+        let staged = self.stage(entry, owner);
+        self.put(staged);
+        Ok(())
+    }
+
+    /// Holds no longer what a primary does not.
+    pub fn forget(&mut self, id: &Identifier) {
+        self.remove(id);
+    }
+
     /// Whether this very entry is what is held under its identifier.
-    pub fn holds(&self, entry: &Arc<Entry<F>>) -> bool {
+    pub fn holds(&self, entry: &Arc<Record<F>>) -> bool {
         let held = self.slot_of(&entry.id).map(|slot| &self.slots[slot as usize]);
         held.is_some_and(|held| Arc::ptr_eq(held, entry))
     }
@@ -231,7 +290,7 @@ impl<F> Store<F> {
     /// Releases entries, where they are still what is held under their identifiers.
     pub fn release<'a>(
         &mut self,
-        entries: impl Iterator<Item = &'a Arc<Entry<F>>>,
+        entries: impl Iterator<Item = &'a Arc<Record<F>>>,
         now: Timestamp,
     ) -> Vec<Change<F>>
     where
@@ -266,15 +325,20 @@ impl<F> Store<F> {
         self.by_id.find(hash, |&slot| self.slots[slot as usize].id == *id).copied()
     }
 
+    /// Where something stands that is not lent.
+    fn seen(&self, id: &Identifier) -> Option<u32> {
+        self.slot_of(id).filter(|slot| !self.lent.contains(slot))
+    }
+
     /// What stands in a place that a change has named.
-    pub fn at(&self, slot: u32) -> Option<&Arc<Entry<F>>> {
+    pub fn at(&self, slot: u32) -> Option<&Arc<Record<F>>> {
         self.slots.get(slot as usize)
     }
 
     /// Holds an entry in the place of what its identifier had, if anything, which is
     /// returned with the place.
-    fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Entry<F>>>) {
-        let Self { slots, by_id, hasher, by_limit, .. } = self;
+    fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
+        let Self { slots, by_id, hasher, by_limit, lent, .. } = self;
         let limit = entry.limit.moment();
         let found = by_id.entry(
             hash,
@@ -284,6 +348,7 @@ impl<F> Store<F> {
         let (slot, replaced) = match found {
             TableEntry::Occupied(found) => {
                 let slot = *found.get();
+                lent.remove(&slot);
                 (slot, Some(std::mem::replace(&mut slots[slot as usize], entry)))
             }
             TableEntry::Vacant(free) => {
@@ -301,11 +366,12 @@ impl<F> Store<F> {
         (slot, replaced)
     }
 
-    fn remove(&mut self, id: &Identifier) -> Option<Arc<Entry<F>>> {
+    fn remove(&mut self, id: &Identifier) -> Option<Arc<Record<F>>> {
         let hash = self.hash(id);
         let found = self.by_id.find_entry(hash, |&slot| self.slots[slot as usize].id == *id);
         let (slot, _) = found.ok()?.remove();
         let entry = self.slots.remove(slot as usize);
+        self.lent.remove(&slot);
         if let Some(moment) = entry.limit.moment() {
             self.by_limit.remove(&(moment, slot));
         }
@@ -328,6 +394,7 @@ impl<F> Store<F> {
         }
         let expiring = self.slots.iter().filter(|(_, entry)| entry.limit.moment().is_some());
         assert_eq!(self.by_limit.len(), expiring.count());
+        assert!(self.lent.iter().all(|&slot| self.slots.contains(slot as usize)));
     }
 }
 

@@ -8,6 +8,10 @@ use std::fmt;
 pub struct Malformed(pub(crate) &'static str);
 
 impl Malformed {
+    /// A message is missing, or another one came in its place.
+    pub const INCOMPLETE: Self = Self("not the message that was due");
+    /// A user asks whom no rule lets in.
+    pub const NOT_LET_IN: Self = Self("the access rules do not let this user in");
     /// A request came where a part of the announced set was due.
     pub const MID_SET: Self = Self("a request in the middle of a set");
     /// A part of a set came that was not announced.

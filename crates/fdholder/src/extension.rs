@@ -17,7 +17,7 @@ use std::ops::Range;
 
 /// The version of the extensions that this library speaks. Each version has all that the
 /// ones before it had.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The first payload byte of an extension.
 pub(crate) const COMMAND: u8 = b'+';
@@ -30,6 +30,8 @@ mod number {
     pub const RELEASE: u8 = 3;
     pub const ON_CONFLICT: u8 = 4;
     pub const TAKEN: u8 = 5;
+    pub const FOLLOW: u8 = 6;
+    pub const LAST: u8 = FOLLOW;
 }
 
 /// A request that only fdholder understands.
@@ -64,6 +66,12 @@ pub enum Extension<F> {
     OnConflict(OnConflict),
     /// What came of the set that was given last on this connection.
     Taken,
+    /// Make this connection a [link](crate::link): from now on tell me of every change. For
+    /// a daemon of the same user, which can take over.
+    Follow {
+        /// How many descriptors it could hold.
+        capacity: u32,
+    },
     /// One of a later version.
     Unknown,
 }
@@ -78,6 +86,25 @@ pub enum OnConflict {
     Keep,
     /// The whole set is refused with EEXIST.
     Fail,
+}
+
+impl OnConflict {
+    pub(crate) fn to_byte(self) -> u8 {
+        match self {
+            Self::Replace => 0,
+            Self::Keep => 1,
+            Self::Fail => 2,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            0 => Ok(Self::Replace),
+            1 => Ok(Self::Keep),
+            2 => Ok(Self::Fail),
+            _ => Err(Malformed("an unknown way to deal with conflicts")),
+        }
+    }
 }
 
 /// What came of a set: which of its descriptors were new, replaced others, or gave way.
@@ -113,7 +140,7 @@ impl<F> Extension<F> {
     ) -> Result<Option<Self>, Malformed> {
         let mut reader = Reader(body);
         let number = reader.byte()?;
-        if number > number::TAKEN {
+        if number > number::LAST {
             return Ok(Some(Self::Unknown));
         }
         let to = fds.pop();
@@ -132,13 +159,9 @@ impl<F> Extension<F> {
                 let only_ask = reader.byte()? != 0;
                 Self::Release { runs: runs(&mut reader)?, only_ask }
             }
-            number::ON_CONFLICT => Self::OnConflict(match reader.byte()? {
-                0 => OnConflict::Replace,
-                1 => OnConflict::Keep,
-                2 => OnConflict::Fail,
-                _ => return Err(Malformed("an unknown way to deal with conflicts")),
-            }),
-            _ => Self::Taken,
+            number::ON_CONFLICT => Self::OnConflict(OnConflict::from_byte(reader.byte()?)?),
+            number::TAKEN => Self::Taken,
+            _ => Self::Follow { capacity: reader.u32()? },
         };
         reader.end()?;
         Ok(Some(extension))
@@ -165,14 +188,13 @@ impl<F> Extension<F> {
                 put_runs(&mut payload, &runs);
             }
             Self::OnConflict(on_conflict) => {
-                let on_conflict = match on_conflict {
-                    OnConflict::Replace => 0,
-                    OnConflict::Keep => 1,
-                    OnConflict::Fail => 2,
-                };
-                payload.extend_from_slice(&[number::ON_CONFLICT, on_conflict]);
+                payload.extend_from_slice(&[number::ON_CONFLICT, on_conflict.to_byte()]);
             }
             Self::Taken => payload.push(number::TAKEN),
+            Self::Follow { capacity } => {
+                payload.push(number::FOLLOW);
+                payload.extend_from_slice(&capacity.to_be_bytes());
+            }
             Self::Unknown => payload.push(u8::MAX),
         }
         Message::new(fds, |bytes| bytes.append(&mut payload))
@@ -354,6 +376,7 @@ mod tests {
             Just(Extension::OnConflict(OnConflict::Keep)),
             Just(Extension::OnConflict(OnConflict::Fail)),
             Just(Extension::Taken),
+            any::<u32>().prop_map(|capacity| Extension::Follow { capacity }),
         ]
     }
 
@@ -381,7 +404,7 @@ mod tests {
 
         #[test]
         fn what_a_later_version_asks_is_unknown(
-            number in number::TAKEN + 1..=u8::MAX,
+            number in number::LAST + 1..=u8::MAX,
             body in proptest::collection::vec(any::<u8>(), 0..50),
             fds in 0u32..3,
         ) {

@@ -136,6 +136,11 @@ impl<F> Decoder<F> {
         self.start < self.bytes.len()
     }
 
+    /// What has arrived and was not handed out; `None` when descriptors came with it.
+    pub fn unread_without_fds(&self) -> Option<&[u8]> {
+        self.fds.is_empty().then_some(&self.bytes[self.start..])
+    }
+
     /// Whether [`next`](Self::next) has something to say: a frame, or an error.
     pub fn has_frame(&self) -> bool {
         match self.header() {

@@ -77,6 +77,7 @@ pub mod extension;
 pub mod frame;
 mod id;
 pub mod limits;
+pub mod link;
 mod negotiated;
 mod payload;
 pub mod reply;

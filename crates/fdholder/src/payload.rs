@@ -68,6 +68,10 @@ impl<'a> Reader<'a> {
         self.take().copied().map(u32::from_be_bytes)
     }
 
+    pub fn u64(&mut self) -> Result<u64, Malformed> {
+        self.take().copied().map(u64::from_be_bytes)
+    }
+
     pub fn limit(&mut self) -> Result<Limit, Malformed> {
         Timestamp::from_wire(self.take::<TIMESTAMP_LEN>()?)
             .map(Limit::at)

@@ -1,6 +1,8 @@
 //! `serve`: be the holder. `s6-fdholder-daemon` makes its socket, `s6-fdholderd` gets it
 //! as standard input.
 
+mod start;
+
 use crate::failure::{exit, Failure};
 use crate::log;
 use crate::options::{milliseconds_option, number, number_option, path_operand, Milliseconds};
@@ -8,15 +10,18 @@ use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::{Rules, User};
+use fdholder_daemon::follower::Inheritance;
+use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
-use fdholder_daemon::listen::{check_inherited, listen_at, Listen, BACKLOG_DEFAULT};
-use fdholder_daemon::privileges::{drop_to, Become};
+use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
+use fdholder_daemon::privileges::Become;
 use fdholder_daemon::signals::Signals;
-use fdholder_daemon::{Ended, Options, Server};
+use fdholder_daemon::{Ended, Options, Room, Server};
+use start::Start;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing::{info, warn};
@@ -85,6 +90,12 @@ fn define_server(command: Command) -> Command {
                 .overrides_with("rulesdir")
                 .help("Access rules in a cdb; SIGHUP has it read again"),
         )
+        .arg(
+            Arg::new("standby")
+                .long("standby")
+                .action(ArgAction::SetTrue)
+                .help("Have a second process hold everything too, and serve if this one is killed"),
+        )
 }
 
 fn define_daemon(command: Command) -> Command {
@@ -93,6 +104,8 @@ fn define_daemon(command: Command) -> Command {
         .after_help(
             "Without rules the socket has mode 0600, the daemon's own user may do everything \
              and nobody else connects. With rules it has mode 0777, and they decide.\n\n\
+             On a PATH where a fdholder of the same user serves already, this one takes over \
+             from it, and the other one ends; clients notice nothing.\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0, +1 if descriptors were still held, +2 \
              if clients were cut off; 100 wrong usage, 111 it cannot start.",
@@ -144,11 +157,12 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let owner_only = matches!(source, RulesSource::OwnerOnly);
     let rules = source.read()?;
     let path: PathBuf = invocation.required("path")?;
+    let place = path.display().to_string();
     let user = user_to_become(invocation)?;
     let own = User::this_process();
     // With rules, they alone decide, as with s6; without, the file system does.
     let listen = Listen {
-        path: path.clone(),
+        path,
         backlog: invocation
             .optional::<u32>("backlog")
             .map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX)),
@@ -157,23 +171,22 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
         owner: owner_only
             .then_some(User { uid: user.uid.unwrap_or(own.uid), gid: user.gid.unwrap_or(own.gid) }),
     };
-    let listener = listen_at(&listen).map_err(|error| Failure::new(exit::SYSTEM, error))?;
-    let started = drop_to(&user)
-        .map_err(|(doing, errno)| Failure::system(doing, errno))
-        .and_then(|()| prepare(invocation, listener, rules));
-    match started {
-        Ok(server) => serve(invocation, server, &path.display().to_string()),
-        Err(failure) => {
-            // No daemon, no socket; if it cannot be removed, the next one will.
-            let _ = std::fs::remove_file(&path);
-            Err(failure)
-        }
-    }
+    let settings = Settings::of(invocation)?;
+    let start = match start::by_following(&settings)? {
+        Some(start) => start,
+        None => start::at(&listen, &user, &settings)?,
+    };
+    settings.serve(start, rules, &place)
 }
 
 fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
     let source = RulesSource::of(invocation)?;
+    let settings = Settings::of(invocation)?;
+    let place = "standard input";
+    if let Some(start) = start::by_following(&settings)? {
+        return settings.serve(start, source.read()?, place);
+    }
     let stdin = std::io::stdin();
     check_inherited(&stdin).map_err(|problem| {
         Failure::new(exit::USAGE, format_args!("standard input is {problem}: give it one"))
@@ -182,8 +195,8 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(|error| Failure::system("take the socket from standard input", error))?;
-    let server = prepare(invocation, listener, source.read()?)?;
-    serve(invocation, server, "standard input")
+    let inheritance = Inheritance::of(listener, settings.room.capacity);
+    settings.serve(Start::Anew(inheritance), source.read()?, place)
 }
 
 /// Where the rules are, by the command line.
@@ -250,46 +263,82 @@ fn user_to_become(invocation: &Invocation) -> Result<Become, Failure> {
     Ok(user)
 }
 
-/// The server that the command line asks for.
-fn prepare(invocation: &Invocation, listener: OwnedFd, rules: Rules) -> Result<Server, Failure> {
-    let span = |id: &str| invocation.optional(id).and_then(|Milliseconds(span)| span);
-    let count = |id: &str| invocation.optional::<u32>(id).map(|count| count as usize);
-    let defaults = Options::default();
-    let wanted = count("fds").unwrap_or(defaults.fds_max);
-    let options = Options {
-        connections_max: count("connections").unwrap_or(defaults.connections_max),
-        fds_max: wanted,
-        client_timeout: span("client-timeout"),
-        lame_duck_timeout: span("lame-duck"),
-    };
-    let signals = Signals::catch().map_err(|error| Failure::system("catch signals", error))?;
-    let server = Server::new(listener, rules, signals, options)
-        .map_err(|error| Failure::system("prepare the server", error))?;
-    let capacity = server.capacity();
-    fdholder_daemon::memory::take(capacity);
-    if wanted > FDS_MAX {
-        warn!("room for {capacity} descriptors, not {wanted}: no holder has room for more");
-    } else if capacity < wanted {
-        warn!(
-            "room for {capacity} descriptors, not {wanted}: the hard limit on open files \
-             (ulimit -Hn) does not allow more"
-        );
-    }
-    Ok(server)
+/// What the command line says of the server.
+struct Settings {
+    options: Options,
+    room: Room,
+    /// Say that it is ready.
+    announce: bool,
+    /// How to start a standby, if there is to be one.
+    standby: Option<Launch>,
+    signals: Signals,
 }
 
-/// What both names of the daemon do once there is a server.
-fn serve(invocation: &Invocation, server: Server, place: &str) -> Result<ExitCode, Failure> {
-    let (capacity, pid) = (server.capacity(), std::process::id());
-    info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors");
-    give_up_standard_streams(invocation.matches.get_flag("ready"))
-        .map_err(|error| Failure::system("announce readiness on stdout", error))?;
-    let Ended { held, clients } =
-        server.run().map_err(|error| Failure::system("go on serving", error))?;
-    if held > 0 {
-        warn!("ended with {held} descriptors, which are closed now");
+impl Settings {
+    fn of(invocation: &Invocation) -> Result<Self, Failure> {
+        let span = |id: &str| invocation.optional(id).and_then(|Milliseconds(span)| span);
+        let count = |id: &str| invocation.optional::<u32>(id).map(|count| count as usize);
+        let defaults = Options::default();
+        let wanted = count("fds").unwrap_or(defaults.fds_max);
+        let options = Options {
+            connections_max: count("connections").unwrap_or(defaults.connections_max),
+            fds_max: wanted,
+            client_timeout: span("client-timeout"),
+            lame_duck_timeout: span("lame-duck"),
+        };
+        let room =
+            Room::make(&options).map_err(|error| Failure::system("prepare the server", error))?;
+        let capacity = room.capacity;
+        fdholder_daemon::memory::take(capacity);
+        if wanted > FDS_MAX {
+            warn!("room for {capacity} descriptors, not {wanted}: no holder has room for more");
+        } else if capacity < wanted {
+            warn!(
+                "room for {capacity} descriptors, not {wanted}: the hard limit on open files \
+                 (ulimit -Hn) does not allow more"
+            );
+        }
+        let standby = invocation.matches.get_flag("standby").then(Launch::of_this_program);
+        let signals = Signals::catch().map_err(|error| Failure::system("catch signals", error))?;
+        let announce = invocation.matches.get_flag("ready");
+        Ok(Self { options, room, announce, standby, signals })
     }
-    Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
+
+    /// What both names of the daemon do once there is something to serve with.
+    fn serve(self, start: Start, rules: Rules, place: &str) -> Result<ExitCode, Failure> {
+        let prepare = |error| Failure::system("prepare the server", error);
+        let (pid, capacity) = (std::process::id(), self.room.capacity);
+        let is_promoted = matches!(start, Start::Promoted { .. });
+        let how = start.to_string();
+        let inheritance = match start {
+            Start::Anew(inheritance)
+            | Start::TakenOver { inheritance, .. }
+            | Start::Promoted { inheritance, .. } => inheritance,
+            Start::NotNeeded => return Ok(ExitCode::SUCCESS),
+        };
+        let mut server =
+            Server::inherit(inheritance, rules, self.signals, self.options).map_err(prepare)?;
+        if let Some(launch) = self.standby {
+            server = server.with_standby(launch);
+        }
+        info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
+        if !is_promoted {
+            give_up_standard_streams(self.announce)
+                .map_err(|error| Failure::system("announce readiness on stdout", error))?;
+        }
+        match server.run().map_err(|error| Failure::system("go on serving", error))? {
+            Ended::Stopped { held, clients } => {
+                if held > 0 {
+                    warn!("ended with {held} descriptors, which are closed now");
+                }
+                Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
+            }
+            Ended::TakenOver { by } => {
+                info!("pid {} has taken over", by.unwrap_or_default());
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input

@@ -4,11 +4,13 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used)]
 
 pub mod daemon;
+pub mod family;
 pub mod proxy;
 pub mod suite;
 pub mod trial;
 
 pub use daemon::{Daemon, Rules};
+pub use family::Family;
 pub use suite::Suite;
 
 use fdholder::{Client, Deadline, Entry, Identifier, Limit};

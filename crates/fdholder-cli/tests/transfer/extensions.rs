@@ -69,7 +69,7 @@ fn what_a_later_version_asks() {
     }
     send(&stream, b"!\0\0\0\x02", &[]);
     assert_eq!(answer(&stream), b"\0\0\0\x05\0\0\0\0\0\0\x01");
-    send(&stream, b"+\x06", &[null.as_fd()]);
+    send(&stream, b"+\xc8", &[null.as_fd()]);
     assert_eq!(answer(&stream), EOPNOTSUPP);
     assert_eq!(holder.open_fds(), open + 1, "only the connection is open");
     // What is no extension is no request.

@@ -7,7 +7,8 @@ use super::*;
 use fdholder::{Identifier, Limit};
 
 fn connection() -> Connection<u32> {
-    Connection::new(Arc::new(Rights::all()))
+    let rights = Some(Arc::new(Rights::all()));
+    Connection::new(Standing { uid: 7, is_own: false, rights })
 }
 
 fn now() -> Timestamp {
@@ -22,7 +23,7 @@ fn entry(number: u32) -> Entry<u32> {
 fn holding(count: u32) -> Store<u32> {
     let mut store = Store::new(20_000);
     for number in 0..count {
-        assert_eq!(store.store(entry(number), now()).answer, Ok(()));
+        assert_eq!(store.store(entry(number), 7, now()).answer, Ok(()));
     }
     store
 }
@@ -157,4 +158,45 @@ fn a_snapshot_is_timed() {
     assert!(!client.is_timed());
     answer(&mut client, &mut store, extension(Extension::Snapshot { entries: false }));
     assert!(client.is_timed() && !client.is_busy());
+}
+
+/// What a client is to have alone is seen by nobody, and comes back if it does not take it.
+#[test]
+fn a_loan_is_hidden_until_it_is_settled() {
+    for taken in [false, true] {
+        let (mut client, mut other, mut store) = (connection(), connection(), holding(2));
+        let one = || Identifier::new("1").unwrap();
+        let retrieve = |delete| Request::Retrieve { id: one(), delete };
+        assert_eq!(answer(&mut client, &mut store, retrieve(true)), b"\0");
+        assert!(client.is_borrowing() && client.is_busy());
+        let noent = [Errno::NOENT.raw_os_error() as u8];
+        assert_eq!(answer(&mut other, &mut store, retrieve(false)), noent);
+        assert_eq!(answer(&mut other, &mut store, retrieve(true)), noent);
+        assert_eq!(answer(&mut other, &mut store, Request::Delete(one())), noent);
+        assert_eq!(answer(&mut other, &mut store, Request::List), b"\0\0\0\0\x010\0");
+        let busy = [Errno::BUSY.raw_os_error() as u8];
+        assert_eq!(answer(&mut other, &mut store, Request::Store(entry(1))), busy);
+        let changes = client.settle(taken, &mut store, now());
+        assert_eq!((changes.len(), store.len()), if taken { (1, 1) } else { (0, 2) });
+        assert!(!client.is_borrowing());
+        let then = answer(&mut other, &mut store, retrieve(false));
+        assert_eq!(then[..], if taken { noent } else { [0] });
+    }
+}
+
+/// What has taken the place of a loan stays, whatever becomes of the loan.
+#[test]
+fn a_loan_that_was_replaced_is_over() {
+    for taken in [false, true] {
+        let (mut client, mut other, mut store) = (connection(), connection(), holding(2));
+        let one = || Identifier::new("1").unwrap();
+        let retrieve = Request::Retrieve { id: one(), delete: true };
+        answer(&mut client, &mut store, retrieve);
+        answer(&mut other, &mut store, Request::Setdump(1));
+        let new = Entry { fd: 99, ..entry(1) };
+        assert_eq!(answer(&mut other, &mut store, Request::SetdumpData(vec![new])), b"\0");
+        client.settle(taken, &mut store, now());
+        assert_eq!(store.retrieve(&one(), now()).answer.unwrap().fd, 99);
+        store.check();
+    }
 }

@@ -137,7 +137,7 @@ fn chosen<T>(mask: u8, list: &[T]) -> impl Iterator<Item = (usize, &T)> {
 
 fn apply(
     store: &mut Store<u32>,
-    remembered: &mut Vec<Arc<Entry<u32>>>,
+    remembered: &mut Vec<Arc<Record<u32>>>,
     op: &Op,
     fd: u32,
     now: Timestamp,
@@ -145,7 +145,7 @@ fn apply(
     let entry = |number, secs, fd| Entry { id: id(number), limit: limit(secs), fd };
     match op {
         Op::Store(number, secs) => {
-            let done = store.store(entry(*number, *secs, fd), now);
+            let done = store.store(entry(*number, *secs, fd), 7, now);
             (done.answer.map(|()| vec![]), done.changes)
         }
         Op::Delete(number) => {
@@ -153,7 +153,11 @@ fn apply(
             (done.answer.map(|()| vec![]), done.changes)
         }
         Op::Retrieve(number, delete) => {
-            let done = store.retrieve(&id(*number), *delete, now);
+            let id = id(*number);
+            let mut done = if *delete { store.lend(&id, now) } else { store.retrieve(&id, now) };
+            if let Some(entry) = done.answer.iter().find(|_| *delete) {
+                done.changes.append(&mut store.release([entry].into_iter(), now));
+            }
             (done.answer.map(|entry| vec![entry.fd]), done.changes)
         }
         Op::Dump => {
@@ -163,7 +167,7 @@ fn apply(
         }
         Op::Setdump(on_conflict, set) => {
             let stage = |(index, (number, secs)): (usize, &(u8, u8))| {
-                store.stage(entry(*number, *secs, fd + index as u32))
+                store.stage(entry(*number, *secs, fd + index as u32), 7)
             };
             let set = set.iter().enumerate().map(stage).collect();
             let done = store.setdump(set, *on_conflict, now);
@@ -230,24 +234,25 @@ proptest! {
 fn a_set_that_only_replaces_needs_no_room() {
     let mut store = Store::new(2);
     for number in 0..2 {
-        store.store(Entry { id: id(number), limit: limit(0), fd: number }, at(1));
+        store.store(Entry { id: id(number), limit: limit(0), fd: number }, 7, at(1));
     }
     let entry = |number: u8| Entry { id: id(number), limit: limit(0), fd: number + 10 };
-    let set = (0..2).map(|number| store.stage(entry(number)));
+    let set = (0..2).map(|number| store.stage(entry(number), 7));
     let taken = Taken { replaced: 2, ..Taken::default() };
     let set = set.collect();
     assert_eq!(store.setdump(set, OnConflict::Replace, at(1)).answer, Ok(taken));
-    assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 10);
+    assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 10);
 }
 
 #[test]
 fn a_reply_keeps_what_it_sends() {
     let mut store = Store::new(2);
-    store.store(Entry { id: id(0), limit: limit(0), fd: 1 }, at(1));
-    let first = store.retrieve(&id(0), true, at(1)).answer.unwrap();
-    store.store(Entry { id: id(0), limit: limit(0), fd: 2 }, at(1));
+    store.store(Entry { id: id(0), limit: limit(0), fd: 1 }, 7, at(1));
+    let first = store.retrieve(&id(0), at(1)).answer.unwrap();
+    assert_eq!(store.delete(&id(0), at(1)).answer, Ok(()));
+    store.store(Entry { id: id(0), limit: limit(0), fd: 2 }, 7, at(1));
     assert_eq!(first.fd, 1);
-    assert_eq!(store.retrieve(&id(0), false, at(1)).answer.unwrap().fd, 2);
+    assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 2);
 }
 
 /// 200,000 stores under one limit: n log n takes well under a second, n squared hours.
@@ -256,7 +261,7 @@ fn equal_limits_cost_nothing_extra() {
     let mut store = Store::new(200_000);
     for number in 0..200_000u32 {
         let id = Identifier::new(number.to_string()).unwrap();
-        store.store(Entry { id, limit: limit(9), fd: number }, at(1));
+        store.store(Entry { id, limit: limit(9), fd: number }, 7, at(1));
     }
     assert_eq!(store.len(), 200_000);
     assert_eq!(store.expire(at(9)).len(), 200_000);

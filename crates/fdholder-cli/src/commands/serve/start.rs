@@ -1,0 +1,161 @@
+//! Where a daemon gets what it serves with: a new socket, or everything that another
+//! daemon has.
+
+use super::Settings;
+use crate::failure::{exit, Failure};
+use crate::inherited;
+use fdholder::Errno;
+use fdholder_daemon::access::User;
+use fdholder_daemon::follower::{FollowError, Follower, Inheritance, StoodBy};
+use fdholder_daemon::launch::FOLLOW_VARIABLE;
+use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
+use fdholder_daemon::privileges::{drop_to, Become};
+use std::fmt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tracing::warn;
+
+/// How a daemon has come to serve.
+pub enum Start {
+    /// On a new socket.
+    Anew(Inheritance),
+    /// It has taken over from another one.
+    TakenOver { inheritance: Inheritance, pid: u32 },
+    /// It was the standby of one that has gone.
+    Promoted { inheritance: Inheritance, pid: u32 },
+    /// It was a standby, and is not needed any more.
+    NotNeeded,
+}
+
+/// As it is told behind "ready".
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anew(_) | Self::NotNeeded => Ok(()),
+            Self::TakenOver { inheritance, pid } => {
+                write!(f, "; has taken over {} from pid {pid}", inheritance.store.len())
+            }
+            Self::Promoted { inheritance, pid } => {
+                write!(f, "; has {} from pid {pid}, which has gone", inheritance.store.len())
+            }
+        }
+    }
+}
+
+/// How long to try again while another daemon is starting or ending at the same place.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to wait in between.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// For one that was started to follow another: follows it until there is something to
+/// serve. `None` for one that was not.
+pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
+    let Some(number) = std::env::var_os(FOLLOW_VARIABLE) else { return Ok(None) };
+    let number = crate::options::number(&number).map_err(|problem| {
+        Failure::new(exit::USAGE, format_args!("invalid {FOLLOW_VARIABLE}: {problem}"))
+    })?;
+    let socket = inherited::take(number)
+        .map_err(|errno| Failure::system(format!("take the socket {number}"), errno))?;
+    let unable = |error| Failure::new(exit::SYSTEM, format_args!("unable to stand by: {error}"));
+    let follower = Follower::begin(socket, settings.room.capacity).map_err(unable)?;
+    let pid = follower.head().pid;
+    match follower.stand_by(settings.signals.term_source()).map_err(unable)? {
+        StoodBy::Ours(inheritance) => Ok(Some(Start::Promoted { inheritance, pid })),
+        StoodBy::Dismissed => Ok(Some(Start::NotNeeded)),
+    }
+}
+
+/// Listens on a path, or takes over from the fdholder that does.
+pub fn at(listen: &Listen, user: &Become, settings: &Settings) -> Result<Start, Failure> {
+    let capacity = settings.room.capacity;
+    let become_user = || drop_to(user).map_err(|(doing, errno)| Failure::system(doing, errno));
+    let give_up_at = Instant::now() + PATIENCE;
+    let mut has_become = false;
+    loop {
+        let (pid, uid) = match listen_at(listen) {
+            Ok(listener) => {
+                if !has_become {
+                    if let Err(failure) = become_user() {
+                        // No daemon, no socket; if it cannot be removed, the next one will.
+                        let _ = std::fs::remove_file(&listen.path);
+                        return Err(failure);
+                    }
+                }
+                return Ok(Start::Anew(Inheritance::of(listener, capacity)));
+            }
+            Err(ListenError::InUse { pid, uid, .. }) => (pid, uid),
+            Err(error) => return Err(Failure::new(exit::SYSTEM, error)),
+        };
+        // It decides by who we are.
+        if !has_become {
+            become_user()?;
+            has_become = true;
+        }
+        let error = match take_over(&listen.path, uid, capacity) {
+            Ok(Some((inheritance, pid))) => {
+                let mode = Permissions::from_mode(listen.mode);
+                if let Err(error) = std::fs::set_permissions(&listen.path, mode) {
+                    warn!("{} keeps the mode it has: {error}", listen.path.display());
+                }
+                return Ok(Start::TakenOver { inheritance, pid });
+            }
+            // Whoever listened there has gone meanwhile, or another one has come.
+            Ok(None) => None,
+            Err(
+                error @ (FollowError::Gone
+                | FollowError::GivenUp
+                | FollowError::Refused(Errno::BUSY | Errno::SHUTDOWN)),
+            ) => Some(error),
+            Err(error) => return Err(cannot_take_over(&listen.path, pid, uid, error)),
+        };
+        if Instant::now() >= give_up_at {
+            return Err(cannot_take_over(
+                &listen.path,
+                pid,
+                uid,
+                error.unwrap_or(FollowError::TimedOut),
+            ));
+        }
+        std::thread::sleep(RETRY_PAUSE);
+    }
+}
+
+/// Takes over from whoever listens on a path; `None` when nobody does any more.
+fn take_over(
+    path: &Path,
+    uid: u32,
+    capacity: usize,
+) -> Result<Option<(Inheritance, u32)>, FollowError> {
+    // One that began to listen as root may have become another user since.
+    if uid != User::this_process().uid && uid != 0 {
+        return Err(FollowError::Refused(Errno::PERM));
+    }
+    let socket = match connect_to(path) {
+        Ok(socket) => socket,
+        Err(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => return Ok(None),
+        Err(errno) => return Err(FollowError::System(errno)),
+    };
+    let follower = Follower::begin(socket, capacity)?;
+    let pid = follower.head().pid;
+    Ok(Some((follower.take_over()?, pid)))
+}
+
+fn cannot_take_over(path: &Path, pid: Option<i32>, uid: u32, error: FollowError) -> Failure {
+    let pid = pid.map_or_else(String::new, |pid| format!("pid {pid}, "));
+    let advice = match error {
+        FollowError::NoFdholder | FollowError::TooOld => {
+            "choose another path, carry over what it holds with fdholder transferdump, then stop it"
+        }
+        _ => "stop it first, or choose another path",
+    };
+    Failure::new(
+        exit::SYSTEM,
+        format_args!(
+            "unable to take over {}: a daemon listens there ({pid}uid {uid}), and {error}: {advice}",
+            path.display()
+        ),
+    )
+}

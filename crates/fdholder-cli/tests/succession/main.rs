@@ -1,0 +1,33 @@
+//! One daemon after another: taking over, standing by, what survives and what does not.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod loans;
+mod standby;
+#[path = "../support/mod.rs"]
+mod support;
+mod takeover;
+
+use fdholder::{Client, Limit};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use support::{content_of, deadline, id, marked_file, Content};
+
+/// Has a holder hold so many marked files.
+fn fill(client: &mut Client, folder: &Path, count: usize) -> Vec<PathBuf> {
+    let store = |number: usize| {
+        let (file, path) = marked_file(folder, &format!("file {number}"));
+        client.store(&id(&number.to_string()), Limit::never(), &file, deadline()).unwrap();
+        path
+    };
+    (0..count).map(store).collect()
+}
+
+fn content(client: &mut Client) -> Content {
+    content_of(&client.getdump(deadline()).unwrap())
+}
+
+/// The paths of everything that a process has open.
+fn open_paths(pid: u32) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+}

@@ -1,0 +1,175 @@
+//! A second process that has everything, when one of the two is killed.
+
+use crate::support::family::{is_alive, signal};
+use crate::support::{deadline, eventually, id, marked_file, path_of, Family};
+use crate::{content, fill, open_paths};
+use fdholder::{Client, Entry, Limit, Timestamp};
+use rustix::process::Signal;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// Primary killed: the standby serves, with everything, and has a standby of its own.
+#[test]
+fn the_standby_serves_when_the_primary_is_killed() {
+    let mut family = Family::with(&["--standby", "-n", "2000"]);
+    let mut client = family.client();
+    let folder = family.folder.path().to_owned();
+    fill(&mut client, &folder, 600);
+    let limit = Limit::at(Timestamp::now().saturating_add(Duration::from_secs(1000)));
+    let (file, _) = marked_file(&folder, "limited");
+    client.store(&id("limited"), limit, &file, deadline()).unwrap();
+    for generation in 0..4 {
+        let before = content(&mut family.client());
+        let (primary, standby) = (family.primary(), family.standby());
+        // What came last counts as well, and so does what went.
+        let (file, path) = marked_file(&folder, &format!("last {generation}"));
+        let mut client = family.client();
+        client.store(&id("last"), Limit::never(), &file, deadline()).unwrap();
+        client.delete(&id(&generation.to_string()), deadline()).unwrap();
+        signal(primary, Signal::KILL);
+        let mut client = family.client();
+        assert_eq!(path_of(client.retrieve(&id("last"), deadline()).unwrap()), path);
+        assert_eq!(family.primary(), standby);
+        client.delete(&id("last"), deadline()).unwrap();
+        let mut expected = before;
+        expected.remove(&id(&generation.to_string())).unwrap();
+        assert_eq!(content(&mut client), expected);
+        family.kill(primary);
+    }
+}
+
+/// What is acknowledged survives the very next instant, over and over.
+#[test]
+fn what_is_acknowledged_survives() {
+    let mut family = Family::with(&["--standby"]);
+    let folder = family.folder.path().to_owned();
+    for round in 0..20 {
+        family.standby();
+        let primary = family.primary();
+        let mut client = family.client();
+        let (file, path) = marked_file(&folder, &format!("{round}"));
+        let name = id(&format!("{round}"));
+        match round % 4 {
+            0 => client.store(&name, Limit::never(), &file, deadline()).unwrap(),
+            1 => {
+                let entry = [Entry { id: name.clone(), limit: Limit::never(), fd: file.as_fd() }];
+                client.setdump(&entry, deadline()).unwrap();
+            }
+            2 => client.delete(&id(&format!("{}", round - 1)), deadline()).unwrap(),
+            _ => {
+                client
+                    .retrieve_maybe_delete(&id(&format!("{}", round - 3)), true, deadline())
+                    .unwrap();
+                // It is known to have been taken when the next one finds it so.
+                family.client().retrieve(&id(&format!("{}", round - 3)), deadline()).unwrap_err();
+            }
+        }
+        signal(primary, Signal::KILL);
+        let mut client = family.client();
+        let list = client.list(deadline()).unwrap();
+        match round % 4 {
+            0 | 1 => assert_eq!(path_of(client.retrieve(&name, deadline()).unwrap()), path),
+            2 => assert!(!list.contains(&id(&format!("{}", round - 1)))),
+            _ => assert!(list.is_empty(), "{list:?}"),
+        }
+        family.kill(primary);
+    }
+}
+
+/// Deleted is closed, in both of them.
+#[test]
+fn what_is_deleted_is_closed_in_both() {
+    let family = Family::with(&["--standby"]);
+    let mut client = family.client();
+    let both = [family.primary(), family.standby()];
+    for round in 0..200 {
+        let (file, path) = marked_file(family.folder.path(), "marked");
+        if round % 2 == 0 {
+            client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+        } else {
+            let entry = [Entry { id: id("x"), limit: Limit::never(), fd: file.as_fd() }];
+            client.setdump(&entry, deadline()).unwrap();
+        }
+        client.delete(&id("x"), deadline()).unwrap();
+        for pid in both {
+            assert!(!open_paths(pid).contains(&path), "round {round}");
+        }
+    }
+    assert_eq!(both, [family.primary(), family.standby()]);
+}
+
+/// What expires is closed in both, too, without anybody asking.
+#[test]
+fn what_expires_is_closed_in_both() {
+    let family = Family::with(&["--standby"]);
+    let both = [family.primary(), family.standby()];
+    let (file, path) = marked_file(family.folder.path(), "marked");
+    let soon = Limit::after(Duration::from_millis(200));
+    family.client().store(&id("x"), soon, &file, deadline()).unwrap();
+    eventually("it is closed in both", || both.iter().all(|pid| !open_paths(*pid).contains(&path)));
+}
+
+/// Standby killed: the primary goes on, and has another one.
+#[test]
+fn the_primary_goes_on_when_the_standby_is_killed() {
+    let mut family = Family::with(&["--standby"]);
+    let mut client = family.client();
+    fill(&mut client, family.folder.path(), 100);
+    let primary = family.primary();
+    for _ in 0..5 {
+        let standby = family.standby();
+        family.kill(standby);
+        assert_eq!(client.list(deadline()).unwrap().len(), 100);
+        assert_ne!(family.standby(), standby);
+        assert_eq!(family.primary(), primary);
+    }
+}
+
+/// A standby that hangs is given up, killed, and another one started; it never serves.
+#[test]
+fn a_standby_that_hangs_is_given_up() {
+    let family = Family::with(&["--standby"]);
+    let mut client = family.client();
+    let standby = family.standby();
+    signal(standby, Signal::STOP);
+    let (file, _) = marked_file(family.folder.path(), "x");
+    // The deletion waits for it, until it is given up.
+    client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+    client.delete(&id("x"), deadline()).unwrap();
+    assert!(!is_alive(standby));
+    assert_ne!(family.standby(), standby);
+}
+
+/// SIGTERM, to either, ends both.
+#[test]
+fn sigterm_ends_both() {
+    for to_standby in [false, true] {
+        let mut family = Family::with(&["--standby"]);
+        let (file, _) = marked_file(family.folder.path(), "x");
+        family.client().store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+        let (primary, standby) = (family.primary(), family.standby());
+        signal(if to_standby { standby } else { primary }, Signal::TERM);
+        assert_eq!(family.wait(primary), Some(1), "something was held");
+        eventually("both have ended", || family.alive().is_empty());
+        assert!(Client::connect(&family.path, deadline()).is_err());
+    }
+}
+
+/// A supervisor that restarts the dead primary finds the one that serves, and takes over.
+#[test]
+fn a_restarted_primary_takes_over_from_the_standby() {
+    let mut family = Family::with(&["--standby"]);
+    fill(&mut family.client(), family.folder.path(), 300);
+    let before = content(&mut family.client());
+    for _ in 0..5 {
+        family.standby();
+        let primary = family.primary();
+        family.kill(primary);
+        // At once, as a supervisor does; the standby may not even have noticed.
+        let next = family.serve(&["--standby"]);
+        assert_eq!(family.primary(), next);
+        assert_eq!(content(&mut family.client()), before);
+        family.standby();
+        eventually("two are left", || family.alive().len() == 2);
+    }
+}

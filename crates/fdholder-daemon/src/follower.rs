@@ -1,0 +1,292 @@
+//! A process that follows a primary: it has what the primary has, and may serve next.
+
+use crate::replication::roll::{succeed, Succession};
+use crate::replication::{Replica, ReplicaError};
+use crate::store::Store;
+use fdholder::extension::{self, Extension, VERSION};
+use fdholder::frame::Decoder;
+use fdholder::link::{Fed, HandedClient, Head, Heard, LINK_PAYLOAD_MAX};
+use fdholder::transport::{self, Wait};
+use fdholder::{reply, strerror, Errno, Malformed, Request};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// What a daemon has to serve with.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// Where clients come in.
+    pub listener: OwnedFd,
+    /// What is held.
+    pub store: Store<OwnedFd>,
+    /// Clients that were served by another daemon.
+    pub clients: Vec<HandedClient<OwnedFd>>,
+}
+
+impl Inheritance {
+    /// A new socket, and room for so many descriptors.
+    pub fn of(listener: OwnedFd, capacity: usize) -> Self {
+        Self { listener, store: Store::new(capacity), clients: Vec::new() }
+    }
+}
+
+/// Why a primary cannot be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FollowError {
+    /// It hangs up on what only a fdholder understands.
+    NoFdholder,
+    /// It is a fdholder that is too old for this.
+    TooOld,
+    /// It says no: EPERM it runs as another user · ENFILE it holds more than there is room
+    /// for here · EBUSY others follow already · ESHUTDOWN it is about to end.
+    Refused(Errno),
+    /// It has given us up, or another process has taken its place.
+    GivenUp,
+    /// It says nothing.
+    TimedOut,
+    /// It has gone before it had told everything.
+    Gone,
+    /// It speaks another language, or holds too much.
+    Replica(ReplicaError),
+    /// A system call failed.
+    System(Errno),
+}
+
+impl fmt::Display for FollowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFdholder => f.write_str("it is not a fdholder"),
+            Self::TooOld => f.write_str("it is a fdholder too old to be taken over from"),
+            Self::Refused(Errno::PERM) => f.write_str("it runs as another user"),
+            Self::Refused(Errno::NFILE) => f.write_str(
+                "it holds more than this one would have room for: see option -n and ulimit -Hn",
+            ),
+            Self::Refused(Errno::BUSY) => f.write_str("others are taking over from it"),
+            Self::Refused(Errno::SHUTDOWN) => f.write_str("it is about to end"),
+            Self::Refused(errno) => write!(f, "it refuses: {}", strerror(*errno)),
+            Self::GivenUp => f.write_str("it goes on by itself"),
+            Self::TimedOut => f.write_str("it does not answer"),
+            Self::Gone => f.write_str("it has ended before it had handed over everything"),
+            Self::Replica(error) => error.fmt(f),
+            Self::System(errno) => f.write_str(&strerror(*errno)),
+        }
+    }
+}
+
+impl std::error::Error for FollowError {}
+
+impl From<ReplicaError> for FollowError {
+    fn from(error: ReplicaError) -> Self {
+        Self::Replica(error)
+    }
+}
+
+impl From<Malformed> for FollowError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Replica(malformed.into())
+    }
+}
+
+/// How long a primary may say nothing when it is asked something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes read at once.
+const READ_LEN: usize = 64 * 1024;
+
+/// A process that follows.
+#[derive(Debug)]
+pub struct Follower {
+    socket: OwnedFd,
+    decoder: Decoder<OwnedFd>,
+    buffer: Vec<u8>,
+    head: Head,
+    listener: OwnedFd,
+    roll: OwnedFd,
+    replica: Replica<OwnedFd>,
+}
+
+/// What came of standing by.
+#[derive(Debug)]
+pub enum StoodBy {
+    /// The primary has gone; now it is on us.
+    Ours(Inheritance),
+    /// We are not needed any more.
+    Dismissed,
+}
+
+impl Follower {
+    /// Follows the primary at the other end of a connection, with room for so many
+    /// descriptors.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError`].
+    pub fn begin(socket: OwnedFd, capacity: usize) -> Result<Self, FollowError> {
+        let capacity_told = u32::try_from(capacity).unwrap_or(u32::MAX);
+        let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
+        let mut bytes = ask(Extension::Hello(VERSION)).into_parts().0;
+        bytes.extend(ask(Extension::Follow { capacity: capacity_told }).bytes());
+        let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
+        let mut buffer = vec![0; READ_LEN];
+        let mut receive = |decoder: &mut Decoder<OwnedFd>, deadline| {
+            while !decoder.has_frame() {
+                if !read(&socket, decoder, &mut buffer, Some(deadline))? {
+                    return Err(FollowError::NoFdholder);
+                }
+            }
+            Ok(())
+        };
+        let deadline = Instant::now() + PATIENCE;
+        match transport::send(&socket, &bytes, &[], Wait::No) {
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+            Err(errno) => return Err(FollowError::System(errno)),
+        }
+        receive(&mut decoder, deadline)?;
+        let cut_short = || Malformed::INCOMPLETE;
+        let version = extension::parse_hello(&decoder.next()?.ok_or_else(cut_short)?)?;
+        if version.ok().is_none_or(|version| version < VERSION) {
+            return Err(FollowError::TooOld);
+        }
+        receive(&mut decoder, deadline)?;
+        let frame = decoder.next()?.ok_or_else(cut_short)?;
+        if let Ok(Err(errno)) = reply::parse_status(&frame) {
+            return Err(FollowError::Refused(errno));
+        }
+        let Fed::Head { head, listener, roll } = Fed::parse(frame)? else {
+            return Err(Malformed::INCOMPLETE.into());
+        };
+        let replica = Replica::new(capacity);
+        Ok(Self { socket, decoder, buffer, head, listener, roll, replica })
+    }
+
+    /// Whom it follows.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Takes the place of the primary. Returns when it has ended, or at any rate serves no
+    /// longer.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError`]; the primary serves then, or another who has taken its place.
+    pub fn take_over(mut self) -> Result<Inheritance, FollowError> {
+        let mut has_asked = false;
+        while self.replica.is_ours().is_none() {
+            if self.replica.is_synced() && !has_asked {
+                self.say(Heard::TakeOver)?;
+                has_asked = true;
+            }
+            // It may have clients that take a while to finish.
+            if !self.hear(Some(Instant::now() + PATIENCE))? {
+                break;
+            }
+        }
+        if self.replica.is_ours().is_some() {
+            // If it does not hear that any more it has gone.
+            let _ = self.say(Heard::Commit);
+        }
+        self.succeed()
+    }
+
+    /// Follows until the primary has gone, or lets us go. When `stop` becomes readable, the
+    /// primary is asked to end.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError`].
+    pub fn stand_by(mut self, stop: impl AsFd) -> Result<StoodBy, FollowError> {
+        let mut has_passed_on = false;
+        loop {
+            let mut sources = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            ];
+            let watched = if has_passed_on { &mut sources[..1] } else { &mut sources[..] };
+            match poll(watched, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(FollowError::System(errno)),
+            }
+            if !sources[1].revents().is_empty() && !has_passed_on {
+                has_passed_on = true;
+                // If it cannot hear that, it has gone, which is heard next.
+                let _ = self.say(Heard::Stop);
+            }
+            if !sources[0].revents().is_empty() && !self.hear(None)? {
+                break;
+            }
+        }
+        match self.succeed() {
+            Ok(_) if has_passed_on => Ok(StoodBy::Dismissed),
+            Ok(inheritance) => Ok(StoodBy::Ours(inheritance)),
+            Err(FollowError::GivenUp) => Ok(StoodBy::Dismissed),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn succeed(self) -> Result<Inheritance, FollowError> {
+        if !self.replica.is_synced() {
+            return Err(FollowError::Gone);
+        }
+        match succeed(&self.roll, self.head.number).map_err(FollowError::System)? {
+            Succession::Ours => {
+                let (store, clients) = self.replica.into_parts();
+                Ok(Inheritance { listener: self.listener, store, clients })
+            }
+            Succession::Anothers | Succession::GivenUp => Err(FollowError::GivenUp),
+        }
+    }
+
+    /// Takes in what has come, after waiting for it; false when the primary has hung up.
+    fn hear(&mut self, deadline: Option<Instant>) -> Result<bool, FollowError> {
+        if !read(&self.socket, &mut self.decoder, &mut self.buffer, deadline)? {
+            return Ok(false);
+        }
+        let mut answer = None;
+        while let Some(frame) = self.decoder.next()? {
+            answer = self.replica.hear(Fed::parse(frame)?)?.or(answer);
+        }
+        if let Some(answer) = answer {
+            // If it has gone, what it said before still counts.
+            let _ = self.say(answer);
+        }
+        Ok(true)
+    }
+
+    fn say(&self, what: Heard) -> Result<(), FollowError> {
+        let message = what.into_message::<BorrowedFd<'_>>();
+        let sent = transport::send(&self.socket, message.bytes(), &[], Wait::Yes);
+        sent.map(drop).map_err(FollowError::System)
+    }
+}
+
+/// Reads once; false at the end.
+fn read(
+    socket: &OwnedFd,
+    decoder: &mut Decoder<OwnedFd>,
+    buffer: &mut [u8],
+    deadline: Option<Instant>,
+) -> Result<bool, FollowError> {
+    loop {
+        match transport::receive(socket, buffer, Wait::No) {
+            Ok(received) if received.len == 0 => return Ok(false),
+            Ok(received) => {
+                decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+                return Ok(true);
+            }
+            Err(Errno::CONNRESET) => return Ok(false),
+            Err(Errno::AGAIN) => {}
+            Err(errno) => return Err(FollowError::System(errno)),
+        }
+        let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if span == Some(Duration::ZERO) {
+            return Err(FollowError::TimedOut);
+        }
+        let span = span.and_then(|span| Timespec::try_from(span).ok());
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(FollowError::System(errno)),
+        }
+    }
+}

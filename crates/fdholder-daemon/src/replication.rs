@@ -1,0 +1,15 @@
+//! What is held, held twice: by the primary, which serves, and by those that follow it.
+//!
+//! A follower is a standby, or a daemon that is about to take over. It gets a copy of what
+//! is held, then every change, in order; no answer leaves the primary before what it may
+//! depend on has left for every follower. What was sent to a Unix socket is safe from then
+//! on: the kernel delivers it although the sender is killed.
+//!
+//! Pure, but for [`roll`], where the kernel decides who serves.
+
+mod mirrors;
+mod replica;
+pub(crate) mod roll;
+
+pub use mirrors::{Carrier, Mirror, Mirrors, Ticket};
+pub use replica::{Replica, ReplicaError};

@@ -1,0 +1,115 @@
+//! The follower's side: what the primary holds, held here too.
+
+use crate::store::Store;
+use fdholder::link::{Fed, HandedClient, Heard, Mirrored};
+use fdholder::{Errno, Malformed};
+use std::fmt;
+
+/// What a follower has got.
+#[derive(Debug)]
+pub struct Replica<F> {
+    store: Store<F>,
+    /// Changes that belong together with others that have not come yet.
+    group: Vec<Mirrored<F>>,
+    clients: Vec<HandedClient<F>>,
+    is_synced: bool,
+    yours: Option<bool>,
+}
+
+/// Why a follower cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaError {
+    /// The primary speaks another language.
+    Malformed(Malformed),
+    /// More is held than fits here.
+    NoRoom,
+}
+
+impl fmt::Display for ReplicaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(malformed) => write!(f, "protocol error: {malformed}"),
+            Self::NoRoom => f.write_str("it holds more than there is room for here"),
+        }
+    }
+}
+
+impl std::error::Error for ReplicaError {}
+
+impl From<Malformed> for ReplicaError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl<F> Replica<F> {
+    /// Of a primary that holds no more than this.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            store: Store::new(capacity),
+            group: Vec::new(),
+            clients: Vec::new(),
+            is_synced: false,
+            yours: None,
+        }
+    }
+
+    /// Whether it has everything.
+    pub fn is_synced(&self) -> bool {
+        self.is_synced
+    }
+
+    /// Whether it was told that it may serve, and if so, whether only after another
+    /// program did not.
+    pub fn is_ours(&self) -> Option<bool> {
+        self.yours
+    }
+
+    /// Takes in what the primary says, and tells what to say to it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be followed any further.
+    pub fn hear(&mut self, fed: Fed<F>) -> Result<Option<Heard>, ReplicaError> {
+        match fed {
+            Fed::Head { .. } => return Err(Malformed::INCOMPLETE.into()),
+            Fed::Changes { up_to, goes_on, changes } => {
+                self.group.extend(changes);
+                if !goes_on && self.carry_out()? {
+                    return Ok(Some(Heard::UpTo(up_to)));
+                }
+            }
+            Fed::Synced => self.is_synced = true,
+            Fed::Client(client) => self.clients.push(client),
+            Fed::Yours { for_next } => self.yours = Some(for_next),
+        }
+        Ok(None)
+    }
+
+    /// Returns whether anything was released, which the primary waits for.
+    fn carry_out(&mut self) -> Result<bool, ReplicaError> {
+        let mut has_released = false;
+        for change in self.group.drain(..) {
+            match change {
+                Mirrored::Held { entry, owner } => {
+                    self.store.mirror(entry, owner).map_err(|_: Errno| ReplicaError::NoRoom)?;
+                }
+                Mirrored::Released(id) => {
+                    self.store.forget(&id);
+                    has_released = true;
+                }
+            }
+        }
+        Ok(has_released)
+    }
+
+    /// What to serve with. A part of what belongs together is dropped.
+    pub fn into_parts(self) -> (Store<F>, Vec<HandedClient<F>>) {
+        (self.store, self.clients)
+    }
+
+    /// What it has.
+    pub fn store(&self) -> &Store<F> {
+        &self.store
+    }
+}

@@ -1,0 +1,151 @@
+//! Who serves, decided by the kernel: the roll of followers.
+//!
+//! It is a file in memory that a primary and those who follow it share. The primary has it
+//! locked (fcntl(2), which belongs to a process and ends with it), so that whoever gets the
+//! lock knows that the primary has gone. The bytes say who must not serve although it has:
+//!
+//! | byte | not 0 |
+//! | --- | --- |
+//! | 0 | somebody has followed this primary already |
+//! | n | follower n was given up, and may not have everything |
+//!
+//! A primary gives a follower up here before it stops waiting for it, and before it hangs
+//! up. So the end of a link by itself means that the primary has gone, or is going.
+
+use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
+use rustix::io::{pread, pwrite, Errno};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// Where it is told that somebody has followed.
+const SUCCEEDED: u64 = 0;
+
+/// How long to wait before a lock is tried again that a process has which is ending.
+const RETRY_PAUSE: Duration = Duration::from_micros(200);
+
+/// The roll as its primary has it. Dropped, the lock is free.
+#[derive(Debug)]
+pub(crate) struct Roll {
+    file: OwnedFd,
+    last: u32,
+}
+
+impl Roll {
+    /// A new one, locked.
+    ///
+    /// # Errors
+    ///
+    /// Those of `memfd_create(2)` and fcntl(2).
+    pub fn new() -> Result<Self, Errno> {
+        let file = memfd_create("fdholder roll", MemfdFlags::CLOEXEC)?;
+        // Read beyond the end, nobody was given up; but the byte that everybody reads is there.
+        pwrite(&file, &[0], SUCCEEDED)?;
+        fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self { file, last: 0 })
+    }
+
+    /// For a follower. This process must never close it under another number: that would
+    /// free the lock, see fcntl(2).
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The number of a new follower.
+    pub fn enter(&mut self) -> u32 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Lets a follower who is to serve have the lock; whether it does is told by
+    /// [`has_been_followed`](Self::has_been_followed).
+    ///
+    /// # Errors
+    ///
+    /// Those of fcntl(2).
+    pub fn let_go(&self) -> Result<(), Errno> {
+        fcntl_lock(&self.file, FlockOperation::NonBlockingUnlock)
+    }
+
+    /// Takes the lock back; false when a follower was faster.
+    pub fn take_back(&self) -> bool {
+        let is_locked = fcntl_lock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // In doubt another serves: two would be worse than none.
+        is_locked && is_set(self.file(), SUCCEEDED) == Ok(false)
+    }
+
+    /// Whether a follower serves.
+    pub fn has_been_followed(&self) -> bool {
+        is_set(self.file(), SUCCEEDED) != Ok(false)
+    }
+
+    /// This follower must not serve.
+    ///
+    /// # Errors
+    ///
+    /// Those of pwrite(2): there is no memory.
+    pub fn give_up(&self, number: u32) -> Result<(), Errno> {
+        pwrite(&self.file, &[1], number.into()).map(drop)
+    }
+}
+
+/// What became of a primary's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Succession {
+    /// It is ours.
+    Ours,
+    /// Another has it.
+    Anothers,
+    /// The primary has given us up.
+    GivenUp,
+}
+
+/// Takes the place of a primary that has gone, or is going; waits until it has.
+///
+/// # Errors
+///
+/// Those of fcntl(2), pread(2) and pwrite(2).
+pub(crate) fn succeed(roll: impl AsFd, number: u32) -> Result<Succession, Errno> {
+    let roll = roll.as_fd();
+    loop {
+        let is_locked = match fcntl_lock(roll, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => true,
+            Err(Errno::AGAIN | Errno::ACCESS) => false,
+            Err(errno) => return Err(errno),
+        };
+        // Looked at with the lock, if it is ours: then nothing changes it any more.
+        if is_set(roll, number.into())? {
+            return Ok(Succession::GivenUp);
+        }
+        if is_set(roll, SUCCEEDED)? {
+            return Ok(Succession::Anothers);
+        }
+        if is_locked {
+            pwrite(roll, &[1], SUCCEEDED)?;
+            return Ok(Succession::Ours);
+        }
+        std::thread::sleep(RETRY_PAUSE);
+    }
+}
+
+fn is_set(roll: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {
+    let mut byte = [0];
+    Ok(pread(roll, &mut byte, at)? == 1 && byte != [0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Locks belong to a process, so between processes see `tests/succession`.
+    #[test]
+    fn one_follows_and_nobody_who_was_given_up() {
+        let mut roll = Roll::new().unwrap();
+        let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
+        roll.give_up(second).unwrap();
+        let file = roll.file();
+        assert_eq!(succeed(file, second), Ok(Succession::GivenUp));
+        assert_eq!(succeed(file, third), Ok(Succession::Ours));
+        assert_eq!(succeed(file, first), Ok(Succession::Anothers));
+        assert_eq!(succeed(file, second), Ok(Succession::GivenUp));
+    }
+}

@@ -1,0 +1,241 @@
+//! Clients: let in, served, let go.
+
+use super::{Accepting, Server, COURIER, LISTENER};
+use crate::connection::Standing;
+use crate::credentials::{self, Credentials};
+use crate::limits::ACCEPTS_PER_TURN;
+use crate::peer::{Gone, Peer};
+use fdholder::link::HandedClient;
+use fdholder::{strerror, Errno};
+use rustix::event::epoll;
+use rustix::net::{accept_with, SocketFlags};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// How long to wait when the system has no resources for a new client.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl Server {
+    pub(super) fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if self.accepting != Accepting::Yes || self.peers.len() >= self.options.connections_max
+            {
+                return;
+            }
+            match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => {
+                    self.let_in(socket);
+                }
+                Err(Errno::AGAIN) => return,
+                // The client gave up, or a signal came.
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(errno) => {
+                    warn!("unable to accept a client: {}; trying again", strerror(errno));
+                    self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets a client in, or closes the connection. Returns its token.
+    pub(super) fn let_in(&mut self, socket: OwnedFd) -> Option<usize> {
+        let who = who(&socket)?;
+        let standing = self.standing(who)?;
+        self.admit(Peer::new(socket, who, standing))
+    }
+
+    /// Goes on serving a client that another daemon has served.
+    pub(super) fn resume(&mut self, handed: HandedClient<OwnedFd>) {
+        let Some(who) = who(&handed.socket) else { return };
+        let Some(standing) = self.standing(who) else { return };
+        if let Some(token) = self.admit(Peer::resume(handed, who, standing)) {
+            // It may have sent its next request already, or a part of it.
+            self.serve(token);
+        }
+    }
+
+    fn standing(&mut self, who: Credentials) -> Option<Standing> {
+        let is_own = who.user.uid == self.user.uid;
+        let rights = match self.rules.rights(who.user, self.user) {
+            Ok(rights) => Some(rights),
+            Err(refusal @ crate::access::Refusal::Broken { .. }) => {
+                warn!("{who} refused, error in the rules: {refusal}");
+                None
+            }
+            Err(refusal) => {
+                debug!("{who} refused: {refusal}");
+                None
+            }
+        };
+        let standing = Standing { uid: who.user.uid, is_own, rights };
+        (standing.is_own || standing.rights.is_some()).then_some(standing)
+    }
+
+    fn admit(&mut self, peer: Peer) -> Option<usize> {
+        let entry = self.peers.vacant_entry();
+        let token = entry.key();
+        let data = epoll::EventData::new_u64(token as u64);
+        if let Err(errno) = epoll::add(&self.epoll, peer.socket(), data, peer.interest) {
+            warn!("unable to watch a client: {}", strerror(errno));
+            return None;
+        }
+        debug!("{} connected", peer.who);
+        let peer = entry.insert(peer);
+        let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
+        self.deadlines.set(token, &mut peer.deadline, deadline);
+        Some(token)
+    }
+
+    /// A client that is not read from may have gone all the same; its delivery with it.
+    pub(super) fn notice_hang_up(&mut self, token: usize, flags: epoll::EventFlags) {
+        let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        if hung_up && self.peers.get(token).is_some_and(Peer::is_delivering) {
+            self.let_go(token, &Gone::Closed);
+        }
+    }
+
+    /// A delivery has ended.
+    pub(super) fn hear_courier(&mut self, token: usize) {
+        if let Some(peer) = self.peers.get_mut(token) {
+            peer.hear_courier();
+            self.restart_clock(token);
+            self.serve(token);
+        }
+    }
+
+    /// Does what there is to do for one client. An event may speak of a client that has
+    /// just gone, or of its place's next owner: either is harmless. Returns whether there
+    /// was anything to do.
+    pub(super) fn serve(&mut self, token: usize) -> bool {
+        self.settle_loans();
+        let Some(peer) = self.peers.get_mut(token) else {
+            return false;
+        };
+        let watched = peer.interest;
+        let progress = match peer.serve(&mut self.hold) {
+            Ok(progress) => progress,
+            Err(gone) => {
+                self.let_go(token, &gone);
+                return false;
+            }
+        };
+        if peer.is_gated(&self.hold.mirrors) {
+            self.gated.push(token);
+        }
+        if peer.is_borrowing() && !self.borrowers.contains(&token) {
+            self.borrowers.push(token);
+        }
+        let mut result = Ok(());
+        if let Some(courier) = peer.new_courier() {
+            let data = epoll::EventData::new_u64(token as u64 | COURIER);
+            result = epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN);
+        }
+        if peer.interest != watched {
+            let data = epoll::EventData::new_u64(token as u64);
+            result = result
+                .and_then(|()| epoll::modify(&self.epoll, peer.socket(), data, peer.interest));
+        }
+        if let Err(errno) = result {
+            self.let_go(token, &Gone::Failed(errno));
+            return false;
+        }
+        let again = peer.again();
+        self.turns.set(token, &mut peer.turn, again);
+        let follower = peer.take_follower();
+        if progress {
+            self.restart_clock(token);
+        }
+        if let Some(capacity) = follower {
+            self.let_follow(token, capacity);
+        }
+        progress
+    }
+
+    /// Whoever has taken a reply may have told others, who must find things accordingly.
+    fn settle_loans(&mut self) {
+        for token in std::mem::take(&mut self.borrowers) {
+            let Some(peer) = self.peers.get_mut(token) else { continue };
+            match peer.settle(&mut self.hold) {
+                Ok(()) if peer.is_borrowing() => self.borrowers.push(token),
+                Ok(()) => {}
+                Err(gone) => self.let_go(token, &gone),
+            }
+        }
+    }
+
+    /// Serves those whose replies have waited for followers, and need not any longer.
+    pub(super) fn serve_gated(&mut self) {
+        for token in std::mem::take(&mut self.gated) {
+            match self.peers.get(token) {
+                Some(peer) if peer.is_gated(&self.hold.mirrors) => self.gated.push(token),
+                Some(_) => {
+                    self.serve(token);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Gives a client its time anew, if it has one and there is something to be in time for.
+    fn restart_clock(&mut self, token: usize) {
+        if let Some((timeout, peer)) = self.options.client_timeout.zip(self.peers.get_mut(token)) {
+            let deadline = peer.is_timed().then(|| Instant::now() + timeout);
+            self.deadlines.set(token, &mut peer.deadline, deadline);
+        }
+    }
+
+    pub(super) fn let_go(&mut self, token: usize, why: &Gone) {
+        let mut peer = self.remove(token);
+        peer.settle_finally(why, &mut self.hold);
+        match why {
+            Gone::Malformed(_) if !peer.is_let_in() => debug!("{} refused", peer.who),
+            Gone::Malformed(_) | Gone::Failed(Errno::TIMEDOUT) => {
+                warn!("{} dropped: {why}", peer.who);
+            }
+            Gone::Closed | Gone::Failed(_) => debug!("{} gone: {why}", peer.who),
+        }
+    }
+
+    /// Takes a client off all lists.
+    pub(super) fn remove(&mut self, token: usize) -> Peer {
+        let mut peer = self.peers.remove(token);
+        self.deadlines.set(token, &mut peer.deadline, None);
+        self.turns.set(token, &mut peer.turn, None);
+        self.notice_standby(token);
+        peer
+    }
+
+    /// Does what has become due: clients to try again, to drop, to let in.
+    pub(super) fn attend_to_clocks(&mut self, now: Instant) {
+        while let Some(token) = self.turns.passed(now) {
+            self.turns.set(token, &mut self.peers[token].turn, None);
+            self.serve(token);
+        }
+        while let Some(token) = self.deadlines.passed(now) {
+            self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
+        }
+        let full = self.peers.len() >= self.options.connections_max;
+        self.accepting = match self.accepting {
+            Accepting::LameDuck(_) => self.accepting,
+            Accepting::PausedUntil(until) if now < until => self.accepting,
+            _ if full => Accepting::Full,
+            _ => Accepting::Yes,
+        };
+        let listen = self.accepting == Accepting::Yes;
+        if listen != self.listening {
+            let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+            let data = epoll::EventData::new_u64(LISTENER);
+            match epoll::modify(&self.epoll, &self.listener, data, flags) {
+                Ok(()) => self.listening = listen,
+                Err(errno) => warn!("unable to watch the listening socket: {}", strerror(errno)),
+            }
+        }
+    }
+}
+
+fn who(socket: &OwnedFd) -> Option<Credentials> {
+    let who = credentials::of_peer(socket);
+    who.map_err(|errno| warn!("unable to see who connects: {}", strerror(errno))).ok()
+}

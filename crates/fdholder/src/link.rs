@@ -1,0 +1,422 @@
+//! What a holder says to a process that follows it, and hears from it: to bytes and back.
+//!
+//! A connection becomes a link when [`Extension::Follow`](crate::extension::Extension::Follow)
+//! is accepted. Then neither side asks any more: the holder, as primary, sends [`Fed`], the
+//! follower [`Heard`], both in frames. The layout is in `docs/protocol.md`, "Following".
+
+use crate::error::Malformed;
+use crate::extension::OnConflict;
+use crate::frame::{Frame, Message};
+use crate::id::Identifier;
+use crate::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
+use crate::payload::{put_id, put_limit_and_id, Entry, Reader};
+use crate::time::Limit;
+
+/// Bytes that one change takes at most: what an entry takes, its kind and its owner.
+const CHANGE_LEN_MAX: usize = 1 + 4 + DUMP_ENTRY_LEN_MAX;
+
+/// Payload bytes of a message on a link at most: a full message of changes, or a client in
+/// the middle of the largest request.
+pub const LINK_PAYLOAD_MAX: usize = {
+    let changes = 16 + MESSAGE_FDS_MAX * CHANGE_LEN_MAX;
+    let client = 64 + REQUEST_PAYLOAD_MAX;
+    if changes > client {
+        changes
+    } else {
+        client
+    }
+};
+
+/// The first byte of what a primary sends.
+mod fed {
+    pub const HEAD: u8 = 0;
+    pub const CHANGES: u8 = 1;
+    pub const SYNCED: u8 = 2;
+    pub const CLIENT: u8 = 3;
+    pub const YOURS: u8 = 4;
+}
+
+/// The first byte of what a follower sends.
+mod heard {
+    pub const UP_TO: u8 = 0;
+    pub const TAKE_OVER: u8 = 1;
+    pub const COMMIT: u8 = 2;
+    pub const STOP: u8 = 3;
+}
+
+/// The first byte of a change.
+mod change {
+    pub const HELD: u8 = 0;
+    pub const RELEASED: u8 = 1;
+}
+
+/// What a follower is told when it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Its place on the roll of followers.
+    pub number: u32,
+    /// The primary's process, by its own count.
+    pub pid: u32,
+    /// How many descriptors are held.
+    pub count: u32,
+    /// How many can be.
+    pub capacity: u32,
+}
+
+/// A change of what is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mirrored<F> {
+    /// This is held, in the place of what its identifier had.
+    Held {
+        /// What.
+        entry: Entry<F>,
+        /// The user who gave it.
+        owner: u32,
+    },
+    /// Nothing is held under this identifier any more.
+    Released(Identifier),
+}
+
+/// A client whose connection goes from one daemon to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandedClient<F> {
+    /// Its connection.
+    pub socket: F,
+    /// It has said hello.
+    pub is_fdholder: bool,
+    /// What is to become of conflicts in its sets.
+    pub on_conflict: OnConflict,
+    /// The beginning of a request, without descriptors.
+    pub unread: Vec<u8>,
+}
+
+/// From a primary to a follower.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fed<F> {
+    /// The first: who speaks, the listening socket, and the roll of followers.
+    Head {
+        /// Who speaks.
+        head: Head,
+        /// Where clients come in.
+        listener: F,
+        /// See [`Head::number`].
+        roll: F,
+    },
+    /// Changes, in order.
+    Changes {
+        /// How far the follower is with them, by the primary's count.
+        up_to: u64,
+        /// They belong together with the next ones: all of them happen, or none.
+        goes_on: bool,
+        /// What has changed.
+        changes: Vec<Mirrored<F>>,
+    },
+    /// Now the follower has what the primary has.
+    Synced,
+    /// A client that the follower is to serve.
+    Client(HandedClient<F>),
+    /// That was all. Whoever says [`Heard::Commit`] now serves.
+    Yours {
+        /// Not at once, but when the process at the other end of this link, which will be
+        /// another program by then, has not come to take over.
+        for_next: bool,
+    },
+}
+
+/// From a follower to its primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It has carried out everything up to here.
+    UpTo(u64),
+    /// It wants to serve.
+    TakeOver,
+    /// It serves from now on.
+    Commit,
+    /// It was asked to stop, and passes that on.
+    Stop,
+}
+
+/// Encodes the first message of a link.
+pub fn head<F>(head: Head, listener: F, roll: F) -> Message<F> {
+    Message::new(vec![listener, roll], |bytes| {
+        // As the reply to the request that it is: not refused.
+        bytes.extend_from_slice(&[0, fed::HEAD]);
+        for number in [head.number, head.pid, head.count, head.capacity] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+    })
+}
+
+/// A message of changes that is being made.
+#[derive(Debug)]
+pub struct Changes<F> {
+    bytes: Vec<u8>,
+    fds: Vec<F>,
+}
+
+impl<F> Default for Changes<F> {
+    fn default() -> Self {
+        Self { bytes: Vec::with_capacity(64), fds: Vec::new() }
+    }
+}
+
+impl<F> Changes<F> {
+    /// Whether no more fit.
+    pub fn is_full(&self) -> bool {
+        let len_max = LINK_PAYLOAD_MAX - 16 - CHANGE_LEN_MAX;
+        self.fds.len() >= MESSAGE_FDS_MAX || self.bytes.len() > len_max
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Adds what is held.
+    pub fn held(&mut self, id: &Identifier, limit: Limit, owner: u32, fd: F) {
+        self.bytes.push(change::HELD);
+        self.bytes.extend_from_slice(&owner.to_be_bytes());
+        put_limit_and_id(&mut self.bytes, limit, id);
+        self.fds.push(fd);
+    }
+
+    /// Adds what is not held any more.
+    pub fn released(&mut self, id: &Identifier) {
+        self.bytes.push(change::RELEASED);
+        put_id(&mut self.bytes, id);
+    }
+
+    /// The message, after which the follower has carried out everything up to `up_to`.
+    pub fn into_message(self, up_to: u64, goes_on: bool) -> Message<F> {
+        Message::new(self.fds, |bytes| {
+            bytes.reserve(self.bytes.len() + 16);
+            bytes.push(fed::CHANGES);
+            bytes.extend_from_slice(&up_to.to_be_bytes());
+            bytes.push(u8::from(goes_on));
+            bytes.extend_from_slice(&self.bytes);
+        })
+    }
+}
+
+/// Encodes [`Fed::Synced`].
+pub fn synced<F>() -> Message<F> {
+    Message::new(Vec::new(), |bytes| bytes.push(fed::SYNCED))
+}
+
+/// Encodes [`Fed::Yours`].
+pub fn yours<F>(for_next: bool) -> Message<F> {
+    Message::new(Vec::new(), |bytes| bytes.extend_from_slice(&[fed::YOURS, u8::from(for_next)]))
+}
+
+/// Encodes [`Fed::Client`].
+pub fn client<F>(client: HandedClient<F>) -> Message<F> {
+    Message::new(vec![client.socket], |bytes| {
+        let on_conflict = client.on_conflict.to_byte();
+        bytes.extend_from_slice(&[fed::CLIENT, u8::from(client.is_fdholder), on_conflict]);
+        bytes.extend_from_slice(&client.unread);
+    })
+}
+
+impl<F> Fed<F> {
+    /// Reads what a primary has sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] when it is nothing of the kind, or its descriptors did not fit into
+    /// this process.
+    pub fn parse(frame: Frame<'_, F>) -> Result<Self, Malformed> {
+        let Frame { payload, fds, fds_lost } = frame;
+        if fds_lost {
+            return Err(Malformed("this process has no room for the descriptors"));
+        }
+        let mut reader = Reader(payload);
+        let mut fds = fds.into_iter();
+        let fed = match reader.byte()? {
+            fed::HEAD if reader.byte()? == fed::HEAD => {
+                let (listener, roll) = (fds.next(), fds.next());
+                let head = Head {
+                    number: reader.u32()?,
+                    pid: reader.u32()?,
+                    count: reader.u32()?,
+                    capacity: reader.u32()?,
+                };
+                let (Some(listener), Some(roll)) = (listener, roll) else {
+                    return Err(Malformed("a link without its descriptors"));
+                };
+                Self::Head { head, listener, roll }
+            }
+            fed::CHANGES => {
+                let (up_to, goes_on) = (reader.u64()?, reader.byte()? != 0);
+                let mut changes = Vec::with_capacity(fds.len());
+                while !reader.0.is_empty() {
+                    changes.push(match reader.byte()? {
+                        change::HELD => {
+                            let owner = reader.u32()?;
+                            let (limit, id) = (reader.limit()?, reader.id()?);
+                            let fd =
+                                fds.next().ok_or(Malformed("a change lacks its descriptor"))?;
+                            Mirrored::Held { entry: Entry { id, limit, fd }, owner }
+                        }
+                        change::RELEASED => Mirrored::Released(reader.id()?),
+                        _ => return Err(Malformed("an unknown change")),
+                    });
+                }
+                Self::Changes { up_to, goes_on, changes }
+            }
+            fed::SYNCED => Self::Synced,
+            fed::CLIENT => {
+                let is_fdholder = reader.byte()? != 0;
+                let on_conflict = OnConflict::from_byte(reader.byte()?)?;
+                let socket = fds.next().ok_or(Malformed("a client without its connection"))?;
+                let unread = std::mem::take(&mut reader.0).to_vec();
+                Self::Client(HandedClient { socket, is_fdholder, on_conflict, unread })
+            }
+            fed::YOURS => Self::Yours { for_next: reader.byte()? != 0 },
+            _ => return Err(Malformed("an unknown message of a primary")),
+        };
+        reader.end()?;
+        if fds.next().is_some() {
+            return Err(Malformed("descriptors came that belong to nothing"));
+        }
+        Ok(fed)
+    }
+}
+
+impl Heard {
+    /// Encodes it.
+    pub fn into_message<F>(self) -> Message<F> {
+        Message::new(Vec::new(), |bytes| match self {
+            Self::UpTo(up_to) => {
+                bytes.push(heard::UP_TO);
+                bytes.extend_from_slice(&up_to.to_be_bytes());
+            }
+            Self::TakeOver => bytes.push(heard::TAKE_OVER),
+            Self::Commit => bytes.push(heard::COMMIT),
+            Self::Stop => bytes.push(heard::STOP),
+        })
+    }
+
+    /// Reads what a follower has sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] when it is nothing of the kind.
+    pub fn parse<F>(frame: &Frame<'_, F>) -> Result<Self, Malformed> {
+        crate::reply::without_fds(frame)?;
+        let mut reader = Reader(frame.payload);
+        let said = match reader.byte()? {
+            heard::UP_TO => Self::UpTo(reader.u64()?),
+            heard::TAKE_OVER => Self::TakeOver,
+            heard::COMMIT => Self::Commit,
+            heard::STOP => Self::Stop,
+            _ => return Err(Malformed("an unknown message of a follower")),
+        };
+        reader.end()?;
+        Ok(said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Decoder;
+    use crate::request::tests::any_entry;
+    use proptest::prelude::*;
+
+    fn through<T>(message: Message<u32>, read: impl FnOnce(Frame<'_, u32>) -> T) -> T {
+        let (bytes, fds) = message.into_parts();
+        let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
+        decoder.push(&bytes, fds, false);
+        let frame = decoder.next().unwrap().unwrap();
+        read(frame)
+    }
+
+    fn any_change() -> impl Strategy<Value = Mirrored<u32>> {
+        prop_oneof![
+            (any_entry(), any::<u32>()).prop_map(|(entry, owner)| Mirrored::Held { entry, owner }),
+            any_entry().prop_map(|entry| Mirrored::Released(entry.id)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn changes_come_as_they_were(
+            changes in proptest::collection::vec(any_change(), 0..600),
+            up_to: u64,
+            goes_on: bool,
+        ) {
+            let mut rest = changes.iter();
+            let mut came = Vec::new();
+            while came.len() < changes.len() {
+                let mut message = Changes::default();
+                while !message.is_full() {
+                    match rest.next() {
+                        Some(Mirrored::Held { entry, owner }) => {
+                            message.held(&entry.id, entry.limit, *owner, entry.fd);
+                        }
+                        Some(Mirrored::Released(id)) => message.released(id),
+                        None => break,
+                    }
+                }
+                prop_assert!(!message.is_empty());
+                match through(message.into_message(up_to, goes_on), Fed::parse).unwrap() {
+                    Fed::Changes { up_to: to, goes_on: more, changes } => {
+                        prop_assert_eq!((to, more), (up_to, goes_on));
+                        came.extend(changes);
+                    }
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            prop_assert_eq!(came, changes);
+        }
+
+        #[test]
+        fn noise_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..80), fds in 0u32..4) {
+            let frame = || Frame { payload: &payload, fds: (0..fds).collect(), fds_lost: false };
+            let _ = Fed::parse(frame());
+            let _ = Heard::parse(&frame());
+        }
+    }
+
+    #[test]
+    fn everything_else_comes_as_it_was() {
+        let about = Head { number: 1, pid: 2, count: 3, capacity: 4 };
+        let first = through(head(about, 5, 6), Fed::parse);
+        assert_eq!(first, Ok(Fed::Head { head: about, listener: 5, roll: 6 }));
+        assert_eq!(through(synced(), Fed::parse), Ok(Fed::Synced));
+        for for_next in [false, true] {
+            assert_eq!(through(yours(for_next), Fed::parse), Ok(Fed::Yours { for_next }));
+        }
+        let handed = HandedClient {
+            socket: 7,
+            is_fdholder: true,
+            on_conflict: OnConflict::Keep,
+            unread: vec![0; REQUEST_PAYLOAD_MAX],
+        };
+        assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
+        for said in [Heard::UpTo(u64::MAX), Heard::TakeOver, Heard::Commit, Heard::Stop] {
+            assert_eq!(through(said.into_message(), |frame| Heard::parse(&frame)), Ok(said));
+        }
+    }
+
+    /// Every byte of a message counts, and so does every descriptor.
+    #[test]
+    fn what_is_cut_short_or_too_long_is_refused() {
+        let mut changes = Changes::default();
+        let entry = Entry { id: Identifier::new("ab").unwrap(), limit: Limit::never(), fd: 1 };
+        changes.held(&entry.id, entry.limit, 9, entry.fd);
+        let (bytes, _) = changes.into_message(1, false).into_parts();
+        let payload = &bytes[crate::limits::HEADER_LEN..];
+        let parse = |payload, fds: &[u32]| {
+            Fed::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })
+        };
+        assert!(parse(payload, &[1]).is_ok());
+        assert!(parse(payload, &[]).is_err());
+        assert!(parse(payload, &[1, 2]).is_err());
+        for end in 0..payload.len() {
+            // Without any change it is one that changes nothing.
+            assert!(end == 10 || parse(&payload[..end], &[1]).is_err(), "{end}");
+        }
+        assert!(Fed::<u32>::parse(Frame { payload, fds: vec![], fds_lost: true }).is_err());
+    }
+}

@@ -10,6 +10,7 @@ mod serve;
 mod setdump;
 mod store;
 mod transferdump;
+mod upgrade;
 
 use crate::program::Program;
 
@@ -24,6 +25,7 @@ pub const ALL: &[Program] = &[
     getdump::PROGRAM,
     setdump::PROGRAM,
     transferdump::PROGRAM,
+    upgrade::PROGRAM,
     rules::PROGRAM,
     demo::PROGRAM,
 ];

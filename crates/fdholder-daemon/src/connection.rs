@@ -1,5 +1,9 @@
 //! One client, without its socket: bytes and descriptors in, replies out.
 
+mod extensions;
+#[cfg(test)]
+mod tests;
+
 use crate::access::Rights;
 use crate::delivery::{Delivery, Held};
 use crate::limits::WORK_PER_REQUEST;
@@ -7,7 +11,7 @@ use crate::outbox::Outbox;
 use crate::store::{Change, Outcome, Record, Staged, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
-use fdholder::limits::{RELEASE_FDS_MAX, REQUEST_PAYLOAD_MAX};
+use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
@@ -48,6 +52,18 @@ pub struct Connection<F> {
     loan: Option<Arc<Record<F>>>,
     /// It has asked to follow, and could hold so many.
     follow: Option<u32>,
+    /// It has asked for an upgrade, and waits to hear what came of it.
+    upgrade: Upgrading,
+}
+
+/// Where a client is with an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upgrading {
+    No,
+    /// It has asked.
+    Asked,
+    /// It waits.
+    Waits,
 }
 
 /// A set that is being given, until its last message commits it. Dropped, it is gone
@@ -97,6 +113,7 @@ impl<F> Connection<F> {
             delivery: Sending::Nothing,
             loan: None,
             follow: None,
+            upgrade: Upgrading::No,
         }
     }
 
@@ -106,6 +123,9 @@ impl<F> Connection<F> {
         connection.is_fdholder = handed.is_fdholder;
         connection.on_conflict = handed.on_conflict;
         connection.decoder.push(&handed.unread, [], false);
+        if handed.awaits_upgrade {
+            connection.upgrade_ended(Ok(env!("CARGO_PKG_VERSION")));
+        }
         connection
     }
 
@@ -118,7 +138,29 @@ impl<F> Connection<F> {
         }
         let unread = self.decoder.unread_without_fds()?.to_vec();
         let Self { is_fdholder, on_conflict, .. } = *self;
-        Some(HandedClient { socket, is_fdholder, on_conflict, unread })
+        let awaits_upgrade = self.awaits_upgrade();
+        Some(HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, unread })
+    }
+
+    /// It asks for an upgrade; [`upgrade_ended`](Self::upgrade_ended) tells it what came of
+    /// that, or that of another daemon.
+    pub fn take_upgrade(&mut self) -> bool {
+        let asked = self.upgrade == Upgrading::Asked;
+        if asked {
+            self.upgrade = Upgrading::Waits;
+        }
+        asked
+    }
+
+    /// Whether it waits to hear what came of an upgrade.
+    pub fn awaits_upgrade(&self) -> bool {
+        self.upgrade != Upgrading::No
+    }
+
+    /// The version that answers now, or why there was no upgrade.
+    pub fn upgrade_ended(&mut self, outcome: Result<&str, &str>) {
+        self.upgrade = Upgrading::No;
+        self.outbox.push(extension::upgraded(outcome));
     }
 
     /// It wants to follow, and could hold so many; [`refuse_follower`](Self::refuse_follower)
@@ -229,7 +271,10 @@ impl<F> Connection<F> {
     /// A set it had not finished is dropped with it, and nothing of it was stored.
     pub fn step(&mut self, store: &mut Store<F>, now: Timestamp) -> Result<Step<F>, Malformed> {
         // What it has asked since it was lent something waits until that is settled.
-        let waits = self.is_delivering() || self.is_borrowing() || self.follow.is_some();
+        let waits = self.is_delivering()
+            || self.is_borrowing()
+            || self.follow.is_some()
+            || self.awaits_upgrade();
         if waits || self.outbox.is_full() {
             return Ok(Step::Wait);
         }
@@ -356,118 +401,6 @@ impl<F> Connection<F> {
         self.taken = answer.ok();
         Ok(changes)
     }
-
-    /// Requests beyond s6's protocol.
-    fn extend(
-        &mut self,
-        extension: Extension<F>,
-        rights: &Rights,
-        store: &mut Store<F>,
-        now: Timestamp,
-    ) -> Vec<Change<F>> {
-        match extension {
-            Extension::Hello(_version) => {
-                self.is_fdholder = true;
-                self.outbox.push(extension::hello());
-                Vec::new()
-            }
-            Extension::Snapshot { .. } if !(rights.list || rights.getdump) => {
-                self.refuse(Errno::PERM)
-            }
-            Extension::Snapshot { entries } => self.take_snapshot(entries, rights, store, now),
-            Extension::Deliver { .. } if !rights.getdump => self.refuse(Errno::PERM),
-            Extension::Deliver { runs, to } => match self.positions(runs) {
-                Some(runs) => {
-                    let snapshot = Arc::clone(&self.snapshot);
-                    self.delivery = Sending::Ready(Delivery::new(to, snapshot, runs));
-                    Vec::new()
-                }
-                None => self.refuse(Errno::INVAL),
-            },
-            Extension::Release { runs, only_ask } => match self.positions(runs) {
-                Some(runs) if runs.iter().map(Range::len).sum::<usize>() <= RELEASE_FDS_MAX => {
-                    self.release(&runs, only_ask, rights, store, now)
-                }
-                _ => self.refuse(Errno::INVAL),
-            },
-            Extension::OnConflict(_) if !rights.setdump => self.refuse(Errno::PERM),
-            Extension::OnConflict(on_conflict) => {
-                self.on_conflict = on_conflict;
-                self.outbox.push(reply::status(Ok(())));
-                Vec::new()
-            }
-            Extension::Taken => {
-                let taken = self.taken.as_ref();
-                self.outbox.push(taken.map_or_else(|| refusal(Errno::NODATA), extension::taken));
-                Vec::new()
-            }
-            Extension::Follow { .. } if !self.standing.is_own => self.refuse(Errno::PERM),
-            Extension::Follow { capacity } => {
-                self.follow = Some(capacity);
-                Vec::new()
-            }
-            Extension::Unknown => self.refuse(Errno::OPNOTSUPP),
-        }
-    }
-
-    fn take_snapshot(
-        &mut self,
-        entries: bool,
-        rights: &Rights,
-        store: &mut Store<F>,
-        now: Timestamp,
-    ) -> Vec<Change<F>> {
-        if !(entries || rights.getdump) {
-            let changes = store.expire(now);
-            let (count, capacity) = (store.len() as u32, store.capacity() as u32); // FDS_MAX.
-            self.outbox.push(extension::snapshot(count, capacity, std::iter::empty()));
-            return changes;
-        }
-        let (snapshot, changes) = store.dump(now);
-        let (count, capacity) = (snapshot.len() as u32, store.capacity() as u32); // FDS_MAX.
-        let listed = if entries { &snapshot[..] } else { &[] };
-        let listed = listed.iter().map(|entry| (&entry.id, entry.limit));
-        self.outbox.push(extension::snapshot(count, capacity, listed));
-        if rights.getdump {
-            self.snapshot = Arc::new(snapshot);
-        }
-        changes
-    }
-
-    /// Checks positions against the snapshot. They ascend, so that none comes twice and a
-    /// request is not more work than the snapshot is long.
-    fn positions(&self, runs: Vec<Range<u32>>) -> Option<Vec<Range<usize>>> {
-        let mut end = 0;
-        let runs = runs.into_iter().map(|run| run.start as usize..run.end as usize);
-        let in_order = |run: Range<usize>| {
-            let fits = end <= run.start && run.end <= self.snapshot.len();
-            end = run.end;
-            fits.then_some(run)
-        };
-        runs.map(in_order).collect()
-    }
-
-    fn release(
-        &mut self,
-        runs: &[Range<usize>],
-        only_ask: bool,
-        rights: &Rights,
-        store: &mut Store<F>,
-        now: Timestamp,
-    ) -> Vec<Change<F>> {
-        let snapshot = Arc::clone(&self.snapshot);
-        let entries = || runs.iter().flat_map(|run| &snapshot[run.clone()]);
-        if !entries().all(|entry| rights.may_store(&entry.id)) {
-            return self.refuse(Errno::PERM);
-        }
-        let mut changes = store.expire(now);
-        let count = entries().filter(|entry| store.holds(entry)).count() as u32; // FDS_MAX.
-        if !only_ask {
-            changes.append(&mut store.release(entries(), now));
-        }
-        self.outbox.push(extension::released(count));
-        changes
-    }
 }
 
 /// How many entries of the store a request has to do with.
@@ -486,6 +419,3 @@ fn refusal<T>(errno: Errno) -> Message<T> {
     let answer: Answer<()> = Err(errno);
     reply::status(answer)
 }
-
-#[cfg(test)]
-mod tests;

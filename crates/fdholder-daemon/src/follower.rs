@@ -1,5 +1,6 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
+use crate::keeper::keep;
 use crate::replication::roll::{succeed, Succession};
 use crate::replication::{Replica, ReplicaError};
 use crate::store::Store;
@@ -187,7 +188,7 @@ impl Follower {
             // If it does not hear that any more it has gone.
             let _ = self.say(Heard::Commit);
         }
-        self.succeed()
+        self.succeed().map(|(inheritance, _)| inheritance)
     }
 
     /// Follows until the primary has gone, or lets us go. When `stop` becomes readable, the
@@ -216,23 +217,31 @@ impl Follower {
             if !sources[0].revents().is_empty() && !self.hear(None)? {
                 break;
             }
+            if self.replica.is_ours().is_some() {
+                // It is for somebody else, unless that one does not come.
+                let _ = self.say(Heard::Commit);
+                let (inheritance, socket) = self.succeed()?;
+                let left = keep(&socket, inheritance);
+                return Ok(left.map_or(StoodBy::Dismissed, StoodBy::Ours));
+            }
         }
         match self.succeed() {
             Ok(_) if has_passed_on => Ok(StoodBy::Dismissed),
-            Ok(inheritance) => Ok(StoodBy::Ours(inheritance)),
+            Ok((inheritance, _)) => Ok(StoodBy::Ours(inheritance)),
             Err(FollowError::GivenUp) => Ok(StoodBy::Dismissed),
             Err(error) => Err(error),
         }
     }
 
-    fn succeed(self) -> Result<Inheritance, FollowError> {
+    fn succeed(self) -> Result<(Inheritance, OwnedFd), FollowError> {
         if !self.replica.is_synced() {
             return Err(FollowError::Gone);
         }
         match succeed(&self.roll, self.head.number).map_err(FollowError::System)? {
             Succession::Ours => {
                 let (store, clients) = self.replica.into_parts();
-                Ok(Inheritance { listener: self.listener, store, clients })
+                let inheritance = Inheritance { listener: self.listener, store, clients };
+                Ok((inheritance, self.socket))
             }
             Succession::Anothers | Succession::GivenUp => Err(FollowError::GivenUp),
         }
@@ -243,12 +252,17 @@ impl Follower {
         if !read(&self.socket, &mut self.decoder, &mut self.buffer, deadline)? {
             return Ok(false);
         }
-        let mut answer = None;
+        let mut up_to = None;
         while let Some(frame) = self.decoder.next()? {
-            answer = self.replica.hear(Fed::parse(frame)?)?.or(answer);
+            match self.replica.hear(Fed::parse(frame)?)? {
+                // The last of them says it for all.
+                Some(answer @ Heard::UpTo(_)) => up_to = Some(answer),
+                // If it has gone, what it said before still counts.
+                Some(answer) => drop(self.say(answer)),
+                None => {}
+            }
         }
-        if let Some(answer) = answer {
-            // If it has gone, what it said before still counts.
+        if let Some(answer) = up_to {
             let _ = self.say(answer);
         }
         Ok(true)

@@ -8,8 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// The variable that tells a daemon whom to follow: the number of a connected socket.
+/// The variable that tells a daemon whom to follow, as the number of a connected socket.
 pub const FOLLOW_VARIABLE: &str = "FDHOLDER_FOLLOW";
+
+/// The same for one that is to take over at once.
+pub const TAKE_OVER_VARIABLE: &str = "FDHOLDER_TAKE_OVER";
 
 /// How this program is started.
 #[derive(Debug, Clone)]
@@ -28,21 +31,47 @@ impl Launch {
         Self { program, arguments: std::env::args_os().collect() }
     }
 
-    /// A command that starts it, with one end of a connection. Dropped, that end is closed;
-    /// until then whatever is started has it.
-    ///
-    /// # Errors
-    ///
-    /// Those of fcntl(2).
-    pub fn command(&self, link: &OwnedFd) -> io::Result<Command> {
+    /// The program that by now is where this one was started from; to be asked at start,
+    /// as long as that is known.
+    pub fn of_successor() -> Self {
+        let arguments: Vec<_> = std::env::args_os().collect();
+        let name = arguments.first().map(PathBuf::from).unwrap_or_default();
+        let own = std::env::current_exe().ok();
+        // By the path it was called by: that may be a link, which will lead elsewhere.
+        let called = if name.components().count() > 1 {
+            std::path::absolute(&name).ok()
+        } else {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let found: Vec<_> =
+                std::env::split_paths(&path).map(|folder| folder.join(&name)).collect();
+            found.into_iter().find(|file| file.is_file())
+        };
+        let is_own = |file: &PathBuf| own.is_none() || file.canonicalize().ok() == own;
+        let program = called.filter(is_own).or(own).unwrap_or(name);
+        Self { program, arguments }
+    }
+
+    /// A command that starts it with one end of a connection. Until that is closed here,
+    /// whatever is started has it.
+    fn command(&self, link: &OwnedFd, variable: &str) -> io::Result<Command> {
         fcntl_setfd(link, FdFlags::empty())?;
         let mut command = Command::new(&self.program);
         let mut arguments = self.arguments.iter();
         if let Some(name) = arguments.next() {
             command.arg0(name);
         }
-        command.args(arguments).env(FOLLOW_VARIABLE, link.as_raw_fd().to_string());
+        command.args(arguments).env_remove(FOLLOW_VARIABLE).env_remove(TAKE_OVER_VARIABLE);
+        command.env(variable, link.as_raw_fd().to_string());
         Ok(command)
+    }
+
+    /// A command that becomes it, to take over from whoever is at the other end.
+    ///
+    /// # Errors
+    ///
+    /// Those of fcntl(2).
+    pub fn take_over_command(&self, link: &OwnedFd) -> io::Result<Command> {
+        self.command(link, TAKE_OVER_VARIABLE)
     }
 
     /// Starts it beside this process.
@@ -51,6 +80,6 @@ impl Launch {
     ///
     /// Those of fork(2) and execve(2).
     pub fn start(&self, link: &OwnedFd) -> io::Result<Child> {
-        self.command(link)?.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+        self.command(link, FOLLOW_VARIABLE)?.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
     }
 }

@@ -74,6 +74,10 @@ pub const HANDOVER_GRACE: Duration = Duration::from_secs(1);
 /// How long a daemon that has everything may take to say that it serves.
 pub const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a new program may take to start and follow, and then to come for what is kept
+/// for it.
+pub const KEEP_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Messages to one follower in one turn of the loop: 253 descriptors each take some 50 to
 /// 100 microseconds, and clients must not wait for more than a few milliseconds.
 pub const MIRROR_MESSAGES_PER_TURN: usize = 16;

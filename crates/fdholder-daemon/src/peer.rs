@@ -160,6 +160,21 @@ impl Peer {
         idle.then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
     }
 
+    /// It asks for an upgrade.
+    pub fn take_upgrade(&mut self) -> bool {
+        self.connection.take_upgrade()
+    }
+
+    /// Whether it waits to hear what came of one.
+    pub fn awaits_upgrade(&self) -> bool {
+        self.connection.awaits_upgrade()
+    }
+
+    /// The version that answers now, or why there was no upgrade.
+    pub fn upgrade_ended(&mut self, outcome: Result<&str, &str>) {
+        self.connection.upgrade_ended(outcome);
+    }
+
     /// It has asked to follow, and could hold so many.
     pub fn take_follower(&mut self) -> Option<u32> {
         self.connection.take_follower()

@@ -3,6 +3,8 @@
 mod clients;
 mod followers;
 mod handover;
+mod offspring;
+mod upgrade;
 
 use crate::access::{Rules, User};
 use crate::courier::Crew;
@@ -16,7 +18,8 @@ use crate::replication::{roll::Roll, Mirrors};
 use crate::room::Room;
 use crate::signals::Signals;
 use fdholder::{Errno, Timestamp};
-use followers::{Link, Standby};
+use followers::Link;
+use offspring::Standby;
 use rustix::event::{epoll, Timespec};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
 use rustix::net::sockopt::set_socket_passcred;
@@ -25,6 +28,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tracing::warn;
+use upgrade::Upgrade;
 
 /// What a server is told.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +99,9 @@ pub struct Server {
     roll: Option<Roll>,
     /// The one that we see to ourselves.
     standby: Option<Standby>,
+    /// The program to become when that is asked for.
+    successor: Option<Launch>,
+    upgrade: Option<Upgrade>,
     /// How the server has ended.
     ended: Option<Ended>,
 }
@@ -119,6 +126,8 @@ const LISTENER: u64 = u64::MAX;
 const TERM: u64 = u64::MAX - 1;
 const HUP: u64 = u64::MAX - 2;
 const EXPIRY: u64 = u64::MAX - 3;
+const USR2: u64 = u64::MAX - 4;
+const CHILD: u64 = u64::MAX - 5;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -165,10 +174,12 @@ impl Server {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         room.grow_descriptor_table(&epoll);
         let expiry_timer = ExpiryTimer::new()?;
-        let sources: [(BorrowedFd<'_>, u64); 4] = [
+        let sources: [(BorrowedFd<'_>, u64); 6] = [
             (listener.as_fd(), LISTENER),
             (signals.term(), TERM),
             (signals.hup(), HUP),
+            (signals.usr2(), USR2),
+            (signals.child(), CHILD),
             (expiry_timer.as_fd(), EXPIRY),
         ];
         for (source, token) in sources {
@@ -199,6 +210,8 @@ impl Server {
             links: Slab::new(),
             roll: None,
             standby: None,
+            successor: None,
+            upgrade: None,
             ended: None,
         };
         for client in clients {
@@ -211,6 +224,12 @@ impl Server {
     #[must_use]
     pub fn with_standby(self, launch: Launch) -> Self {
         Self { standby: Some(Standby::new(launch)), ..self }
+    }
+
+    /// Has the server become this program when it is asked to: by SIGUSR2, or by a client.
+    #[must_use]
+    pub fn with_successor(self, launch: Launch) -> Self {
+        Self { successor: Some(launch), ..self }
     }
 
     /// How many descriptors this server can hold.
@@ -252,6 +271,8 @@ impl Server {
                     LISTENER => self.accept(),
                     TERM => self.term_came(),
                     HUP => self.reload(),
+                    USR2 => self.usr2_came(),
+                    CHILD => self.reap(),
                     EXPIRY => self.expiry_timer.rang(),
                     // Slabs' keys.
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
@@ -279,6 +300,12 @@ impl Server {
     fn term_came(&mut self) {
         if self.signals.take_term() {
             self.begin_lame_duck();
+        }
+    }
+
+    fn usr2_came(&mut self) {
+        if self.signals.take_usr2() {
+            self.begin_upgrade();
         }
     }
 

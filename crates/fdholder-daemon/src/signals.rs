@@ -6,11 +6,13 @@ use std::os::unix::net::UnixStream;
 
 /// The signals a daemon heeds: SIGTERM ends it, and so does SIGINT (Ctrl-C, also as the
 /// first process of a container, where nothing else would); SIGHUP has it read its rules
-/// again. `server.rs` acts on them.
+/// again; SIGUSR2 has it become the program that is now on disk. `server.rs` acts on them.
 #[derive(Debug)]
 pub struct Signals {
     term: Pipe,
     hup: Pipe,
+    usr2: Pipe,
+    child: Pipe,
 }
 
 /// One signal: readable once it has come.
@@ -41,7 +43,7 @@ impl Pipe {
 }
 
 impl Signals {
-    /// Catches SIGTERM, SIGINT and SIGHUP from now on.
+    /// Catches SIGTERM, SIGINT, SIGHUP, SIGUSR2 and SIGCHLD from now on.
     ///
     /// # Errors
     ///
@@ -51,6 +53,8 @@ impl Signals {
         signals.term.register(signal_hook::consts::SIGTERM)?;
         signals.term.register(signal_hook::consts::SIGINT)?;
         signals.hup.register(signal_hook::consts::SIGHUP)?;
+        signals.usr2.register(signal_hook::consts::SIGUSR2)?;
+        signals.child.register(signal_hook::consts::SIGCHLD)?;
         Ok(signals)
     }
 
@@ -61,7 +65,7 @@ impl Signals {
     ///
     /// As [`catch`](Self::catch).
     pub fn none() -> io::Result<Self> {
-        Ok(Self { term: Pipe::new()?, hup: Pipe::new()? })
+        Ok(Self { term: Pipe::new()?, hup: Pipe::new()?, usr2: Pipe::new()?, child: Pipe::new()? })
     }
 
     /// What stops the server, as SIGTERM would.
@@ -85,6 +89,24 @@ impl Signals {
 
     pub(crate) fn hup(&self) -> BorrowedFd<'_> {
         self.hup.read.as_fd()
+    }
+
+    pub(crate) fn usr2(&self) -> BorrowedFd<'_> {
+        self.usr2.read.as_fd()
+    }
+
+    pub(crate) fn child(&self) -> BorrowedFd<'_> {
+        self.child.read.as_fd()
+    }
+
+    /// Whether SIGCHLD has come since this was last asked.
+    pub(crate) fn take_child(&self) -> bool {
+        self.child.take()
+    }
+
+    /// Whether SIGUSR2 has come since this was last asked.
+    pub(crate) fn take_usr2(&self) -> bool {
+        self.usr2.take()
     }
 
     /// Whether SIGHUP has come since this was last asked.

@@ -31,7 +31,8 @@ mod number {
     pub const ON_CONFLICT: u8 = 4;
     pub const TAKEN: u8 = 5;
     pub const FOLLOW: u8 = 6;
-    pub const LAST: u8 = FOLLOW;
+    pub const UPGRADE: u8 = 7;
+    pub const LAST: u8 = UPGRADE;
 }
 
 /// A request that only fdholder understands.
@@ -72,6 +73,9 @@ pub enum Extension<F> {
         /// How many descriptors it could hold.
         capacity: u32,
     },
+    /// Become the program that is now where this one was started from. For whoever runs as
+    /// the same user.
+    Upgrade,
     /// One of a later version.
     Unknown,
 }
@@ -161,7 +165,8 @@ impl<F> Extension<F> {
             }
             number::ON_CONFLICT => Self::OnConflict(OnConflict::from_byte(reader.byte()?)?),
             number::TAKEN => Self::Taken,
-            _ => Self::Follow { capacity: reader.u32()? },
+            number::FOLLOW => Self::Follow { capacity: reader.u32()? },
+            _ => Self::Upgrade,
         };
         reader.end()?;
         Ok(Some(extension))
@@ -195,6 +200,7 @@ impl<F> Extension<F> {
                 payload.push(number::FOLLOW);
                 payload.extend_from_slice(&capacity.to_be_bytes());
             }
+            Self::Upgrade => payload.push(number::UPGRADE),
             Self::Unknown => payload.push(u8::MAX),
         }
         Message::new(fds, |bytes| bytes.append(&mut payload))
@@ -260,6 +266,15 @@ pub fn released<F>(count: u32) -> Message<F> {
 /// Encodes what came of a set.
 pub fn taken<F>(Taken { added, replaced, kept }: &Taken) -> Message<F> {
     numbers(&[&[*added, *replaced], &kept[..]].concat())
+}
+
+/// Encodes what came of an upgrade: the version that answers, or why there was none.
+pub fn upgraded<F>(outcome: Result<&str, &str>) -> Message<F> {
+    Message::new(Vec::new(), |bytes| {
+        let (Ok(text) | Err(text)) = outcome;
+        bytes.extend_from_slice(&[0, u8::from(outcome.is_err())]);
+        bytes.extend_from_slice(text.as_bytes());
+    })
 }
 
 fn numbers<F>(numbers: &[u32]) -> Message<F> {
@@ -351,6 +366,21 @@ pub fn parse_taken<F>(frame: &Frame<'_, F>) -> Result<Answer<Taken>, Malformed> 
     })
 }
 
+/// Reads what came of an upgrade.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is no such answer.
+pub fn parse_upgraded<F>(
+    frame: &Frame<'_, F>,
+) -> Result<Answer<Result<String, String>>, Malformed> {
+    parse(frame, |reader| {
+        let has_failed = reader.byte()? != 0;
+        let text = String::from_utf8_lossy(reader.0).into_owned();
+        Ok(if has_failed { Err(text) } else { Ok(text) })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,6 +407,7 @@ mod tests {
             Just(Extension::OnConflict(OnConflict::Fail)),
             Just(Extension::Taken),
             any::<u32>().prop_map(|capacity| Extension::Follow { capacity }),
+            Just(Extension::Upgrade),
         ]
     }
 

@@ -42,6 +42,7 @@ mod heard {
     pub const TAKE_OVER: u8 = 1;
     pub const COMMIT: u8 = 2;
     pub const STOP: u8 = 3;
+    pub const SYNCED: u8 = 4;
 }
 
 /// The first byte of a change.
@@ -84,10 +85,21 @@ pub struct HandedClient<F> {
     pub socket: F,
     /// It has said hello.
     pub is_fdholder: bool,
+    /// It waits to hear what came of an upgrade.
+    pub awaits_upgrade: bool,
     /// What is to become of conflicts in its sets.
     pub on_conflict: OnConflict,
     /// The beginning of a request, without descriptors.
     pub unread: Vec<u8>,
+}
+
+impl<S> HandedClient<S> {
+    /// The same client with its connection in another form.
+    pub fn map<T>(self, into: impl FnOnce(S) -> Option<T>) -> Option<HandedClient<T>> {
+        let Self { socket, is_fdholder, awaits_upgrade, on_conflict, unread } = self;
+        let socket = into(socket)?;
+        Some(HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, unread })
+    }
 }
 
 /// From a primary to a follower.
@@ -128,6 +140,8 @@ pub enum Fed<F> {
 pub enum Heard {
     /// It has carried out everything up to here.
     UpTo(u64),
+    /// It has everything.
+    Synced,
     /// It wants to serve.
     TakeOver,
     /// It serves from now on.
@@ -212,7 +226,8 @@ pub fn yours<F>(for_next: bool) -> Message<F> {
 pub fn client<F>(client: HandedClient<F>) -> Message<F> {
     Message::new(vec![client.socket], |bytes| {
         let on_conflict = client.on_conflict.to_byte();
-        bytes.extend_from_slice(&[fed::CLIENT, u8::from(client.is_fdholder), on_conflict]);
+        let flags = u8::from(client.is_fdholder) | u8::from(client.awaits_upgrade) << 1;
+        bytes.extend_from_slice(&[fed::CLIENT, flags, on_conflict]);
         bytes.extend_from_slice(&client.unread);
     })
 }
@@ -265,11 +280,18 @@ impl<F> Fed<F> {
             }
             fed::SYNCED => Self::Synced,
             fed::CLIENT => {
-                let is_fdholder = reader.byte()? != 0;
+                let flags = reader.byte()?;
+                let (is_fdholder, awaits_upgrade) = (flags & 1 != 0, flags & 2 != 0);
                 let on_conflict = OnConflict::from_byte(reader.byte()?)?;
                 let socket = fds.next().ok_or(Malformed("a client without its connection"))?;
                 let unread = std::mem::take(&mut reader.0).to_vec();
-                Self::Client(HandedClient { socket, is_fdholder, on_conflict, unread })
+                Self::Client(HandedClient {
+                    socket,
+                    is_fdholder,
+                    awaits_upgrade,
+                    on_conflict,
+                    unread,
+                })
             }
             fed::YOURS => Self::Yours { for_next: reader.byte()? != 0 },
             _ => return Err(Malformed("an unknown message of a primary")),
@@ -290,6 +312,7 @@ impl Heard {
                 bytes.push(heard::UP_TO);
                 bytes.extend_from_slice(&up_to.to_be_bytes());
             }
+            Self::Synced => bytes.push(heard::SYNCED),
             Self::TakeOver => bytes.push(heard::TAKE_OVER),
             Self::Commit => bytes.push(heard::COMMIT),
             Self::Stop => bytes.push(heard::STOP),
@@ -306,6 +329,7 @@ impl Heard {
         let mut reader = Reader(frame.payload);
         let said = match reader.byte()? {
             heard::UP_TO => Self::UpTo(reader.u64()?),
+            heard::SYNCED => Self::Synced,
             heard::TAKE_OVER => Self::TakeOver,
             heard::COMMIT => Self::Commit,
             heard::STOP => Self::Stop,
@@ -389,12 +413,14 @@ mod tests {
         }
         let handed = HandedClient {
             socket: 7,
-            is_fdholder: true,
+            is_fdholder: false,
+            awaits_upgrade: true,
             on_conflict: OnConflict::Keep,
             unread: vec![0; REQUEST_PAYLOAD_MAX],
         };
         assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
-        for said in [Heard::UpTo(u64::MAX), Heard::TakeOver, Heard::Commit, Heard::Stop] {
+        let all = [Heard::UpTo(9), Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop];
+        for said in all {
             assert_eq!(through(said.into_message(), |frame| Heard::parse(&frame)), Ok(said));
         }
     }

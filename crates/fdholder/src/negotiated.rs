@@ -156,6 +156,19 @@ impl Client {
             .map_err(|cause| Error::new(SET_DUMP, cause))
     }
 
+    /// Has the holder become the program that is now where it was started from; this
+    /// connection stays. Returns the version that serves then, or why it is still the old
+    /// one.
+    ///
+    /// # Errors
+    ///
+    /// EPERM the holder runs as another user · EOPNOTSUPP it is no fdholder, or was not
+    /// asked whether it is, or is too old for this.
+    pub fn upgrade(&mut self, deadline: Deadline) -> Result<Result<String, String>, Error> {
+        self.ask_extension(Extension::Upgrade, deadline, |frame| extension::parse_upgraded(&frame))
+            .map_err(|cause| Error::new("upgrade the holder", cause))
+    }
+
     fn ask_extension<T>(
         &mut self,
         extension: Extension<BorrowedFd<'_>>,

@@ -106,6 +106,8 @@ fn define_daemon(command: Command) -> Command {
              and nobody else connects. With rules it has mode 0777, and they decide.\n\n\
              On a PATH where a fdholder of the same user serves already, this one takes over \
              from it, and the other one ends; clients notice nothing.\n\n\
+             SIGUSR2, or fdholder upgrade PATH, has it become the program that is now on disk, \
+             with the same pid; clients notice nothing.\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0, +1 if descriptors were still held, +2 \
              if clients were cut off; 100 wrong usage, 111 it cannot start.",
@@ -271,6 +273,8 @@ struct Settings {
     announce: bool,
     /// How to start a standby, if there is to be one.
     standby: Option<Launch>,
+    /// What to become when an upgrade is asked for.
+    successor: Launch,
     signals: Signals,
 }
 
@@ -301,7 +305,7 @@ impl Settings {
         let standby = invocation.matches.get_flag("standby").then(Launch::of_this_program);
         let signals = Signals::catch().map_err(|error| Failure::system("catch signals", error))?;
         let announce = invocation.matches.get_flag("ready");
-        Ok(Self { options, room, announce, standby, signals })
+        Ok(Self { options, room, announce, standby, successor: Launch::of_successor(), signals })
     }
 
     /// What both names of the daemon do once there is something to serve with.
@@ -318,6 +322,7 @@ impl Settings {
         };
         let mut server =
             Server::inherit(inheritance, rules, self.signals, self.options).map_err(prepare)?;
+        server = server.with_successor(self.successor);
         if let Some(launch) = self.standby {
             server = server.with_standby(launch);
         }

@@ -6,6 +6,7 @@ mod standby;
 #[path = "../support/mod.rs"]
 mod support;
 mod takeover;
+mod upgrade;
 
 use fdholder::{Client, Limit};
 use std::collections::BTreeSet;

@@ -151,11 +151,6 @@ pub struct Mirror<F> {
 }
 
 impl<F> Mirror<F> {
-    /// Whether it has been told that it has everything.
-    pub fn has_everything(&self) -> bool {
-        self.counts && self.departing.is_none()
-    }
-
     fn is_behind(&self, now: Ticket) -> bool {
         self.departing.is_some() || !self.queue.is_empty() || !self.counts || !self.has_passed(now)
     }
@@ -220,10 +215,8 @@ impl<F> Mirror<F> {
 
     /// A client for a follower that is to serve; it must not be behind.
     pub(crate) fn hand_over(&mut self, client: HandedClient<Arc<F>>) {
-        let HandedClient { socket, is_fdholder, on_conflict, unread } = client;
-        let socket = Carrier::Client(socket);
-        self.departing =
-            Some(link::client(HandedClient { socket, is_fdholder, on_conflict, unread }).into());
+        let client = client.map(|socket| Some(Carrier::Client(socket)));
+        self.departing = client.map(|client| link::client(client).into());
     }
 
     /// The end of that.

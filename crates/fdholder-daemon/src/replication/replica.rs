@@ -79,7 +79,10 @@ impl<F> Replica<F> {
                     return Ok(Some(Heard::UpTo(up_to)));
                 }
             }
-            Fed::Synced => self.is_synced = true,
+            Fed::Synced => {
+                self.is_synced = true;
+                return Ok(Some(Heard::Synced));
+            }
             Fed::Client(client) => self.clients.push(client),
             Fed::Yours { for_next } => self.yours = Some(for_next),
         }

@@ -144,11 +144,15 @@ impl Server {
         let again = peer.again();
         self.turns.set(token, &mut peer.turn, again);
         let follower = peer.take_follower();
+        let wants_upgrade = peer.take_upgrade();
         if progress {
             self.restart_clock(token);
         }
         if let Some(capacity) = follower {
             self.let_follow(token, capacity);
+        }
+        if wants_upgrade {
+            self.begin_upgrade();
         }
         progress
     }
@@ -203,7 +207,7 @@ impl Server {
         let mut peer = self.peers.remove(token);
         self.deadlines.set(token, &mut peer.deadline, None);
         self.turns.set(token, &mut peer.turn, None);
-        self.notice_standby(token);
+        self.notice_offspring(token);
         peer
     }
 

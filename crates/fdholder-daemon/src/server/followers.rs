@@ -3,9 +3,8 @@
 use super::handover::hand_over_at;
 use super::{Accepting, Ended, Server, LINK};
 use crate::credentials::Credentials;
-use crate::launch::Launch;
+use crate::exchange::Broken;
 use crate::limits::{FOLLOWERS_MAX, FOLLOWER_PATIENCE, MIRROR_MESSAGES_PER_TURN, SEND_PAUSE};
-use crate::peer::Gone;
 use crate::replication::roll::Roll;
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
@@ -13,90 +12,41 @@ use fdholder::link::{self, Head, Heard};
 use fdholder::transport::{self, Wait};
 use fdholder::{strerror, Errno};
 use rustix::event::epoll;
-use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 use tracing::{info, warn};
 
-/// How long to wait before another standby is started when the last one never got ready;
-/// twice as long each time.
-const RESTART_PAUSE: Duration = Duration::from_millis(100);
-
-/// But never longer than this.
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
-
-/// How often to look whether a process has ended that was killed.
-const REAP_PAUSE: Duration = Duration::from_millis(100);
+/// What a follower is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// We have started it, to have everything too.
+    Standby,
+    /// We have started it, to be the program that we become.
+    Successor,
+    /// It came by itself.
+    Other,
+}
 
 /// A process that follows.
 #[derive(Debug)]
 pub(super) struct Link {
     pub who: Credentials,
     pub socket: OwnedFd,
-    decoder: Decoder<OwnedFd>,
+    pub decoder: Decoder<OwnedFd>,
     /// Its key among the mirrors.
     pub mirror: usize,
     /// Its place on the roll.
     number: u32,
-    /// It is our standby.
-    is_standby: bool,
+    pub role: Role,
     /// It wants to serve in our place, since then.
     pub wants_over: Option<Instant>,
-    /// It says that it does.
-    pub has_committed: bool,
-    /// It is known to have everything.
+    /// It has said that it has everything.
     has_everything: bool,
     /// When it last took something, or told that it had carried something out.
     progress: Instant,
     /// When to try again, as there was no room for descriptors in flight.
     retry: Option<Instant>,
     watched: epoll::EventFlags,
-}
-
-/// The standby that a server keeps, and how it is started.
-#[derive(Debug)]
-pub(super) struct Standby {
-    launch: Launch,
-    child: Option<Child>,
-    /// The client that it is until it follows.
-    token: Option<usize>,
-    /// When to start the next one.
-    start_at: Option<Instant>,
-    pause: Duration,
-}
-
-impl Standby {
-    pub fn new(launch: Launch) -> Self {
-        let start_at = Some(Instant::now());
-        Self { launch, child: None, token: None, start_at, pause: RESTART_PAUSE }
-    }
-
-    /// Ends the process, if there is one, and forgets it.
-    fn kill(&mut self) {
-        if let Some(child) = &mut self.child {
-            // It may have ended already.
-            let _ = child.kill();
-        }
-    }
-
-    /// Whether there is no process any more.
-    fn is_gone(&mut self) -> bool {
-        let gone = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
-        if gone {
-            self.child = None;
-        }
-        gone
-    }
-
-    /// Another one is to be started, sooner if this one was any good.
-    fn again(&mut self, was_good: bool) {
-        self.kill();
-        self.token = None;
-        self.pause = if was_good { RESTART_PAUSE } else { (self.pause * 2).min(RESTART_PAUSE_MAX) };
-        let pause = if was_good { Duration::ZERO } else { self.pause };
-        self.start_at = Some(Instant::now() + pause);
-    }
 }
 
 /// Why a follower is given up.
@@ -108,8 +58,8 @@ pub(super) enum Lost {
     Hangs,
     Malformed(fdholder::Malformed),
     Failed(Errno),
-    /// It was to serve, and did not.
-    DidNotServe,
+    /// It was to serve, and does not.
+    DidNotServe(Broken),
     /// We are asked to end.
     Dismissed,
 }
@@ -143,27 +93,22 @@ impl Server {
         if self.roll.is_none() {
             self.roll = Some(Roll::new()?);
         }
-        let roll = self.roll.as_mut().ok_or(Errno::NOMEM)?;
+        let followers = self.roll.as_mut().ok_or(Errno::NOMEM)?;
         let about = Head {
-            number: roll.enter(),
+            number: followers.enter(),
             pid: std::process::id(),
             count: held as u32,                          // At most FDS_MAX.
             capacity: self.hold.store.capacity() as u32, // At most FDS_MAX.
         };
-        let first = link::head(about, self.listener.as_fd(), roll.file());
+        let first = link::head(about, self.listener.as_fd(), followers.file());
         let socket = self.peers.get(token).ok_or(Errno::BADF)?.socket();
         if transport::send(socket, first.bytes(), first.fds(), Wait::No)? != first.bytes().len() {
             return Err(Errno::MSGSIZE);
         }
-        let is_standby = self.standby.as_ref().is_some_and(|standby| standby.token == Some(token));
-        // The other end of a pair was made by ourselves.
-        let child = self.standby.as_ref().filter(|_| is_standby).and_then(|s| s.child.as_ref());
         let who = self.peers.get(token).ok_or(Errno::BADF)?.who;
-        let pid = child.and_then(|child| i32::try_from(child.id()).ok()).or(who.pid);
-        let who = Credentials { pid, ..who };
-        if let Some(standby) = self.standby.as_mut().filter(|_| is_standby) {
-            standby.token = None;
-        }
+        let (role, pid) = self.take_for_offspring(token);
+        // The other end of a pair was made by ourselves.
+        let who = Credentials { pid: pid.or(who.pid), ..who };
         let peer = self.remove(token);
         // Nothing else has it: it is in no message.
         let Some(socket) = peer.into_socket() else { return Ok(()) };
@@ -177,9 +122,8 @@ impl Server {
             decoder: Decoder::new(REQUEST_PAYLOAD_MAX),
             mirror: self.hold.mirrors.add(&self.hold.store),
             number: about.number,
-            is_standby,
+            role,
             wants_over: None,
-            has_committed: false,
             has_everything: false,
             progress: Instant::now(),
             retry: None,
@@ -188,9 +132,23 @@ impl Server {
         Ok(())
     }
 
+    /// Whether a client that follows now is a process of ours, and which.
+    fn take_for_offspring(&mut self, token: usize) -> (Role, Option<i32>) {
+        let standby = self.standby.as_mut().and_then(|standby| standby.process.as_mut());
+        if let Some(process) = standby.filter(|process| process.token == Some(token)) {
+            process.token = None;
+            return (Role::Standby, process.pid());
+        }
+        match self.upgrade.as_mut().filter(|upgrade| upgrade.is(token)) {
+            Some(upgrade) => (Role::Successor, upgrade.follows()),
+            None => (Role::Other, None),
+        }
+    }
+
     /// Tells followers what there is to tell, and then clients what depended on that.
     pub(super) fn tend_followers(&mut self) {
         self.tend_standby();
+        self.tend_upgrade();
         if self.links.is_empty() {
             // Nothing is waited for any more.
             return self.serve_gated();
@@ -209,12 +167,12 @@ impl Server {
         self.hand_over_if_due();
     }
 
-    fn link_keys(&self) -> Vec<usize> {
+    pub(super) fn link_keys(&self) -> Vec<usize> {
         self.links.iter().map(|(key, _)| key).collect()
     }
 
     /// Sends a follower so many messages at most.
-    pub(super) fn tell(&mut self, key: usize, budget: usize) {
+    fn tell(&mut self, key: usize, budget: usize) {
         let Some(link) = self.links.get_mut(key) else { return };
         let Some(mirror) = self.hold.mirrors.get_mut(link.mirror) else { return };
         let mut lost = None;
@@ -241,13 +199,6 @@ impl Server {
             }
             if lost.is_some() {
                 break;
-            }
-        }
-        if mirror.has_everything() && !link.has_everything {
-            link.has_everything = true;
-            let pid = link.who.pid.unwrap_or_default();
-            if link.is_standby {
-                info!("the standby (pid {pid}) has everything");
             }
         }
         // If only its turn was over, there is room, and it is served at once.
@@ -297,9 +248,21 @@ impl Server {
                             mirror.has_carried_out(up_to);
                         }
                     }
+                    Heard::Synced => {
+                        link.has_everything = true;
+                        match link.role {
+                            Role::Standby => {
+                                let pid = link.who.pid.unwrap_or_default();
+                                info!("the standby (pid {pid}) has everything");
+                            }
+                            Role::Successor => link.wants_over = Some(Instant::now()),
+                            Role::Other => {}
+                        }
+                    }
                     Heard::TakeOver => link.wants_over = Some(Instant::now()),
-                    Heard::Commit => link.has_committed = true,
                     Heard::Stop => is_to_stop = true,
+                    // Nobody has been told that it may.
+                    Heard::Commit => return Err(fdholder::Malformed::INCOMPLETE),
                 }
             }
         }
@@ -316,8 +279,12 @@ impl Server {
         if !given_up {
             warn!("unable to write to the roll: a follower that hangs might serve one day");
         }
-        let was_good = self.hold.mirrors.remove(link.mirror);
-        let whom = if link.is_standby { "the standby" } else { "a follower" };
+        self.hold.mirrors.remove(link.mirror);
+        let whom = match link.role {
+            Role::Standby => "the standby",
+            Role::Successor => "the new program",
+            Role::Other => "a follower",
+        };
         let pid = link.who.pid.unwrap_or_default();
         match lost {
             Lost::Dismissed => {}
@@ -329,12 +296,14 @@ impl Server {
             Lost::Failed(errno) => {
                 warn!("{whom} (pid {pid}) is given up: {}", strerror(*errno));
             }
-            Lost::DidNotServe => {
-                warn!("pid {pid} was to take over, and did not; this process goes on");
+            Lost::DidNotServe(why) => {
+                warn!("{whom} (pid {pid}) was to take over, and does not: {why}");
             }
         }
-        if let Some(standby) = self.standby.as_mut().filter(|_| link.is_standby) {
-            standby.again(was_good);
+        match (link.role, &mut self.standby) {
+            (Role::Standby, Some(standby)) => standby.again(link.has_everything),
+            (Role::Successor, _) => self.successor_failed(),
+            _ => {}
         }
     }
 
@@ -357,6 +326,7 @@ impl Server {
     /// Nobody follows any more.
     pub(super) fn dismiss_followers(&mut self) {
         self.standby = None;
+        self.upgrade = None;
         for key in self.link_keys() {
             self.lose(key, &Lost::Dismissed);
         }
@@ -368,53 +338,8 @@ impl Server {
             [link.retry, self.hangs_at(key), hand_over_at(link)].into_iter().flatten()
         });
         let standby = self.standby.as_ref().and_then(|standby| standby.start_at);
-        links.chain(standby).min()
-    }
-
-    /// Starts a standby when one is due.
-    fn tend_standby(&mut self) {
-        let Some(standby) = &mut self.standby else { return };
-        let now = Instant::now();
-        if standby.start_at.is_none_or(|at| at > now) {
-            return;
-        }
-        if !standby.is_gone() {
-            standby.start_at = Some(now + REAP_PAUSE);
-            return;
-        }
-        standby.start_at = None;
-        if let Err(error) = self.start_standby() {
-            warn!("unable to start a standby: {error}");
-            if let Some(standby) = &mut self.standby {
-                standby.again(false);
-            }
-        }
-    }
-
-    fn start_standby(&mut self) -> std::io::Result<()> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        let token = self.let_in(ours).ok_or_else(|| std::io::Error::other("it is not let in"))?;
-        let Some(standby) = &mut self.standby else { return Ok(()) };
-        standby.token = Some(token);
-        let child = standby.launch.start(&theirs)?;
-        info!("a standby (pid {}) is started", child.id());
-        standby.child = Some(child);
-        Ok(())
-    }
-
-    /// A client has gone. If that was the standby, before it followed, there must be another.
-    pub(super) fn notice_standby(&mut self, token: usize) {
-        if let Some(standby) = self.standby.as_mut().filter(|s| s.token == Some(token)) {
-            standby.again(false);
-        }
-    }
-
-    /// The client that a standby is until it follows is not for the next daemon.
-    pub(super) fn leave_standby(&mut self) {
-        if let Some(token) = self.standby.as_ref().and_then(|standby| standby.token) {
-            self.let_go(token, &Gone::Closed);
-        }
+        let upgrade = self.upgrade.as_ref().map(|upgrade| upgrade.deadline);
+        links.chain(standby).chain(upgrade).min()
     }
 
     /// Another process holds everything now.
@@ -422,9 +347,4 @@ impl Server {
         self.standby = None;
         self.ended = Some(Ended::TakenOver { by });
     }
-}
-
-/// The socket of a link, to wait for.
-pub(super) fn socket_of(link: &Link) -> BorrowedFd<'_> {
-    link.socket.as_fd()
 }

@@ -1,22 +1,13 @@
 //! Handing everything over to a process that follows.
-//!
-//! From here to the end nothing else is done: clients wait, and what they send stays in
-//! their sockets. Either the follower serves, by then, or everything is as it was.
 
-use super::followers::{socket_of, Link, Lost};
+use super::followers::{Link, Lost, Role};
 use super::Server;
+use crate::exchange::{Broken, Exchange};
 use crate::limits::{COMMIT_PATIENCE, HANDOVER_GRACE};
 use crate::peer::Gone;
-use fdholder::link::HandedClient;
 use fdholder::Errno;
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::warn;
-
-/// How often to look whether a follower has the lock.
-const LOOK_PAUSE: Duration = Duration::from_micros(100);
 
 /// When a follower is handed everything at the latest.
 pub(super) fn hand_over_at(link: &Link) -> Option<Instant> {
@@ -24,45 +15,42 @@ pub(super) fn hand_over_at(link: &Link) -> Option<Instant> {
 }
 
 impl Server {
-    /// Hands over, if somebody wants that, and no client is in the middle of something; or
+    /// Hands over, if somebody is to serve, and no client is in the middle of something; or
     /// it has been for too long.
     pub(super) fn hand_over_if_due(&mut self) {
-        let now = Instant::now();
-        let wanted = self.links.iter().find_map(|(key, link)| {
-            let at = hand_over_at(link)?;
-            Some((key, at))
-        });
+        let wanted = self.links.iter().find_map(|(key, link)| Some((key, hand_over_at(link)?)));
         let Some((key, at)) = wanted else { return };
         let all_idle = self.peers.iter().all(|(_, peer)| peer.hand_over().is_some());
-        if !(all_idle || at <= now) {
+        if !(all_idle || at <= Instant::now()) {
             return;
         }
-        match self.hand_over(key, false) {
-            Ok(()) => {
-                let by = self.links.get(key).and_then(|link| link.who.pid);
-                self.was_taken_over(by);
-            }
-            Err(lost) => self.lose(key, &lost),
+        let Some(link) = self.links.get(key) else { return };
+        let (pid, is_successor) = (link.who.pid, link.role == Role::Successor);
+        match self.hand_over(key, is_successor) {
+            Ok(()) if is_successor => self.become_successor(key),
+            Ok(()) => self.was_taken_over(pid),
+            Err(broken) => self.lose(key, &Lost::DidNotServe(broken)),
         }
     }
 
-    /// Hands everything over to a follower; or, when it fails, nothing.
-    pub(super) fn hand_over(&mut self, key: usize, for_next: bool) -> Result<(), Lost> {
-        let deadline = Instant::now() + COMMIT_PATIENCE;
+    /// Hands everything over to a follower; or, when it fails, nothing: then everything is
+    /// as it was, but for clients that did not finish what they had begun.
+    fn hand_over(&mut self, key: usize, for_next: bool) -> Result<(), Broken> {
         self.leave_standby();
         self.cut_off_busy_clients();
-        self.tell_all(key, deadline)?;
-        let clients: Vec<_> = self.peers.iter().filter_map(|(_, peer)| peer.hand_over()).collect();
-        for client in clients {
-            self.tell_client(key, client, deadline)?;
-        }
-        let link = self.links.get(key).ok_or(Lost::Gone)?;
-        self.hold.mirrors.get_mut(link.mirror).ok_or(Lost::Gone)?.is_yours(for_next);
-        self.tell_all(key, deadline)?;
-        while !self.links.get(key).ok_or(Lost::Gone)?.has_committed {
-            self.wait_for(key, PollFlags::IN, deadline)?;
-        }
-        self.let_serve(key, deadline)
+        let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
+            return Err(Broken::Gone);
+        };
+        let mut exchange = Exchange {
+            socket: &link.socket,
+            decoder: &mut link.decoder,
+            mirrors: &mut self.hold.mirrors,
+            mirror: link.mirror,
+            buffer: &mut self.hold.buffer,
+            deadline: Instant::now() + COMMIT_PATIENCE,
+        };
+        let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
+        exchange.hand_over(clients, for_next, roll)
     }
 
     fn cut_off_busy_clients(&mut self) {
@@ -71,72 +59,6 @@ impl Server {
         for token in busy {
             warn!("{} is cut off in the middle of something", self.peers[token].who);
             self.let_go(token, &Gone::Failed(Errno::CANCELED));
-        }
-    }
-
-    fn tell_client(
-        &mut self,
-        key: usize,
-        client: HandedClient<Arc<OwnedFd>>,
-        deadline: Instant,
-    ) -> Result<(), Lost> {
-        let link = self.links.get(key).ok_or(Lost::Gone)?;
-        self.hold.mirrors.get_mut(link.mirror).ok_or(Lost::Gone)?.hand_over(client);
-        self.tell_all(key, deadline)
-    }
-
-    /// Sends a follower everything, and waits until it has carried it out.
-    fn tell_all(&mut self, key: usize, deadline: Instant) -> Result<(), Lost> {
-        loop {
-            self.tell(key, usize::MAX);
-            let link = self.links.get(key).ok_or(Lost::Gone)?;
-            let mirror = self.hold.mirrors.get_mut(link.mirror).ok_or(Lost::Gone)?;
-            if mirror.front().is_some() {
-                self.wait_for(key, PollFlags::IN | PollFlags::OUT, deadline)?;
-            } else if self.hold.mirrors.is_behind(link.mirror) {
-                self.wait_for(key, PollFlags::IN, deadline)?;
-            } else {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Waits for a follower, and heeds what it says.
-    fn wait_for(&mut self, key: usize, what: PollFlags, deadline: Instant) -> Result<(), Lost> {
-        let link = self.links.get(key).ok_or(Lost::Gone)?;
-        let now = Instant::now();
-        if deadline <= now {
-            return Err(Lost::DidNotServe);
-        }
-        // A few seconds; and after a while one without room for descriptors is tried again.
-        let span = Timespec::try_from((deadline - now).min(Duration::from_millis(20)));
-        let mut socket = [PollFd::from_borrowed_fd(socket_of(link), what)];
-        match poll(&mut socket, span.ok().as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(Lost::Failed(errno)),
-        }
-        if socket[0].revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            self.hear_link(key);
-        }
-        Ok(())
-    }
-
-    /// Lets a follower have our place, which it says it takes, and waits until it has. The
-    /// kernel decides: it has the lock, or we take it back.
-    fn let_serve(&mut self, key: usize, deadline: Instant) -> Result<(), Lost> {
-        let roll = self.roll.as_ref().ok_or(Lost::Gone)?;
-        roll.let_go().map_err(Lost::Failed)?;
-        loop {
-            if roll.has_been_followed() {
-                return Ok(());
-            }
-            let link = self.links.get(key).ok_or(Lost::Gone)?;
-            let mut socket = [PollFd::from_borrowed_fd(socket_of(link), PollFlags::empty())];
-            let has_gone = poll(&mut socket, Some(&Timespec::default())) == Ok(1);
-            if (has_gone || deadline <= Instant::now()) && roll.take_back() {
-                return Err(Lost::DidNotServe);
-            }
-            std::thread::sleep(LOOK_PAUSE);
         }
     }
 }

@@ -7,11 +7,12 @@ use crate::inherited;
 use fdholder::Errno;
 use fdholder_daemon::access::User;
 use fdholder_daemon::follower::{FollowError, Follower, Inheritance, StoodBy};
-use fdholder_daemon::launch::FOLLOW_VARIABLE;
+use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
 use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
 use fdholder_daemon::privileges::{drop_to, Become};
 use std::fmt;
 use std::fs::Permissions;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -53,19 +54,31 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// For one that was started to follow another: follows it until there is something to
 /// serve. `None` for one that was not.
 pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
-    let Some(number) = std::env::var_os(FOLLOW_VARIABLE) else { return Ok(None) };
-    let number = crate::options::number(&number).map_err(|problem| {
-        Failure::new(exit::USAGE, format_args!("invalid {FOLLOW_VARIABLE}: {problem}"))
-    })?;
-    let socket = inherited::take(number)
-        .map_err(|errno| Failure::system(format!("take the socket {number}"), errno))?;
-    let unable = |error| Failure::new(exit::SYSTEM, format_args!("unable to stand by: {error}"));
-    let follower = Follower::begin(socket, settings.room.capacity).map_err(unable)?;
+    let unable = |error| Failure::new(exit::SYSTEM, format_args!("unable to follow: {error}"));
+    let begin = |socket| Follower::begin(socket, settings.room.capacity).map_err(unable);
+    if let Some(socket) = socket_in(TAKE_OVER_VARIABLE)? {
+        let follower = begin(socket)?;
+        let pid = follower.head().pid;
+        let inheritance = follower.take_over().map_err(unable)?;
+        return Ok(Some(Start::TakenOver { inheritance, pid }));
+    }
+    let Some(socket) = socket_in(FOLLOW_VARIABLE)? else { return Ok(None) };
+    let follower = begin(socket)?;
     let pid = follower.head().pid;
     match follower.stand_by(settings.signals.term_source()).map_err(unable)? {
         StoodBy::Ours(inheritance) => Ok(Some(Start::Promoted { inheritance, pid })),
         StoodBy::Dismissed => Ok(Some(Start::NotNeeded)),
     }
+}
+
+/// A connected socket that was left to this process, by the variable that tells its number.
+fn socket_in(variable: &str) -> Result<Option<OwnedFd>, Failure> {
+    let Some(number) = std::env::var_os(variable) else { return Ok(None) };
+    let number = crate::options::number(&number).map_err(|problem| {
+        Failure::new(exit::USAGE, format_args!("invalid {variable}: {problem}"))
+    })?;
+    let socket = inherited::take(number);
+    socket.map(Some).map_err(|errno| Failure::system(format!("take the socket {number}"), errno))
 }
 
 /// Listens on a path, or takes over from the fdholder that does.

@@ -1,0 +1,193 @@
+//! A daemon becomes another program.
+
+use crate::support::family::{is_alive, signal};
+use crate::support::{assert_exit, eventually, stderr, stdout, suite, Family};
+use crate::{content, fill};
+use rustix::process::Signal;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// A daemon that was started from a file of its own, which can be replaced.
+struct Upgradable {
+    family: Family,
+    program: PathBuf,
+    pid: u32,
+}
+
+impl Upgradable {
+    fn new(options: &[&str]) -> Self {
+        let family = Family::new();
+        let program = family.folder.path().join("fdholder");
+        let mut new = Self { family, program, pid: 0 };
+        new.install_ours();
+        let mut command = Command::new(&new.program);
+        command.args(["serve", "-1"]).args(options).arg(&new.family.path);
+        new.pid = new.family.spawn(command);
+        new
+    }
+
+    /// As a package manager does: another file under the same name. By another process, as
+    /// what is open for writing here cannot be executed.
+    fn install_ours(&self) {
+        let new = self.program.with_extension("new");
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_fdholder")).arg(&new).status();
+        assert!(copied.unwrap().success());
+        fs::rename(new, &self.program).unwrap();
+    }
+
+    fn install_script(&self, script: &str) {
+        let new = self.program.with_extension("new");
+        let install = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let installed = Command::new("sh").args(["-c", install]).arg(&new).arg(script).status();
+        assert!(installed.unwrap().success());
+        fs::rename(new, &self.program).unwrap();
+    }
+
+    fn upgrade(&self) -> Output {
+        suite::fdholder(["upgrade", self.family.path.to_str().unwrap()]).output().unwrap()
+    }
+}
+
+/// Same pid, other program; everything is still held, by its clients nothing is noticed, and
+/// nobody else is left.
+#[test]
+fn the_pid_stays_and_so_do_clients() {
+    let it = Upgradable::new(&["-n", "2000"]);
+    let mut idle = it.family.client();
+    fill(&mut idle, it.family.folder.path(), 600);
+    let before = content(&mut idle);
+    let program = || fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap();
+    for _ in 0..3 {
+        it.install_ours();
+        assert_ne!(program(), it.program, "that file has been replaced");
+        let upgraded = it.upgrade();
+        assert_exit(&upgraded, 0);
+        assert!(stdout(&upgraded).contains(env!("CARGO_PKG_VERSION")), "{upgraded:?}");
+        assert_eq!(program(), it.program);
+        assert_eq!(content(&mut idle), before);
+        assert_eq!(content(&mut it.family.client()), before);
+        eventually("nobody else is left", || it.family.alive() == [it.pid]);
+    }
+    eventually("nothing is left of those that have ended", || zombies_of(it.pid) == 0);
+}
+
+/// By a signal it is the same.
+#[test]
+fn a_signal_does_it_too() {
+    let it = Upgradable::new(&["-v2"]);
+    let mut idle = it.family.client();
+    fill(&mut idle, it.family.folder.path(), 10);
+    let before = content(&mut idle);
+    it.install_ours();
+    signal(it.pid, Signal::USR2);
+    eventually("it is another program", || {
+        fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap() == it.program
+    });
+    assert_eq!(content(&mut idle), before);
+}
+
+/// A program that does not start changes nothing, and it is said why.
+#[test]
+fn a_program_that_does_not_start_changes_nothing() {
+    let it = Upgradable::new(&[]);
+    let mut idle = it.family.client();
+    fill(&mut idle, it.family.folder.path(), 300);
+    let before = content(&mut idle);
+    let mut fails = |install: &dyn Fn(), why: &str| {
+        install();
+        let refused = it.upgrade();
+        assert_exit(&refused, 1);
+        assert!(stderr(&refused).contains(why), "{refused:?}");
+        assert_eq!(stderr(&refused).lines().count(), 1);
+        assert!(it.family.log().contains(why), "{}", it.family.log());
+        assert_eq!(content(&mut idle), before);
+        assert_eq!(content(&mut it.family.client()), before);
+        eventually("it is alone", || it.family.alive() == [it.pid]);
+    };
+    fails(&|| it.install_script("exit 3"), "exit status: 3");
+    fails(&|| it.install_script("kill -9 $$"), "signal: 9");
+    fails(&|| fs::remove_file(&it.program).unwrap(), "No such file");
+    fails(&|| fs::write(&it.program, "no program").unwrap(), "Permission denied");
+    it.install_ours();
+    assert_exit(&it.upgrade(), 0);
+    assert_eq!(content(&mut idle), before);
+}
+
+/// One that starts beside the old one, but then does not take over from the keeper: the
+/// keeper serves.
+#[test]
+fn the_keeper_serves_when_nobody_comes() {
+    let mut it = Upgradable::new(&[]);
+    let mut idle = it.family.client();
+    fill(&mut idle, it.family.folder.path(), 300);
+    let before = content(&mut idle);
+    let ours = env!("CARGO_BIN_EXE_fdholder");
+    it.install_script(&format!("[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"));
+    // The keeper answers for the program that it is.
+    assert_exit(&it.upgrade(), 0);
+    assert_eq!(it.family.wait(it.pid), Some(7));
+    assert_eq!(content(&mut idle), before);
+    assert_eq!(content(&mut it.family.client()), before);
+    // A supervisor starts the next one, which takes over.
+    it.family.serve(&[]);
+    assert_eq!(content(&mut idle), before);
+    eventually("one is left", || it.family.alive().len() == 1);
+}
+
+/// When the kernel refuses in the last moment, the old program goes on.
+#[test]
+fn the_old_program_goes_on_when_it_cannot_become_another() {
+    let mut family = Family::new();
+    let mut strace = Command::new("strace");
+    // Its own start is not counted.
+    let refuse = "inject=execve:error=EACCES";
+    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=execve", "-e", refuse]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "--standby", "-1"]);
+    strace.arg(&family.path);
+    family.spawn(strace);
+    let mut idle = family.client();
+    fill(&mut idle, family.folder.path(), 300);
+    let before = content(&mut idle);
+    let primary = family.primary();
+    let upgrade = || suite::fdholder(["upgrade", family.path.to_str().unwrap()]).output().unwrap();
+    for _ in 0..2 {
+        family.standby();
+        let refused = upgrade();
+        assert_exit(&refused, 1);
+        assert!(stderr(&refused).contains("Permission denied"), "{refused:?}");
+        assert_eq!(content(&mut idle), before);
+        assert_eq!(family.primary(), primary);
+    }
+    // It is followed as before.
+    let standby = family.standby();
+    signal(primary, Signal::KILL);
+    assert_eq!(content(&mut family.client()), before);
+    assert_eq!(family.primary(), standby);
+}
+
+/// With a standby it is the same, and the new program has one.
+#[test]
+fn a_daemon_with_a_standby_is_upgraded() {
+    let it = Upgradable::new(&["--standby"]);
+    let mut idle = it.family.client();
+    fill(&mut idle, it.family.folder.path(), 300);
+    let before = content(&mut idle);
+    for _ in 0..3 {
+        let standby = it.family.standby();
+        assert_exit(&it.upgrade(), 0);
+        assert_eq!(it.family.primary(), it.pid);
+        assert_ne!(it.family.standby(), standby);
+        eventually("two are left", || it.family.alive().len() == 2);
+    }
+    signal(it.pid, Signal::KILL);
+    assert_eq!(content(&mut it.family.client()), before);
+    assert!(is_alive(it.family.primary()));
+}
+
+/// How many children of a process have ended and were not waited for.
+fn zombies_of(pid: u32) -> usize {
+    let stats = fs::read_dir("/proc").unwrap().flatten();
+    let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    stats.filter(|stat| stat.contains(&format!(") Z {pid} "))).count()
+}

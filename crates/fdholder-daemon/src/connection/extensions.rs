@@ -1,0 +1,131 @@
+//! Requests beyond s6's protocol.
+
+use super::{refusal, Connection, Sending, Upgrading};
+use crate::access::Rights;
+use crate::delivery::Delivery;
+use crate::store::{Change, Store};
+use fdholder::extension::{self, Extension};
+use fdholder::limits::RELEASE_FDS_MAX;
+use fdholder::{reply, Errno, Timestamp};
+use std::ops::Range;
+use std::sync::Arc;
+
+impl<F> Connection<F> {
+    /// Carries one out.
+    pub(super) fn extend(
+        &mut self,
+        extension: Extension<F>,
+        rights: &Rights,
+        store: &mut Store<F>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        match extension {
+            Extension::Hello(_version) => {
+                self.is_fdholder = true;
+                self.outbox.push(extension::hello());
+                Vec::new()
+            }
+            Extension::Snapshot { .. } if !(rights.list || rights.getdump) => {
+                self.refuse(Errno::PERM)
+            }
+            Extension::Snapshot { entries } => self.take_snapshot(entries, rights, store, now),
+            Extension::Deliver { .. } if !rights.getdump => self.refuse(Errno::PERM),
+            Extension::Deliver { runs, to } => match self.positions(runs) {
+                Some(runs) => {
+                    let snapshot = Arc::clone(&self.snapshot);
+                    self.delivery = Sending::Ready(Delivery::new(to, snapshot, runs));
+                    Vec::new()
+                }
+                None => self.refuse(Errno::INVAL),
+            },
+            Extension::Release { runs, only_ask } => match self.positions(runs) {
+                Some(runs) if runs.iter().map(Range::len).sum::<usize>() <= RELEASE_FDS_MAX => {
+                    self.release(&runs, only_ask, rights, store, now)
+                }
+                _ => self.refuse(Errno::INVAL),
+            },
+            Extension::OnConflict(_) if !rights.setdump => self.refuse(Errno::PERM),
+            Extension::OnConflict(on_conflict) => {
+                self.on_conflict = on_conflict;
+                self.outbox.push(reply::status(Ok(())));
+                Vec::new()
+            }
+            Extension::Taken => {
+                let taken = self.taken.as_ref();
+                self.outbox.push(taken.map_or_else(|| refusal(Errno::NODATA), extension::taken));
+                Vec::new()
+            }
+            Extension::Follow { .. } | Extension::Upgrade if !self.standing.is_own => {
+                self.refuse(Errno::PERM)
+            }
+            Extension::Follow { capacity } => {
+                self.follow = Some(capacity);
+                Vec::new()
+            }
+            Extension::Upgrade => {
+                self.upgrade = Upgrading::Asked;
+                Vec::new()
+            }
+            Extension::Unknown => self.refuse(Errno::OPNOTSUPP),
+        }
+    }
+
+    fn take_snapshot(
+        &mut self,
+        entries: bool,
+        rights: &Rights,
+        store: &mut Store<F>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        if !(entries || rights.getdump) {
+            let changes = store.expire(now);
+            let (count, capacity) = (store.len() as u32, store.capacity() as u32); // FDS_MAX.
+            self.outbox.push(extension::snapshot(count, capacity, std::iter::empty()));
+            return changes;
+        }
+        let (snapshot, changes) = store.dump(now);
+        let (count, capacity) = (snapshot.len() as u32, store.capacity() as u32); // FDS_MAX.
+        let listed = if entries { &snapshot[..] } else { &[] };
+        let listed = listed.iter().map(|entry| (&entry.id, entry.limit));
+        self.outbox.push(extension::snapshot(count, capacity, listed));
+        if rights.getdump {
+            self.snapshot = Arc::new(snapshot);
+        }
+        changes
+    }
+
+    /// Checks positions against the snapshot. They ascend, so that none comes twice and a
+    /// request is not more work than the snapshot is long.
+    fn positions(&self, runs: Vec<Range<u32>>) -> Option<Vec<Range<usize>>> {
+        let mut end = 0;
+        let runs = runs.into_iter().map(|run| run.start as usize..run.end as usize);
+        let in_order = |run: Range<usize>| {
+            let fits = end <= run.start && run.end <= self.snapshot.len();
+            end = run.end;
+            fits.then_some(run)
+        };
+        runs.map(in_order).collect()
+    }
+
+    fn release(
+        &mut self,
+        runs: &[Range<usize>],
+        only_ask: bool,
+        rights: &Rights,
+        store: &mut Store<F>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let entries = || runs.iter().flat_map(|run| &snapshot[run.clone()]);
+        if !entries().all(|entry| rights.may_store(&entry.id)) {
+            return self.refuse(Errno::PERM);
+        }
+        let mut changes = store.expire(now);
+        let count = entries().filter(|entry| store.holds(entry)).count() as u32; // FDS_MAX.
+        if !only_ask {
+            changes.append(&mut store.release(entries(), now));
+        }
+        self.outbox.push(extension::released(count));
+        changes
+    }
+}

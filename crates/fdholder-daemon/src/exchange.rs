@@ -1,0 +1,165 @@
+//! Handing everything over to a follower, step by step.
+//!
+//! Nothing else is done meanwhile: clients wait, and what they send stays in their sockets.
+
+use crate::replication::roll::Roll;
+use crate::replication::Mirrors;
+use fdholder::frame::Decoder;
+use fdholder::link::{HandedClient, Heard};
+use fdholder::transport::{self, Wait};
+use fdholder::{strerror, Errno, Malformed};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often to look whether a follower has the lock.
+const LOOK_PAUSE: Duration = Duration::from_micros(100);
+
+/// How long to wait at most before something is tried again: descriptors may have had no
+/// room in flight, and nothing tells when they do.
+const RETRY_PAUSE: Duration = Duration::from_millis(2);
+
+/// Why a follower does not serve.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// It has ended, or hung up.
+    Gone,
+    /// It takes too long.
+    TimedOut,
+    Malformed(Malformed),
+    Failed(Errno),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("it has gone"),
+            Self::TimedOut => f.write_str("it takes too long"),
+            Self::Malformed(malformed) => write!(f, "protocol error: {malformed}"),
+            Self::Failed(errno) => f.write_str(&strerror(*errno)),
+        }
+    }
+}
+
+impl From<Malformed> for Broken {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+/// An exchange with one follower.
+pub(crate) struct Exchange<'a> {
+    pub socket: &'a OwnedFd,
+    pub decoder: &'a mut Decoder<OwnedFd>,
+    pub mirrors: &'a mut Mirrors<OwnedFd>,
+    /// Its key among them.
+    pub mirror: usize,
+    pub buffer: &'a mut [u8],
+    pub deadline: Instant,
+}
+
+impl Exchange<'_> {
+    /// Hands over clients, and with them everything, or nothing: when this returns, the
+    /// follower serves, or never will.
+    pub fn hand_over(
+        &mut self,
+        clients: impl IntoIterator<Item = HandedClient<Arc<OwnedFd>>>,
+        for_next: bool,
+        roll: &Roll,
+    ) -> Result<(), Broken> {
+        self.tell_all()?;
+        for client in clients {
+            self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.hand_over(client);
+            self.tell_all()?;
+        }
+        self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours(for_next);
+        self.tell_all()?;
+        self.wait_for(Heard::Commit)?;
+        self.let_serve(roll)
+    }
+
+    /// Sends everything, and waits until what has to be carried out is.
+    pub fn tell_all(&mut self) -> Result<(), Broken> {
+        loop {
+            let mirror = self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?;
+            let Some((bytes, carriers)) = mirror.front() else {
+                if !self.mirrors.is_behind(self.mirror) {
+                    return Ok(());
+                }
+                self.wait(PollFlags::IN)?;
+                self.hear()?;
+                continue;
+            };
+            let fds: Vec<_> = carriers.iter().map(|carrier| carrier.fd().as_fd()).collect();
+            match transport::send(self.socket, bytes, &fds, Wait::No) {
+                Ok(len) => mirror.advance(len),
+                Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
+                Err(Errno::TOOMANYREFS) => self.wait(PollFlags::empty())?,
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Gone),
+                Err(errno) => return Err(Broken::Failed(errno)),
+            }
+        }
+    }
+
+    /// Waits until the follower says something.
+    pub fn wait_for(&mut self, what: Heard) -> Result<(), Broken> {
+        while self.hear()?.is_none_or(|heard| heard != what) {
+            self.wait(PollFlags::IN)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, what: PollFlags) -> Result<(), Broken> {
+        if self.deadline <= Instant::now() {
+            return Err(Broken::TimedOut);
+        }
+        let pause = Timespec::try_from(RETRY_PAUSE).ok();
+        match poll(&mut [PollFd::new(self.socket, what)], pause.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(Broken::Failed(errno)),
+        }
+    }
+
+    /// What the follower says next, if it has said anything; what it has carried out is
+    /// taken down.
+    fn hear(&mut self) -> Result<Option<Heard>, Broken> {
+        if !self.decoder.has_frame() {
+            match transport::receive(self.socket, self.buffer, Wait::No) {
+                Ok(received) if received.len == 0 => return Err(Broken::Gone),
+                Ok(received) => {
+                    let bytes = &self.buffer[..received.len];
+                    self.decoder.push(bytes, received.fds, received.fds_lost);
+                }
+                Err(Errno::AGAIN) => {}
+                Err(Errno::CONNRESET) => return Err(Broken::Gone),
+                Err(errno) => return Err(Broken::Failed(errno)),
+            }
+        }
+        let Some(frame) = self.decoder.next()? else { return Ok(None) };
+        let heard = Heard::parse(&frame)?;
+        if let (Heard::UpTo(up_to), Some(mirror)) = (heard, self.mirrors.get_mut(self.mirror)) {
+            mirror.has_carried_out(up_to);
+        }
+        Ok(Some(heard))
+    }
+
+    /// Lets the follower have our place, which it says it takes, and waits until it has. The
+    /// kernel decides: it has the lock, or we take it back.
+    fn let_serve(&self, roll: &Roll) -> Result<(), Broken> {
+        roll.let_go().map_err(Broken::Failed)?;
+        loop {
+            if roll.has_been_followed() {
+                return Ok(());
+            }
+            let mut socket = [PollFd::new(self.socket, PollFlags::empty())];
+            let has_gone = poll(&mut socket, Some(&Timespec::default())) == Ok(1);
+            let is_late = self.deadline <= Instant::now();
+            if (has_gone || is_late) && roll.take_back() {
+                return Err(if has_gone { Broken::Gone } else { Broken::TimedOut });
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Keeping everything while a daemon becomes another program.
+//!
+//! The keeper was handed everything, and serves nobody: it waits for the new program at the
+//! other end of its connection to take over. If that does not come, it serves itself.
+
+use crate::exchange::{Broken, Exchange};
+use crate::follower::Inheritance;
+use crate::limits::{KEEP_PATIENCE, READ_LEN};
+use crate::replication::roll::Roll;
+use crate::replication::Mirrors;
+use fdholder::extension::{self, Extension};
+use fdholder::frame::{Decoder, Message};
+use fdholder::limits::REQUEST_PAYLOAD_MAX;
+use fdholder::link::{self, HandedClient, Head, Heard};
+use fdholder::request::Parsed;
+use fdholder::transport::{self, Wait};
+use fdholder::{reply, Errno, Malformed, Request};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+use tracing::warn;
+
+/// Keeps everything until it is taken over; or gives it back, to be served.
+pub(crate) fn keep(socket: &OwnedFd, inheritance: Inheritance) -> Option<Inheritance> {
+    let Inheritance { listener, store, clients } = inheritance;
+    let share = |client: HandedClient<OwnedFd>| client.map(|socket| Some(Arc::new(socket)));
+    let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
+    let kept = Kept { listener: &listener, store: &store, clients: &clients };
+    let broken = kept.wait_for_next(socket).err()?;
+    warn!("the new program was to take over, and does not: {broken}");
+    let clients = clients.into_iter().filter_map(|client| client.map(Arc::into_inner));
+    Some(Inheritance { clients: clients.collect(), listener, store })
+}
+
+struct Kept<'a> {
+    listener: &'a OwnedFd,
+    store: &'a crate::Store<OwnedFd>,
+    clients: &'a [HandedClient<Arc<OwnedFd>>],
+}
+
+impl Kept<'_> {
+    fn wait_for_next(&self, socket: &OwnedFd) -> Result<(), Broken> {
+        let deadline = Instant::now() + KEEP_PATIENCE;
+        let mut decoder = Decoder::new(REQUEST_PAYLOAD_MAX);
+        let mut buffer = vec![0; READ_LEN];
+        let mut roll = Roll::new().map_err(Broken::Failed)?;
+        loop {
+            match next_request(socket, &mut decoder, &mut buffer, deadline)? {
+                Extension::Hello(_) => say(socket, &extension::hello())?,
+                Extension::Follow { capacity } if (capacity as usize) < self.store.len() => {
+                    say(socket, &reply::status(Err(Errno::NFILE)))?;
+                }
+                Extension::Follow { .. } => break,
+                _ => return Err(Malformed::INCOMPLETE.into()),
+            }
+        }
+        let head = Head {
+            number: roll.enter(),
+            pid: std::process::id(),
+            count: self.store.len() as u32,         // At most FDS_MAX.
+            capacity: self.store.capacity() as u32, // At most FDS_MAX.
+        };
+        say(socket, &link::head(head, self.listener.as_fd(), roll.file()))?;
+        let mut mirrors = Mirrors::default();
+        let mirror = mirrors.add(self.store);
+        let mut exchange = Exchange {
+            socket,
+            decoder: &mut decoder,
+            mirrors: &mut mirrors,
+            mirror,
+            buffer: &mut buffer,
+            deadline,
+        };
+        exchange.tell_all()?;
+        exchange.wait_for(Heard::TakeOver)?;
+        exchange.hand_over(self.clients.iter().cloned(), false, &roll)
+    }
+}
+
+fn next_request(
+    socket: &OwnedFd,
+    decoder: &mut Decoder<OwnedFd>,
+    buffer: &mut [u8],
+    deadline: Instant,
+) -> Result<Extension<OwnedFd>, Broken> {
+    while !decoder.has_frame() {
+        match transport::receive(socket, buffer, Wait::No) {
+            Ok(received) if received.len == 0 => return Err(Broken::Gone),
+            Ok(received) => {
+                decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+            }
+            Err(Errno::AGAIN) => {
+                let span = deadline.saturating_duration_since(Instant::now());
+                if span.is_zero() {
+                    return Err(Broken::TimedOut);
+                }
+                let span = Timespec::try_from(span).ok();
+                // Whatever it is, it is tried again.
+                let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref());
+            }
+            Err(Errno::CONNRESET) => return Err(Broken::Gone),
+            Err(errno) => return Err(Broken::Failed(errno)),
+        }
+    }
+    let frame = decoder.next()?.ok_or(Malformed::INCOMPLETE)?;
+    match Request::parse(frame)? {
+        Parsed::Request(Request::Extension(extension)) => Ok(extension),
+        _ => Err(Malformed::INCOMPLETE.into()),
+    }
+}
+
+fn say(socket: &OwnedFd, message: &Message<BorrowedFd<'_>>) -> Result<(), Broken> {
+    match transport::send(socket, message.bytes(), message.fds(), Wait::No) {
+        Ok(sent) if sent == message.bytes().len() => Ok(()),
+        Ok(_) | Err(Errno::AGAIN) => Err(Broken::Failed(Errno::MSGSIZE)),
+        Err(errno) => Err(Broken::Failed(errno)),
+    }
+}

@@ -1,0 +1,163 @@
+//! Processes that the daemon starts to follow it.
+
+use super::Server;
+use crate::launch::Launch;
+use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
+use rustix::process::{wait, WaitOptions};
+use std::io;
+use std::process::Child;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// How long to wait before another standby is started when the last one never got ready;
+/// twice as long each time.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// But never longer than this.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How often to look whether a process has ended that was killed.
+const REAP_PAUSE: Duration = Duration::from_millis(20);
+
+/// A process that was started to follow. Killed when dropped.
+#[derive(Debug)]
+pub(super) struct Offspring {
+    child: Child,
+    /// The client that it is until it follows.
+    pub token: Option<usize>,
+}
+
+impl Offspring {
+    pub fn pid(&self) -> Option<i32> {
+        i32::try_from(self.child.id()).ok()
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(status.to_string()),
+            // Somebody else has waited for it.
+            Err(_) => Some("ended".to_owned()),
+        }
+    }
+
+    /// Kills it, and waits until it has gone.
+    pub fn end(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Offspring {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+    }
+}
+
+/// The standby that a server keeps, and how it is started.
+#[derive(Debug)]
+pub(super) struct Standby {
+    launch: Launch,
+    pub process: Option<Offspring>,
+    /// The one before, which was killed and may not be quite gone.
+    remains: Option<Offspring>,
+    /// When to start the next one.
+    pub start_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Standby {
+    pub fn new(launch: Launch) -> Self {
+        let start_at = Some(Instant::now());
+        Self { launch, process: None, remains: None, start_at, pause: RESTART_PAUSE }
+    }
+
+    /// Another one is to be started, sooner if this one was any good.
+    pub fn again(&mut self, was_good: bool) {
+        let pause = if was_good { Duration::ZERO } else { self.pause };
+        self.pause = if was_good { RESTART_PAUSE } else { (self.pause * 2).min(RESTART_PAUSE_MAX) };
+        self.start_at = Some(Instant::now() + pause);
+        self.remains = self.process.take();
+        if let Some(remains) = &mut self.remains {
+            let _ = remains.child.kill();
+        }
+    }
+
+    fn token(&self) -> Option<usize> {
+        self.process.as_ref().and_then(|process| process.token)
+    }
+}
+
+impl Server {
+    /// Starts this program, or another, with a connection by which it can follow.
+    pub(super) fn start(&mut self, launch: &Launch) -> io::Result<Offspring> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let child = launch.start(&theirs)?;
+        drop(theirs);
+        let token = self.let_in(ours);
+        Ok(Offspring { child, token })
+    }
+
+    /// Some process has ended: one of ours; one that the program had started which we have
+    /// become; or, if this is the first process of a container, anybody's.
+    pub(super) fn reap(&mut self) {
+        if !self.signals.take_child() {
+            return;
+        }
+        // How our own have ended is remembered.
+        let standby = self.standby.as_mut().and_then(|standby| standby.process.as_mut());
+        standby.map(Offspring::ended);
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.has_ended();
+        }
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+    }
+
+    /// Starts a standby when one is due.
+    pub(super) fn tend_standby(&mut self) {
+        let Some(standby) = &mut self.standby else { return };
+        let now = Instant::now();
+        if standby.start_at.is_none_or(|at| at > now) {
+            return;
+        }
+        if standby.remains.as_mut().is_some_and(|remains| remains.ended().is_none()) {
+            standby.start_at = Some(now + REAP_PAUSE);
+            return;
+        }
+        standby.remains = None;
+        standby.start_at = None;
+        let launch = standby.launch.clone();
+        let started = self.start(&launch);
+        let Some(standby) = &mut self.standby else { return };
+        match started {
+            Ok(process) => {
+                info!("a standby (pid {}) is started", process.pid().unwrap_or_default());
+                standby.process = Some(process);
+            }
+            Err(error) => {
+                warn!("unable to start a standby: {error}");
+                standby.again(false);
+            }
+        }
+    }
+
+    /// A client has gone. If that was to follow, there must be another, or it has failed.
+    pub(super) fn notice_offspring(&mut self, token: usize) {
+        if self.standby.as_ref().and_then(Standby::token) == Some(token) {
+            if let Some(standby) = &mut self.standby {
+                standby.again(false);
+            }
+        }
+        self.notice_successor(token);
+    }
+
+    /// The client that a standby is until it follows is not for the next daemon.
+    pub(super) fn leave_standby(&mut self) {
+        if let Some(token) = self.standby.as_ref().and_then(Standby::token) {
+            self.let_go(token, &crate::peer::Gone::Closed);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Becoming the program that is now where this one was started from.
+//!
+//! The new program is started beside this one first, and follows it. So it is known to
+//! start, and has everything, before anything is given up. Then it is handed everything, to
+//! keep while this process becomes the new program, with the pid that it has; that one
+//! takes over from the keeper.
+
+use super::followers::{Lost, Role};
+use super::offspring::Offspring;
+use super::Server;
+use crate::limits::KEEP_PATIENCE;
+use std::os::unix::process::CommandExt;
+use std::time::Instant;
+use tracing::{info, warn};
+
+/// An upgrade under way.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    /// The new program, beside this one.
+    process: Offspring,
+    /// When it must have everything.
+    pub deadline: Instant,
+}
+
+impl Upgrade {
+    /// Whether this client is the new program.
+    pub fn is(&self, token: usize) -> bool {
+        self.process.token == Some(token)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
+    /// It follows now.
+    pub fn follows(&mut self) -> Option<i32> {
+        self.process.token = None;
+        self.process.pid()
+    }
+}
+
+impl Server {
+    /// Starts an upgrade, unless one is under way.
+    pub(super) fn begin_upgrade(&mut self) {
+        if self.upgrade.is_some() {
+            return;
+        }
+        let Some(launch) = self.successor.clone() else {
+            return self.upgrade_failed("this daemon does not know its program");
+        };
+        info!("becoming {}", launch.program.display());
+        match self.start(&launch) {
+            Ok(process) => {
+                self.upgrade = Some(Upgrade { process, deadline: Instant::now() + KEEP_PATIENCE });
+            }
+            Err(error) => {
+                let program = launch.program.display();
+                self.upgrade_failed(&format!("unable to start {program}: {error}"));
+            }
+        }
+    }
+
+    /// A client has gone. If it was the new program, there is no upgrade.
+    pub(super) fn notice_successor(&mut self, token: usize) {
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is(token)) {
+            self.successor_failed();
+        }
+    }
+
+    /// The new program has ended, or hangs.
+    pub(super) fn successor_failed(&mut self) {
+        let Some(mut upgrade) = self.upgrade.take() else { return };
+        // It has hung up, so it is about to end; but one that does not is not waited for.
+        let until = Instant::now() + std::time::Duration::from_millis(20);
+        let mut ended = upgrade.process.ended();
+        while ended.is_none() && Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            ended = upgrade.process.ended();
+        }
+        let how = ended.unwrap_or_else(|| "it hangs, and was killed".to_owned());
+        upgrade.process.end();
+        self.upgrade_failed(&format!("the new program did not get ready ({how}): see the log"));
+    }
+
+    /// Gives up a new program that takes too long.
+    pub(super) fn tend_upgrade(&mut self) {
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.deadline <= Instant::now()) {
+            let successor = self.links.iter().find(|(_, link)| link.role == Role::Successor);
+            match successor.map(|(key, _)| key) {
+                Some(key) => self.lose(key, &Lost::Hangs),
+                None => self.successor_failed(),
+            }
+        }
+    }
+
+    fn upgrade_failed(&mut self, why: &str) {
+        warn!("unable to upgrade: {why}; this program goes on");
+        let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            if self.peers[token].awaits_upgrade() {
+                self.peers[token].upgrade_ended(Err(why));
+                self.serve(token);
+            }
+        }
+    }
+
+    /// The new program keeps everything: becomes it.
+    pub(super) fn become_successor(&mut self, key: usize) {
+        let Some(link) = self.links.try_remove(key) else { return };
+        let Some(launch) = self.successor.clone() else { return };
+        let error = match launch.take_over_command(&link.socket) {
+            Ok(mut command) => command.exec(),
+            Err(error) => error,
+        };
+        // This is still the old program, and has everything; the keeper serves nobody, as
+        // we have not hung up.
+        if let Some(upgrade) = self.upgrade.take() {
+            upgrade.process.end();
+        }
+        self.hold.mirrors.remove(link.mirror);
+        drop(link);
+        // Who may serve when we are gone was settled by what has just failed.
+        for key in self.link_keys() {
+            self.lose(key, &Lost::Dismissed);
+        }
+        self.roll = None;
+        let program = launch.program.display();
+        self.upgrade_failed(&format!("unable to become {program}: {error}"));
+    }
+}

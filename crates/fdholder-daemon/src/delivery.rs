@@ -58,7 +58,7 @@ mod tests {
     fn runs_are_cut_into_messages() {
         let entry = |fd: u32| {
             let id = Identifier::new(fd.to_string()).unwrap();
-            Arc::new(Record { entry: Entry { id, limit: Limit::never(), fd }, owner: 0 })
+            Arc::new(Record { entry: Entry { id, limit: Limit::never(), fd }, owner: 0, serial: 0 })
         };
         let snapshot = Arc::new((0..1000).map(entry).collect());
         let delivery = Delivery::new(9, snapshot, vec![0..3, 500..900]);

@@ -61,7 +61,7 @@ impl Kept<'_> {
             count: self.store.len() as u32,         // At most FDS_MAX.
             capacity: self.store.capacity() as u32, // At most FDS_MAX.
         };
-        say(socket, &link::head(head, self.listener.as_fd(), roll.file()))?;
+        say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd()))?;
         let mut mirrors = Mirrors::default();
         let mirror = mirrors.add(self.store);
         let mut exchange = Exchange {

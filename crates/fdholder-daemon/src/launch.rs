@@ -14,6 +14,9 @@ pub const FOLLOW_VARIABLE: &str = "FDHOLDER_FOLLOW";
 /// The same for one that is to take over at once.
 pub const TAKE_OVER_VARIABLE: &str = "FDHOLDER_TAKE_OVER";
 
+/// What systemd says of the descriptors that it gives to a process.
+pub const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// How this program is started.
 #[derive(Debug, Clone)]
 pub struct Launch {
@@ -60,7 +63,11 @@ impl Launch {
         if let Some(name) = arguments.next() {
             command.arg0(name);
         }
-        command.args(arguments).env_remove(FOLLOW_VARIABLE).env_remove(TAKE_OVER_VARIABLE);
+        command.args(arguments);
+        // What is for this process alone.
+        for name in [FOLLOW_VARIABLE, TAKE_OVER_VARIABLE].iter().chain(&LISTEN_VARIABLES) {
+            command.env_remove(name);
+        }
         command.env(variable, link.as_raw_fd().to_string());
         Ok(command)
     }

@@ -11,5 +11,5 @@ mod mirrors;
 mod replica;
 pub(crate) mod roll;
 
-pub use mirrors::{Carrier, Mirror, Mirrors, Ticket};
+pub use mirrors::{Carrier, Item, Mirror, Mirrors, Ticket};
 pub use replica::{Replica, ReplicaError};

@@ -10,9 +10,11 @@ use crate::access::{Rules, User};
 use crate::courier::Crew;
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
+use crate::fdstore::shelf::Shelf;
+use crate::fdstore::{Notifier, Past};
 use crate::follower::Inheritance;
 use crate::launch::Launch;
-use crate::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN};
+use crate::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN, SERIALS_SKIPPED};
 use crate::peer::{Hold, Peer};
 use crate::replication::{roll::Roll, Mirrors};
 use crate::room::Room;
@@ -102,6 +104,8 @@ pub struct Server {
     /// The program to become when that is asked for.
     successor: Option<Launch>,
     upgrade: Option<Upgrade>,
+    /// What systemd is told of everything.
+    shelf: Option<Shelf>,
     /// How the server has ended.
     ended: Option<Ended>,
 }
@@ -212,6 +216,7 @@ impl Server {
             standby: None,
             successor: None,
             upgrade: None,
+            shelf: None,
             ended: None,
         };
         for client in clients {
@@ -224,6 +229,34 @@ impl Server {
     #[must_use]
     pub fn with_standby(self, launch: Launch) -> Self {
         Self { standby: Some(Standby::new(launch)), ..self }
+    }
+
+    /// Has the server keep a copy of everything in systemd's store of descriptors.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptors left for it.
+    pub fn with_fdstore(mut self, notifier: Notifier, past: Past) -> io::Result<Self> {
+        if !past.is_known {
+            self.hold.store.skip_serials(SERIALS_SKIPPED);
+        }
+        let has_listener = past.has_listener;
+        let mirror = self.hold.mirrors.add(&self.hold.store);
+        let mut told = Shelf::new(notifier, mirror, past);
+        if !has_listener {
+            told.keep_listener(self.listener.try_clone()?);
+        }
+        // Whoever was on that of the daemon before has been told by now.
+        told.keep_roll(None);
+        self.shelf = Some(told);
+        Ok(self)
+    }
+
+    fn tell_systemd(&mut self) {
+        if let Some(shelf) = &mut self.shelf {
+            let last = self.hold.store.last_serial();
+            while !shelf.tell(&mut self.hold.mirrors, last) {}
+        }
     }
 
     /// Has the server become this program when it is asked to: by SIGUSR2, or by a client.

@@ -19,6 +19,8 @@ pub struct Record<F> {
     pub entry: Entry<F>,
     /// The user who gave it.
     pub owner: u32,
+    /// Its number: nothing else that this holder, or one before it, has held has it.
+    pub serial: u64,
 }
 
 impl<F> std::ops::Deref for Record<F> {
@@ -83,6 +85,8 @@ pub struct Store<F> {
     by_limit: BTreeSet<(Timestamp, u32)>,
     /// Slots of what nobody sees, as it was lent. Seldom there is one.
     lent: BTreeSet<u32>,
+    /// The number of what is held next.
+    next_serial: u64,
     capacity: usize,
 }
 
@@ -95,6 +99,7 @@ impl<F> Store<F> {
             hasher: keyed_hasher(),
             by_limit: BTreeSet::new(),
             lent: BTreeSet::new(),
+            next_serial: 1,
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
     }
@@ -208,8 +213,10 @@ impl<F> Store<F> {
     }
 
     /// Prepares an entry of a set for [`setdump`](Self::setdump).
-    pub fn stage(&self, entry: Entry<F>, owner: u32) -> Staged<F> {
-        Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, owner }) }
+    pub fn stage(&mut self, entry: Entry<F>, owner: u32) -> Staged<F> {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, owner, serial }) }
     }
 
     /// Adds a set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
@@ -267,13 +274,23 @@ impl<F> Store<F> {
     /// # Errors
     ///
     /// ENFILE when the store is full.
-    pub fn mirror(&mut self, entry: Entry<F>, owner: u32) -> Answer<()> {
-        if self.len() >= self.capacity && self.slot_of(&entry.id).is_none() {
+    pub fn mirror(&mut self, record: Record<F>) -> Answer<()> {
+        if self.len() >= self.capacity && self.slot_of(&record.id).is_none() {
             return Err(Errno::NFILE);
         }
-        let staged = self.stage(entry, owner);
-        self.put(staged);
+        self.next_serial = self.next_serial.max(record.serial.saturating_add(1));
+        self.put(Staged { hash: self.hash(&record.id), entry: Arc::new(record) });
         Ok(())
+    }
+
+    /// The number of what was held last, or may have been.
+    pub fn last_serial(&self) -> u64 {
+        self.next_serial - 1
+    }
+
+    /// Leaves out so many numbers: those that a primary may have given before it was lost.
+    pub fn skip_serials(&mut self, count: u64) {
+        self.next_serial = self.next_serial.saturating_add(count);
     }
 
     /// Holds no longer what a primary does not.

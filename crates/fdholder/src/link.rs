@@ -12,8 +12,8 @@ use crate::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
 use crate::payload::{put_id, put_limit_and_id, Entry, Reader};
 use crate::time::Limit;
 
-/// Bytes that one change takes at most: what an entry takes, its kind and its owner.
-const CHANGE_LEN_MAX: usize = 1 + 4 + DUMP_ENTRY_LEN_MAX;
+/// Bytes that one change takes at most: what an entry takes, its kind, owner and number.
+const CHANGE_LEN_MAX: usize = 1 + 4 + 8 + DUMP_ENTRY_LEN_MAX;
 
 /// Payload bytes of a message on a link at most: a full message of changes, or a client in
 /// the middle of the largest request.
@@ -73,6 +73,8 @@ pub enum Mirrored<F> {
         entry: Entry<F>,
         /// The user who gave it.
         owner: u32,
+        /// Its number: no other descriptor of this holder has it, or had it.
+        serial: u64,
     },
     /// Nothing is held under this identifier any more.
     Released(Identifier),
@@ -186,10 +188,11 @@ impl<F> Changes<F> {
         self.bytes.is_empty()
     }
 
-    /// Adds what is held.
-    pub fn held(&mut self, id: &Identifier, limit: Limit, owner: u32, fd: F) {
+    /// Adds what is held, with its owner and number.
+    pub fn held(&mut self, id: &Identifier, limit: Limit, (owner, serial): (u32, u64), fd: F) {
         self.bytes.push(change::HELD);
         self.bytes.extend_from_slice(&owner.to_be_bytes());
+        self.bytes.extend_from_slice(&serial.to_be_bytes());
         put_limit_and_id(&mut self.bytes, limit, id);
         self.fds.push(fd);
     }
@@ -266,11 +269,11 @@ impl<F> Fed<F> {
                 while !reader.0.is_empty() {
                     changes.push(match reader.byte()? {
                         change::HELD => {
-                            let owner = reader.u32()?;
+                            let (owner, serial) = (reader.u32()?, reader.u64()?);
                             let (limit, id) = (reader.limit()?, reader.id()?);
                             let fd =
                                 fds.next().ok_or(Malformed("a change lacks its descriptor"))?;
-                            Mirrored::Held { entry: Entry { id, limit, fd }, owner }
+                            Mirrored::Held { entry: Entry { id, limit, fd }, owner, serial }
                         }
                         change::RELEASED => Mirrored::Released(reader.id()?),
                         _ => return Err(Malformed("an unknown change")),
@@ -357,7 +360,8 @@ mod tests {
 
     fn any_change() -> impl Strategy<Value = Mirrored<u32>> {
         prop_oneof![
-            (any_entry(), any::<u32>()).prop_map(|(entry, owner)| Mirrored::Held { entry, owner }),
+            (any_entry(), any::<(u32, u64)>())
+                .prop_map(|(entry, (owner, serial))| Mirrored::Held { entry, owner, serial }),
             any_entry().prop_map(|entry| Mirrored::Released(entry.id)),
         ]
     }
@@ -375,8 +379,9 @@ mod tests {
                 let mut message = Changes::default();
                 while !message.is_full() {
                     match rest.next() {
-                        Some(Mirrored::Held { entry, owner }) => {
-                            message.held(&entry.id, entry.limit, *owner, entry.fd);
+                        Some(Mirrored::Held { entry, owner, serial }) => {
+                            let about = (*owner, *serial);
+                            message.held(&entry.id, entry.limit, about, entry.fd);
                         }
                         Some(Mirrored::Released(id)) => message.released(id),
                         None => break,
@@ -430,7 +435,7 @@ mod tests {
     fn what_is_cut_short_or_too_long_is_refused() {
         let mut changes = Changes::default();
         let entry = Entry { id: Identifier::new("ab").unwrap(), limit: Limit::never(), fd: 1 };
-        changes.held(&entry.id, entry.limit, 9, entry.fd);
+        changes.held(&entry.id, entry.limit, (9, 7), entry.fd);
         let (bytes, _) = changes.into_message(1, false).into_parts();
         let payload = &bytes[crate::limits::HEADER_LEN..];
         let parse = |payload, fds: &[u32]| {

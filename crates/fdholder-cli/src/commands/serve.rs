@@ -3,6 +3,7 @@
 
 mod start;
 
+use crate::activation;
 use crate::failure::{exit, Failure};
 use crate::log;
 use crate::options::{milliseconds_option, number, number_option, path_operand, Milliseconds};
@@ -10,6 +11,7 @@ use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::{Rules, User};
+use fdholder_daemon::fdstore::{self, Notifier, Past};
 use fdholder_daemon::follower::Inheritance;
 use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
@@ -96,6 +98,11 @@ fn define_server(command: Command) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Have a second process hold everything too, and serve if this one is killed"),
         )
+        .arg(
+            Arg::new("fdstore").long("fdstore").action(ArgAction::SetTrue).help(
+                "Have systemd keep a copy of everything, for the next start of this service",
+            ),
+        )
 }
 
 fn define_daemon(command: Command) -> Command {
@@ -176,7 +183,7 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let settings = Settings::of(invocation)?;
     let start = match start::by_following(&settings)? {
         Some(start) => start,
-        None => start::at(&listen, &user, &settings)?,
+        None => start::at(&listen, &user, &settings, activation::given())?,
     };
     settings.serve(start, rules, &place)
 }
@@ -198,7 +205,7 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
         .try_clone_to_owned()
         .map_err(|error| Failure::system("take the socket from standard input", error))?;
     let inheritance = Inheritance::of(listener, settings.room.capacity);
-    settings.serve(Start::Anew(inheritance), source.read()?, place)
+    settings.serve(Start::Anew(inheritance, Past::none()), source.read()?, place)
 }
 
 /// Where the rules are, by the command line.
@@ -273,6 +280,8 @@ struct Settings {
     announce: bool,
     /// How to start a standby, if there is to be one.
     standby: Option<Launch>,
+    /// systemd, if it is to keep a copy of everything.
+    notifier: Option<Notifier>,
     /// What to become when an upgrade is asked for.
     successor: Launch,
     signals: Signals,
@@ -290,11 +299,22 @@ impl Settings {
             client_timeout: span("client-timeout"),
             lame_duck_timeout: span("lame-duck"),
         };
-        let room =
+        let mut room =
             Room::make(&options).map_err(|error| Failure::system("prepare the server", error))?;
+        let notifier = notifier(invocation)?;
+        if notifier.is_some() && room.capacity > fdstore::capacity() {
+            room.capacity = fdstore::capacity();
+            warn!(
+                "room for {} descriptors, not {wanted}: systemd keeps no more of them \
+                 (FileDescriptorStoreMax=)",
+                room.capacity
+            );
+        }
         let capacity = room.capacity;
         fdholder_daemon::memory::take(capacity);
-        if wanted > FDS_MAX {
+        if notifier.is_some() {
+            // It has been said.
+        } else if wanted > FDS_MAX {
             warn!("room for {capacity} descriptors, not {wanted}: no holder has room for more");
         } else if capacity < wanted {
             warn!(
@@ -305,7 +325,8 @@ impl Settings {
         let standby = invocation.matches.get_flag("standby").then(Launch::of_this_program);
         let signals = Signals::catch().map_err(|error| Failure::system("catch signals", error))?;
         let announce = invocation.matches.get_flag("ready");
-        Ok(Self { options, room, announce, standby, successor: Launch::of_successor(), signals })
+        let successor = Launch::of_successor();
+        Ok(Self { options, room, announce, standby, notifier, successor, signals })
     }
 
     /// What both names of the daemon do once there is something to serve with.
@@ -314,10 +335,11 @@ impl Settings {
         let (pid, capacity) = (std::process::id(), self.room.capacity);
         let is_promoted = matches!(start, Start::Promoted { .. });
         let how = start.to_string();
-        let inheritance = match start {
-            Start::Anew(inheritance)
-            | Start::TakenOver { inheritance, .. }
-            | Start::Promoted { inheritance, .. } => inheritance,
+        let (inheritance, past) = match start {
+            Start::Anew(inheritance, past) => (inheritance, past),
+            Start::TakenOver { inheritance, .. } | Start::Promoted { inheritance, .. } => {
+                (inheritance, Past::unknown())
+            }
             Start::NotNeeded => return Ok(ExitCode::SUCCESS),
         };
         let mut server =
@@ -326,10 +348,14 @@ impl Settings {
         if let Some(launch) = self.standby {
             server = server.with_standby(launch);
         }
+        if let Some(notifier) = self.notifier {
+            server = server.with_fdstore(notifier, past).map_err(prepare)?;
+        }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {
             give_up_standard_streams(self.announce)
                 .map_err(|error| Failure::system("announce readiness on stdout", error))?;
+            activation::announce(&format!("serving {place}"));
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {
             Ended::Stopped { held, clients } => {
@@ -344,6 +370,24 @@ impl Settings {
             }
         }
     }
+}
+
+/// A connection with systemd, if it is to keep a copy of everything.
+fn notifier(invocation: &Invocation) -> Result<Option<Notifier>, Failure> {
+    if !invocation.matches.get_flag("fdstore") {
+        return Ok(None);
+    }
+    let unable = "have systemd keep descriptors";
+    let notifier = Notifier::from_environment().map_err(|errno| Failure::system(unable, errno))?;
+    notifier.map(Some).ok_or_else(|| {
+        Failure::new(
+            exit::SYSTEM,
+            format_args!(
+                "unable to {unable}: NOTIFY_SOCKET is not set: --fdstore is for a service of \
+                 systemd with Type=notify and FileDescriptorStoreMax="
+            ),
+        )
+    })
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input

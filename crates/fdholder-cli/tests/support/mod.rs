@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod family;
 pub mod proxy;
 pub mod suite;
+pub mod systemd;
 pub mod trial;
 
 pub use daemon::{Daemon, Rules};

@@ -67,20 +67,26 @@ impl<F> Mirrors<F> {
         for change in changes {
             match change {
                 Change::Held(record) => self.push(&Item::Held(Arc::clone(record)), false),
-                Change::HeldAll { slots, .. } => {
+                Change::HeldAll { slots, replaced } => {
                     let mut records = slots.iter().filter_map(|slot| store.at(*slot)).peekable();
                     while let Some(record) = records.next() {
                         self.push(&Item::Held(Arc::clone(record)), records.peek().is_some());
                     }
+                    for record in replaced {
+                        self.push(&Item::Replaced(record.serial), false);
+                    }
                 }
-                Change::Released(record) => self.push(&Item::Released(record.id.clone()), false),
+                Change::Released(record) => {
+                    let item = Item::Released(record.id.clone(), record.serial);
+                    self.push(&item, false);
+                }
             }
         }
     }
 
     fn push(&mut self, item: &Item<F>, goes_on: bool) {
         self.now.recorded += 1;
-        if matches!(item, Item::Released(_)) {
+        if matches!(item, Item::Released(..)) {
             self.now.released = self.now.recorded;
         }
         for (_, mirror) in &mut self.mirrors {
@@ -119,17 +125,23 @@ impl<F> Carrier<F> {
     }
 }
 
+/// A change, one by one.
 #[derive(Debug)]
-enum Item<F> {
+pub enum Item<F> {
+    /// This is held.
     Held(Arc<Record<F>>),
-    Released(Identifier),
+    /// This is not held any more, nor anything else under its identifier.
+    Released(Identifier, u64),
+    /// What has this number has given way to something else that is held.
+    Replaced(u64),
 }
 
 impl<F> Clone for Item<F> {
     fn clone(&self) -> Self {
         match self {
             Self::Held(record) => Self::Held(Arc::clone(record)),
-            Self::Released(id) => Self::Released(id.clone()),
+            Self::Released(id, serial) => Self::Released(id.clone(), *serial),
+            Self::Replaced(serial) => Self::Replaced(*serial),
         }
     }
 }
@@ -151,6 +163,11 @@ pub struct Mirror<F> {
 }
 
 impl<F> Mirror<F> {
+    /// Whether answers wait for it.
+    pub(crate) fn counts(&self) -> bool {
+        self.counts
+    }
+
     fn is_behind(&self, now: Ticket) -> bool {
         self.departing.is_some() || !self.queue.is_empty() || !self.counts || !self.has_passed(now)
     }
@@ -189,13 +206,17 @@ impl<F> Mirror<F> {
             let Some((number, goes_on, item)) = self.queue.pop_front() else { break };
             match item {
                 Item::Held(record) => put(&mut changes, record),
-                Item::Released(id) => changes.released(&id),
+                Item::Released(id, _) => changes.released(&id),
+                // Whoever holds something under an identifier replaces it by itself.
+                Item::Replaced(_) => {}
             }
             (self.departing_up_to, goes_on_after) = (number, goes_on);
         }
         if !changes.is_empty() {
             return Some(changes.into_message(self.departing_up_to, goes_on_after).into());
         }
+        // What is no news to a follower counts as sent.
+        self.sent = self.departing_up_to;
         if self.counts {
             return None;
         }
@@ -203,6 +224,30 @@ impl<F> Mirror<F> {
         // waited for.
         self.counts = true;
         Some(link::synced().into())
+    }
+
+    /// What to tell one that is told item by item: the number of the change, 0 for what was
+    /// held when it came. `None`: it knows everything.
+    pub(crate) fn pop(&mut self) -> Option<(u64, Item<F>)> {
+        if let Some(record) = self.copy.next() {
+            return Some((0, Item::Held(record)));
+        }
+        if let Some((number, _, item)) = self.queue.pop_front() {
+            return Some((number, item));
+        }
+        self.counts = true;
+        None
+    }
+
+    /// It takes nothing: answers do not wait for it any more, until it has caught up.
+    pub(crate) fn does_not_count(&mut self) {
+        self.counts = false;
+    }
+
+    /// It has been told everything up to this change, and has carried it out.
+    pub(crate) fn is_told(&mut self, up_to: u64) {
+        self.sent = self.sent.max(up_to);
+        self.carried_out = self.sent;
     }
 
     /// Says that so many bytes of [`front`](Self::front) were sent, and its descriptors.
@@ -226,6 +271,6 @@ impl<F> Mirror<F> {
 }
 
 fn put<F>(changes: &mut Changes<Carrier<F>>, record: Arc<Record<F>>) {
-    let (id, limit, owner) = (record.id.clone(), record.limit, record.owner);
-    changes.held(&id, limit, owner, Carrier::Record(record));
+    let (id, limit, about) = (record.id.clone(), record.limit, (record.owner, record.serial));
+    changes.held(&id, limit, about, Carrier::Record(record));
 }

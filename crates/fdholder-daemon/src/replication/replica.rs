@@ -1,6 +1,6 @@
 //! The follower's side: what the primary holds, held here too.
 
-use crate::store::Store;
+use crate::store::{Record, Store};
 use fdholder::link::{Fed, HandedClient, Heard, Mirrored};
 use fdholder::{Errno, Malformed};
 use std::fmt;
@@ -94,8 +94,9 @@ impl<F> Replica<F> {
         let mut has_released = false;
         for change in self.group.drain(..) {
             match change {
-                Mirrored::Held { entry, owner } => {
-                    self.store.mirror(entry, owner).map_err(|_: Errno| ReplicaError::NoRoom)?;
+                Mirrored::Held { entry, owner, serial } => {
+                    let record = Record { entry, owner, serial };
+                    self.store.mirror(record).map_err(|_: Errno| ReplicaError::NoRoom)?;
                 }
                 Mirrored::Released(id) => {
                     self.store.forget(&id);

@@ -15,6 +15,7 @@
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where it is told that somebody has followed.
@@ -26,7 +27,8 @@ const RETRY_PAUSE: Duration = Duration::from_micros(200);
 /// The roll as its primary has it. Dropped, the lock is free.
 #[derive(Debug)]
 pub(crate) struct Roll {
-    file: OwnedFd,
+    /// Never closed while this process is the primary; see [`file`](Self::file).
+    file: Arc<OwnedFd>,
     last: u32,
 }
 
@@ -41,13 +43,13 @@ impl Roll {
         // Read beyond the end, nobody was given up; but the byte that everybody reads is there.
         pwrite(&file, &[0], SUCCEEDED)?;
         fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file, last: 0 })
+        Ok(Self { file: Arc::new(file), last: 0 })
     }
 
     /// For a follower. This process must never close it under another number: that would
     /// free the lock, see fcntl(2).
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    pub fn file(&self) -> &Arc<OwnedFd> {
+        &self.file
     }
 
     /// The number of a new follower.
@@ -63,19 +65,19 @@ impl Roll {
     ///
     /// Those of fcntl(2).
     pub fn let_go(&self) -> Result<(), Errno> {
-        fcntl_lock(&self.file, FlockOperation::NonBlockingUnlock)
+        fcntl_lock(&*self.file, FlockOperation::NonBlockingUnlock)
     }
 
     /// Takes the lock back; false when a follower was faster.
     pub fn take_back(&self) -> bool {
-        let is_locked = fcntl_lock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let is_locked = fcntl_lock(&*self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // In doubt another serves: two would be worse than none.
-        is_locked && is_set(self.file(), SUCCEEDED) == Ok(false)
+        is_locked && is_set(self.file.as_fd(), SUCCEEDED) == Ok(false)
     }
 
     /// Whether a follower serves.
     pub fn has_been_followed(&self) -> bool {
-        is_set(self.file(), SUCCEEDED) != Ok(false)
+        is_set(self.file.as_fd(), SUCCEEDED) != Ok(false)
     }
 
     /// This follower must not serve.
@@ -84,7 +86,7 @@ impl Roll {
     ///
     /// Those of pwrite(2): there is no memory.
     pub fn give_up(&self, number: u32) -> Result<(), Errno> {
-        pwrite(&self.file, &[1], number.into()).map(drop)
+        pwrite(&*self.file, &[1], number.into()).map(drop)
     }
 }
 
@@ -99,32 +101,48 @@ pub(crate) enum Succession {
     GivenUp,
 }
 
+/// The number of a follower that nobody knows of, and so nobody gives up: of one that has got
+/// everything in another way.
+pub(crate) const UNKNOWN: u32 = u32::MAX;
+
 /// Takes the place of a primary that has gone, or is going; waits until it has.
 ///
 /// # Errors
 ///
 /// Those of fcntl(2), pread(2) and pwrite(2).
 pub(crate) fn succeed(roll: impl AsFd, number: u32) -> Result<Succession, Errno> {
-    let roll = roll.as_fd();
     loop {
-        let is_locked = match fcntl_lock(roll, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => true,
-            Err(Errno::AGAIN | Errno::ACCESS) => false,
-            Err(errno) => return Err(errno),
-        };
-        // Looked at with the lock, if it is ours: then nothing changes it any more.
-        if is_set(roll, number.into())? {
-            return Ok(Succession::GivenUp);
-        }
-        if is_set(roll, SUCCEEDED)? {
-            return Ok(Succession::Anothers);
-        }
-        if is_locked {
-            pwrite(roll, &[1], SUCCEEDED)?;
-            return Ok(Succession::Ours);
+        if let Some(succession) = try_succeed(&roll, number)? {
+            return Ok(succession);
         }
         std::thread::sleep(RETRY_PAUSE);
     }
+}
+
+/// The same without waiting: `None` while the primary is there.
+///
+/// # Errors
+///
+/// As [`succeed`].
+pub(crate) fn try_succeed(roll: impl AsFd, number: u32) -> Result<Option<Succession>, Errno> {
+    let roll = roll.as_fd();
+    let is_locked = match fcntl_lock(roll, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => true,
+        Err(Errno::AGAIN | Errno::ACCESS) => false,
+        Err(errno) => return Err(errno),
+    };
+    // Looked at with the lock, if it is ours: then nothing changes it any more.
+    if is_set(roll, number.into())? {
+        return Ok(Some(Succession::GivenUp));
+    }
+    if is_set(roll, SUCCEEDED)? {
+        return Ok(Some(Succession::Anothers));
+    }
+    if is_locked {
+        pwrite(roll, &[1], SUCCEEDED)?;
+        return Ok(Some(Succession::Ours));
+    }
+    Ok(None)
 }
 
 fn is_set(roll: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {
@@ -142,7 +160,7 @@ mod tests {
         let mut roll = Roll::new().unwrap();
         let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
         roll.give_up(second).unwrap();
-        let file = roll.file();
+        let file = roll.file().as_fd();
         assert_eq!(succeed(file, second), Ok(Succession::GivenUp));
         assert_eq!(succeed(file, third), Ok(Succession::Ours));
         assert_eq!(succeed(file, first), Ok(Succession::Anothers));

@@ -91,7 +91,11 @@ impl Server {
             return Err(Errno::NFILE);
         }
         if self.roll.is_none() {
-            self.roll = Some(Roll::new()?);
+            let roll = Roll::new()?;
+            if let Some(shelf) = &mut self.shelf {
+                shelf.keep_roll(Some(roll.file()));
+            }
+            self.roll = Some(roll);
         }
         let followers = self.roll.as_mut().ok_or(Errno::NOMEM)?;
         let about = Head {
@@ -100,7 +104,7 @@ impl Server {
             count: held as u32,                          // At most FDS_MAX.
             capacity: self.hold.store.capacity() as u32, // At most FDS_MAX.
         };
-        let first = link::head(about, self.listener.as_fd(), followers.file());
+        let first = link::head(about, self.listener.as_fd(), followers.file().as_fd());
         let socket = self.peers.get(token).ok_or(Errno::BADF)?.socket();
         if transport::send(socket, first.bytes(), first.fds(), Wait::No)? != first.bytes().len() {
             return Err(Errno::MSGSIZE);
@@ -149,11 +153,8 @@ impl Server {
     pub(super) fn tend_followers(&mut self) {
         self.tend_standby();
         self.tend_upgrade();
-        if self.links.is_empty() {
-            // Nothing is waited for any more.
-            return self.serve_gated();
-        }
         loop {
+            self.tell_systemd();
             for key in self.link_keys() {
                 self.tell(key, MIRROR_MESSAGES_PER_TURN);
             }
@@ -339,7 +340,8 @@ impl Server {
         });
         let standby = self.standby.as_ref().and_then(|standby| standby.start_at);
         let upgrade = self.upgrade.as_ref().map(|upgrade| upgrade.deadline);
-        links.chain(standby).chain(upgrade).min()
+        let systemd = self.shelf.as_ref().and_then(|shelf| shelf.retry_at);
+        links.chain(standby).chain(upgrade).chain(systemd).min()
     }
 
     /// Another process holds everything now.

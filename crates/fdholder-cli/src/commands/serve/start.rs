@@ -4,15 +4,18 @@
 use super::Settings;
 use crate::failure::{exit, Failure};
 use crate::inherited;
-use fdholder::Errno;
+use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
+use fdholder_daemon::fdstore::{is_ours, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower, Inheritance, StoodBy};
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
 use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
 use fdholder_daemon::privileges::{drop_to, Become};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,8 +23,8 @@ use tracing::warn;
 
 /// How a daemon has come to serve.
 pub enum Start {
-    /// On a new socket.
-    Anew(Inheritance),
+    /// On a new socket, or with what systemd has kept.
+    Anew(Inheritance, Past),
     /// It has taken over from another one.
     TakenOver { inheritance: Inheritance, pid: u32 },
     /// It was the standby of one that has gone.
@@ -34,7 +37,11 @@ pub enum Start {
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Anew(_) | Self::NotNeeded => Ok(()),
+            Self::Anew(inheritance, _) if inheritance.store.is_empty() => Ok(()),
+            Self::Anew(inheritance, _) => {
+                write!(f, "; has {} from systemd", inheritance.store.len())
+            }
+            Self::NotNeeded => Ok(()),
             Self::TakenOver { inheritance, pid } => {
                 write!(f, "; has taken over {} from pid {pid}", inheritance.store.len())
             }
@@ -47,6 +54,10 @@ impl fmt::Display for Start {
 
 /// How long to try again while another daemon is starting or ending at the same place.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a daemon that serves may take to answer, before it is looked at again whether it
+/// is there.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long to wait in between.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -81,10 +92,29 @@ fn socket_in(variable: &str) -> Result<Option<OwnedFd>, Failure> {
     socket.map(Some).map_err(|errno| Failure::system(format!("take the socket {number}"), errno))
 }
 
-/// Listens on a path, or takes over from the fdholder that does.
-pub fn at(listen: &Listen, user: &Become, settings: &Settings) -> Result<Start, Failure> {
+/// Listens on a path, or takes over from the fdholder that does; with what systemd has given
+/// to this process.
+pub fn at(
+    listen: &Listen,
+    user: &Become,
+    settings: &Settings,
+    given: Vec<(String, OwnedFd)>,
+) -> Result<Start, Failure> {
     let capacity = settings.room.capacity;
     let become_user = || drop_to(user).map_err(|(doing, errno)| Failure::system(doing, errno));
+    let Recovered { listener, roll, store, past } = recover(given, capacity);
+    // A process that had everything, too, may serve already. Then that is taken over from.
+    let is_ours = match &roll {
+        Some(roll) => is_on_us(roll, &listen.path)?,
+        None => true,
+    };
+    if let Some(listener) =
+        listener.filter(|listener| is_ours && listens_on(listener, &listen.path))
+    {
+        become_user()?;
+        return Ok(Start::Anew(Inheritance { listener, store, clients: Vec::new() }, past));
+    }
+    let mut kept = is_ours.then_some((store, past));
     let give_up_at = Instant::now() + PATIENCE;
     let mut has_become = false;
     loop {
@@ -97,7 +127,11 @@ pub fn at(listen: &Listen, user: &Become, settings: &Settings) -> Result<Start, 
                         return Err(failure);
                     }
                 }
-                return Ok(Start::Anew(Inheritance::of(listener, capacity)));
+                let inheritance = Inheritance::of(listener, capacity);
+                return Ok(match kept.take() {
+                    Some((store, past)) => Start::Anew(Inheritance { store, ..inheritance }, past),
+                    None => Start::Anew(inheritance, Past::unknown()),
+                });
             }
             Err(ListenError::InUse { pid, uid, .. }) => (pid, uid),
             Err(error) => return Err(Failure::new(exit::SYSTEM, error)),
@@ -134,6 +168,33 @@ pub fn at(listen: &Listen, user: &Become, settings: &Settings) -> Result<Start, 
         }
         std::thread::sleep(RETRY_PAUSE);
     }
+}
+
+/// Whether nobody serves at a path, and nobody will, of those whose roll systemd has kept.
+fn is_on_us(roll: &OwnedFd, path: &Path) -> Result<bool, Failure> {
+    loop {
+        let is_ours = is_ours(roll).map_err(|errno| Failure::system("see who may serve", errno))?;
+        if let Some(is_ours) = is_ours {
+            return Ok(is_ours);
+        }
+        // Either it serves, or it is about to end: then there is nobody to answer.
+        let client = Client::connect_negotiated(path, Deadline::after(ANSWER_PATIENCE));
+        if client.is_ok_and(|client| client.version().is_some()) {
+            return Ok(false);
+        }
+    }
+}
+
+/// Whether a listening socket is the one that a path leads to.
+fn listens_on(listener: &OwnedFd, path: &Path) -> bool {
+    let bound = rustix::net::getsockname(listener).ok();
+    let bound = bound.and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());
+    let same = |bound: &std::ffi::CStr| {
+        let bound = Path::new(OsStr::from_bytes(bound.to_bytes()));
+        // Nobody has put another one in its place, as far as that can be seen.
+        bound == path && path.exists()
+    };
+    bound.is_some_and(|address| address.path().is_some_and(|bound| same(&bound)))
 }
 
 /// Takes over from whoever listens on a path; `None` when nobody does any more.

@@ -1,0 +1,136 @@
+//! What systemd's names cannot hold: identifiers, limits, owners; in sealed files in memory.
+
+use fdholder::limits::TIMESTAMP_LEN;
+use fdholder::{Identifier, Limit, Timestamp};
+use rustix::fs::{fcntl_add_seals, fcntl_get_seals, fstat, memfd_create, MemfdFlags, SealFlags};
+use rustix::io::{pread, pwrite, Errno};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The first bytes: whose it is, and which layout.
+const MAGIC: &[u8; 8] = b"fdholder";
+
+/// Bytes at most: a list of as many as are kept, each with the longest identifier.
+const LEN_MAX: u64 = 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (8 + 8 + 4 + 12 + 1 + 255);
+
+/// What one number is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Its number.
+    pub serial: u64,
+    /// The number under which its descriptor is kept.
+    pub home: u64,
+    /// Who gave it.
+    pub owner: u32,
+    /// When it expires.
+    pub limit: Limit,
+    /// What it is held under.
+    pub id: Identifier,
+}
+
+/// Writes down what some numbers are; everything up to `last` that is not among them is
+/// nothing any more.
+pub fn write<'a>(last: u64, all: impl Iterator<Item = &'a About>) -> Result<OwnedFd, Errno> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&last.to_be_bytes());
+    for About { serial, home, owner, limit, id } in all {
+        bytes.extend_from_slice(&serial.to_be_bytes());
+        bytes.extend_from_slice(&home.to_be_bytes());
+        bytes.extend_from_slice(&owner.to_be_bytes());
+        bytes.extend_from_slice(&limit.timestamp().to_wire());
+        bytes.push(id.as_bytes().len() as u8); // At most 255.
+        bytes.extend_from_slice(id.as_bytes());
+    }
+    let file = memfd_create("fdholder", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut at = 0;
+    while at < bytes.len() {
+        at += pwrite(&file, &bytes[at..], at as u64)?;
+    }
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file)
+}
+
+const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// Reads what was written; `None` for anything else.
+pub fn read(file: impl AsFd) -> Option<(u64, Vec<About>)> {
+    // What may still change is not ours.
+    if !fcntl_get_seals(&file).ok()?.contains(SEALS) {
+        return None;
+    }
+    let len = u64::try_from(fstat(&file).ok()?.st_size).ok().filter(|len| *len <= LEN_MAX)?;
+    let mut bytes = vec![0; usize::try_from(len).ok()?];
+    let mut at = 0;
+    while at < bytes.len() {
+        match pread(&file, &mut bytes[at..], at as u64).ok()? {
+            0 => return None,
+            len => at += len,
+        }
+    }
+    parse(&bytes)
+}
+
+fn parse(bytes: &[u8]) -> Option<(u64, Vec<About>)> {
+    let mut rest = bytes.strip_prefix(MAGIC)?;
+    let last = u64::from_be_bytes(take(&mut rest)?);
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        let serial = u64::from_be_bytes(take(&mut rest)?);
+        let home = u64::from_be_bytes(take(&mut rest)?);
+        let owner = u32::from_be_bytes(take(&mut rest)?);
+        let limit = Limit::at(Timestamp::from_wire(&take::<TIMESTAMP_LEN>(&mut rest)?).ok()?);
+        let [len] = take(&mut rest)?;
+        let (id, tail) = rest.split_at_checked(usize::from(len))?;
+        rest = tail;
+        all.push(About { serial, home, owner, limit, id: Identifier::new(id).ok()? });
+    }
+    Some((last, all))
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk()?;
+    *rest = tail;
+    Some(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_about() -> impl Strategy<Value = About> {
+        let id = proptest::collection::vec(1u8..=255, 1..=255);
+        (any::<(u64, u64, u32, u64)>(), 0u32..1_000_000_000, id).prop_map(|(numbers, nanos, id)| {
+            let (serial, home, owner, label) = numbers;
+            let limit = Limit::at(Timestamp::new(label, nanos).unwrap());
+            About { serial, home, owner, limit, id: Identifier::new(id).unwrap() }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_comes_back_as_it_was(
+            last: u64,
+            all in proptest::collection::vec(any_about(), 0..20),
+            cut in 1usize..20,
+        ) {
+            let file = write(last, all.iter()).unwrap();
+            prop_assert_eq!(read(&file), Some((last, all.clone())));
+            let len = usize::try_from(fstat(&file).unwrap().st_size).unwrap();
+            let mut bytes = vec![0; len];
+            pread(&file, &mut bytes, 0).unwrap();
+            bytes.truncate(len - cut.min(len));
+            prop_assert!(parse(&bytes).is_none_or(|(_, some)| some.len() < all.len()));
+        }
+    }
+
+    #[test]
+    fn what_could_change_is_not_believed() {
+        let file = write(1, std::iter::empty()).unwrap();
+        assert!(read(&file).is_some());
+        let open = memfd_create("open", MemfdFlags::CLOEXEC).unwrap();
+        pwrite(&open, b"fdholder\0\0\0\0\0\0\0\x01", 0).unwrap();
+        assert_eq!(read(&open), None);
+        assert_eq!(read(std::fs::File::open("/dev/null").unwrap()), None);
+    }
+}

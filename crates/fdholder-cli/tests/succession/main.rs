@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod loans;
+mod s6;
 mod standby;
 #[path = "../support/mod.rs"]
 mod support;

@@ -12,7 +12,7 @@ use crate::store::{Change, Outcome, Record, Staged, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
-use fdholder::link::HandedClient;
+use fdholder::link::{HandedClient, UNREAD_MAX};
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
 use fdholder::{Entry, Errno, Malformed, Request, Timestamp};
@@ -136,7 +136,8 @@ impl<F> Connection<F> {
         if !begun || self.is_delivering() || self.is_borrowing() || self.follow.is_some() {
             return None;
         }
-        let unread = self.decoder.unread_without_fds()?.to_vec();
+        let unread = self.decoder.unread_without_fds()?;
+        let unread = (unread.len() <= UNREAD_MAX).then(|| unread.to_vec())?;
         let Self { is_fdholder, on_conflict, .. } = *self;
         let awaits_upgrade = self.awaits_upgrade();
         Some(HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, unread })

@@ -19,6 +19,7 @@ use crate::peer::{Hold, Peer};
 use crate::replication::{roll::Roll, Mirrors};
 use crate::room::Room;
 use crate::signals::Signals;
+use fdholder::link::HandedClient;
 use fdholder::{Errno, Timestamp};
 use followers::Link;
 use offspring::Standby;
@@ -63,6 +64,8 @@ pub enum Ended {
     Stopped {
         /// Descriptors that were held, and are gone now.
         held: usize,
+        /// Descriptors that systemd keeps.
+        kept: usize,
         /// Clients that were cut off.
         clients: usize,
     },
@@ -106,6 +109,10 @@ pub struct Server {
     upgrade: Option<Upgrade>,
     /// What systemd is told of everything.
     shelf: Option<Shelf>,
+    /// A follower is to serve: clients that are in the middle of nothing wait.
+    is_handing_over: bool,
+    /// Clients that another daemon has served, until this one does.
+    handed: Vec<HandedClient<OwnedFd>>,
     /// How the server has ended.
     ended: Option<Ended>,
 }
@@ -195,7 +202,7 @@ impl Server {
             crew: Crew::new(options.client_timeout),
             buffer: vec![0; READ_LEN],
         };
-        let mut server = Self {
+        let server = Self {
             listener,
             signals,
             epoll,
@@ -217,11 +224,10 @@ impl Server {
             successor: None,
             upgrade: None,
             shelf: None,
+            is_handing_over: false,
+            handed: clients,
             ended: None,
         };
-        for client in clients {
-            server.resume(client);
-        }
         Ok(server)
     }
 
@@ -241,7 +247,7 @@ impl Server {
             self.hold.store.skip_serials(SERIALS_SKIPPED);
         }
         let has_listener = past.has_listener;
-        let mirror = self.hold.mirrors.add(&self.hold.store);
+        let mirror = self.hold.mirrors.add_shelf(&self.hold.store);
         let mut told = Shelf::new(notifier, mirror, past);
         if !has_listener {
             told.keep_listener(self.listener.try_clone()?);
@@ -283,6 +289,9 @@ impl Server {
     /// Only when the loop itself cannot go on.
     pub fn run(mut self) -> io::Result<Ended> {
         let mut events = Vec::with_capacity(256);
+        for client in std::mem::take(&mut self.handed) {
+            self.resume(client);
+        }
         loop {
             self.tend_followers();
             if let Some(ended) = self.has_ended() {
@@ -327,7 +336,9 @@ impl Server {
         let Accepting::LameDuck(deadline) = self.accepting else { return self.ended };
         let is_over = !self.peers.iter().any(|(_, peer)| peer.is_busy())
             || deadline.is_some_and(|deadline| deadline <= Instant::now());
-        is_over.then(|| Ended::Stopped { held: self.hold.store.len(), clients: self.peers.len() })
+        let held = self.hold.store.len();
+        let kept = if self.shelf.is_some() { held } else { 0 };
+        is_over.then(|| Ended::Stopped { held: held - kept, kept, clients: self.peers.len() })
     }
 
     fn term_came(&mut self) {

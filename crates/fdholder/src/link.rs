@@ -8,24 +8,22 @@ use crate::error::Malformed;
 use crate::extension::OnConflict;
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
-use crate::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
+use crate::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX};
 use crate::payload::{put_id, put_limit_and_id, Entry, Reader};
 use crate::time::Limit;
 
 /// Bytes that one change takes at most: what an entry takes, its kind, owner and number.
 const CHANGE_LEN_MAX: usize = 1 + 4 + 8 + DUMP_ENTRY_LEN_MAX;
 
-/// Payload bytes of a message on a link at most: a full message of changes, or a client in
-/// the middle of the largest request.
-pub const LINK_PAYLOAD_MAX: usize = {
-    let changes = 16 + MESSAGE_FDS_MAX * CHANGE_LEN_MAX;
-    let client = 64 + REQUEST_PAYLOAD_MAX;
-    if changes > client {
-        changes
-    } else {
-        client
-    }
-};
+/// Payload bytes of a message on a link at most: a full message of changes takes 76,000, and
+/// a client may have sent the largest request and more behind it.
+pub const LINK_PAYLOAD_MAX: usize = 256 * 1024;
+
+/// Bytes of the changes in one message at most.
+const CHANGES_LEN_MAX: usize = MESSAGE_FDS_MAX * CHANGE_LEN_MAX;
+
+/// Bytes at most that a client has sent and that nobody has looked at.
+pub const UNREAD_MAX: usize = LINK_PAYLOAD_MAX - 64;
 
 /// The first byte of what a primary sends.
 mod fed {
@@ -179,7 +177,7 @@ impl<F> Default for Changes<F> {
 impl<F> Changes<F> {
     /// Whether no more fit.
     pub fn is_full(&self) -> bool {
-        let len_max = LINK_PAYLOAD_MAX - 16 - CHANGE_LEN_MAX;
+        let len_max = CHANGES_LEN_MAX - CHANGE_LEN_MAX;
         self.fds.len() >= MESSAGE_FDS_MAX || self.bytes.len() > len_max
     }
 
@@ -369,7 +367,7 @@ mod tests {
     proptest! {
         #[test]
         fn changes_come_as_they_were(
-            changes in proptest::collection::vec(any_change(), 0..600),
+            changes in proptest::collection::vec(any_change(), 0..300),
             up_to: u64,
             goes_on: bool,
         ) {
@@ -421,7 +419,7 @@ mod tests {
             is_fdholder: false,
             awaits_upgrade: true,
             on_conflict: OnConflict::Keep,
-            unread: vec![0; REQUEST_PAYLOAD_MAX],
+            unread: vec![0; UNREAD_MAX],
         };
         assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
         let all = [Heard::UpTo(9), Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop];

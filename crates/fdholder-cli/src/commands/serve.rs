@@ -358,7 +358,10 @@ impl Settings {
             activation::announce(&format!("serving {place}"));
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {
-            Ended::Stopped { held, clients } => {
+            Ended::Stopped { held, kept, clients } => {
+                if kept > 0 {
+                    info!("ended with {kept} descriptors, which systemd keeps");
+                }
                 if held > 0 {
                     warn!("ended with {held} descriptors, which are closed now");
                 }

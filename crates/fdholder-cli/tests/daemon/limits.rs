@@ -68,17 +68,17 @@ fn getdump_raises_its_soft_limit() {
 /// everybody else goes on.
 #[test]
 fn a_set_that_does_not_fit_the_process_is_enfile() {
-    let (_folder, daemon) = serve_under("ulimit -n 800", &["-c", "4", "-n", "450"]);
+    let (_folder, daemon) = serve_under("ulimit -n 800", &["-c", "4", "-n", "440"]);
     let null = File::open("/dev/null").unwrap();
-    let set = set_of(&null, 450);
+    let set = set_of(&null, 440);
     daemon.client().setdump(&set, deadline()).unwrap();
     // It replaces what is held, so the store would take it; but until it is whole both
     // are open.
     let mut other = daemon.client();
     let error = daemon.client().setdump(&set, deadline()).unwrap_err();
     assert_eq!(error.errno(), Errno::NFILE);
-    assert_eq!(other.list(deadline()).unwrap().len(), 450);
-    other.retrieve(&id("449"), deadline()).unwrap();
+    assert_eq!(other.list(deadline()).unwrap().len(), 440);
+    other.retrieve(&id("439"), deadline()).unwrap();
     other.delete(&id("0"), deadline()).unwrap();
     other.store(&id("0"), Limit::never(), &null, deadline()).unwrap();
 }

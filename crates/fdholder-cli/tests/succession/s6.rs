@@ -24,7 +24,8 @@ impl Supervised {
         fs::create_dir(&service).unwrap();
         let (program, path) = (env!("CARGO_BIN_EXE_fdholder"), family.path.display());
         let log = family.folder.path().join("log");
-        let run = format!("#!/bin/sh\nexec {program} serve --standby {path} 2>>{}\n", log.display());
+        let run =
+            format!("#!/bin/sh\nexec {program} serve --standby {path} 2>>{}\n", log.display());
         fs::write(service.join("run"), run).unwrap();
         fs::set_permissions(service.join("run"), Permissions::from_mode(0o755)).unwrap();
         let mut command = suite.command("s6-supervise");

@@ -68,6 +68,8 @@ pub(crate) struct Shelf {
     up_to: u64,
     /// Everything was told once.
     is_complete: bool,
+    /// Numbers of what went before it was told that it was held.
+    gone: BTreeSet<u64>,
     /// Numbers whose descriptors systemd has already.
     has: BTreeSet<u64>,
     /// Names that mean nothing any more, to be forgotten when there is a list.
@@ -90,6 +92,7 @@ impl Shelf {
             letters: VecDeque::new(),
             up_to: 0,
             is_complete: false,
+            gone: BTreeSet::new(),
             has: past.has,
             stale: past.stale,
             retry_at: None,
@@ -139,16 +142,20 @@ impl Shelf {
             }
             let Some(mirror) = mirrors.get_mut(self.mirror) else { return true };
             mirror.is_told(self.up_to);
-            let Some((number, item)) = mirror.pop() else {
-                if self.is_complete {
-                    return true;
+            if let Some((number, item)) = mirror.pop() {
+                self.up_to = number;
+                self.take(item, last);
+            } else if self.is_complete {
+                return true;
+            } else if let Some(record) = mirror.pop_copy() {
+                if !self.gone.contains(&record.serial) {
+                    self.hold(record, false);
                 }
+            } else {
                 self.is_complete = true;
+                self.gone.clear();
                 self.make_list(last);
-                continue;
-            };
-            self.up_to = self.up_to.max(number);
-            self.take(item, last);
+            }
         }
         false
     }
@@ -168,15 +175,21 @@ impl Shelf {
 
     fn take(&mut self, item: Item<OwnedFd>, last: u64) {
         match item {
-            Item::Held(record) => self.hold(record),
-            Item::Released(_, serial) | Item::Replaced(serial) => self.release(serial, last),
+            Item::Held(record) => self.hold(record, true),
+            Item::Released(_, serial) | Item::Replaced(serial) => {
+                if !self.is_complete {
+                    self.gone.insert(serial);
+                }
+                self.release(serial, last);
+            }
         }
         if self.is_complete && self.described.len() >= LISTED_ONE_BY_ONE_MAX {
             self.make_list(last);
         }
     }
 
-    fn hold(&mut self, record: Arc<Record<OwnedFd>>) {
+    /// Something is held; if it is not new, systemd has what describes it, or will have a list.
+    fn hold(&mut self, record: Arc<Record<OwnedFd>>, is_new: bool) {
         let serial = record.serial;
         if self.kept.contains_key(&serial) {
             return; // Several of a set under one identifier have one place.
@@ -190,8 +203,7 @@ impl Shelf {
             .map_or(serial, |twin| twin.record.serial);
         twins.insert(serial);
         let kept = Kept { record: Arc::clone(&record), home, file };
-        // Until there is a list of everything, that list is what describes it.
-        if self.is_complete {
+        if is_new {
             match about::write(0, std::iter::once(&kept.about())) {
                 Ok(file) => {
                     self.store(&format!("m{serial}"), Fd::Own(file));
@@ -207,7 +219,14 @@ impl Shelf {
     }
 
     fn release(&mut self, serial: u64, last: u64) {
-        let Some(gone) = self.kept.remove(&serial) else { return };
+        let Some(gone) = self.kept.remove(&serial) else {
+            if !self.is_complete {
+                // It was there before us, and systemd has it.
+                self.forget(&format!("h{serial}"));
+                self.forget(&format!("m{serial}"));
+            }
+            return;
+        };
         let heirs: Vec<u64> = self.by_file.get_mut(&gone.file).map_or_else(Vec::new, |twins| {
             twins.remove(&serial);
             twins.iter().copied().filter(|twin| self.kept[twin].home == serial).collect()

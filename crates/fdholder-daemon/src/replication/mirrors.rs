@@ -44,6 +44,13 @@ impl<F> Mirrors<F> {
         })
     }
 
+    /// The same for one that is told item by item, and that answers wait for from the start.
+    pub(crate) fn add_shelf(&mut self, store: &Store<F>) -> usize {
+        let key = self.add(store);
+        self.mirrors[key].counts = true;
+        key
+    }
+
     /// A follower has gone. Returns whether it had a whole copy.
     pub fn remove(&mut self, key: usize) -> bool {
         self.mirrors.try_remove(key).is_some_and(|mirror| mirror.counts)
@@ -226,17 +233,15 @@ impl<F> Mirror<F> {
         Some(link::synced().into())
     }
 
-    /// What to tell one that is told item by item: the number of the change, 0 for what was
-    /// held when it came. `None`: it knows everything.
+    /// What has changed, for one that is told item by item, with the number of the change.
     pub(crate) fn pop(&mut self) -> Option<(u64, Item<F>)> {
-        if let Some(record) = self.copy.next() {
-            return Some((0, Item::Held(record)));
-        }
-        if let Some((number, _, item)) = self.queue.pop_front() {
-            return Some((number, item));
-        }
-        self.counts = true;
-        None
+        let (number, _, item) = self.queue.pop_front()?;
+        Some((number, item))
+    }
+
+    /// What was held when it came, for the same one; this can wait until nothing changes.
+    pub(crate) fn pop_copy(&mut self) -> Option<Arc<Record<F>>> {
+        self.copy.next()
     }
 
     /// It takes nothing: answers do not wait for it any more, until it has caught up.
@@ -248,6 +253,7 @@ impl<F> Mirror<F> {
     pub(crate) fn is_told(&mut self, up_to: u64) {
         self.sent = self.sent.max(up_to);
         self.carried_out = self.sent;
+        self.counts |= self.queue.is_empty();
     }
 
     /// Says that so many bytes of [`front`](Self::front) were sent, and its descriptors.

@@ -19,7 +19,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 impl Server {
     pub(super) fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TURN {
-            if self.accepting != Accepting::Yes || self.peers.len() >= self.options.connections_max
+            if self.accepting != Accepting::Yes
+                || self.is_handing_over
+                || self.peers.len() >= self.options.connections_max
             {
                 return;
             }
@@ -113,6 +115,10 @@ impl Server {
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
         };
+        if self.is_handing_over && peer.hand_over().is_some() {
+            self.pause(token);
+            return false;
+        }
         let watched = peer.interest;
         let progress = match peer.serve(&mut self.hold) {
             Ok(progress) => progress,
@@ -155,6 +161,25 @@ impl Server {
             self.begin_upgrade();
         }
         progress
+    }
+
+    /// A client is in the middle of nothing, and the next daemon is to serve it: what it
+    /// sends waits.
+    fn pause(&mut self, token: usize) {
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        peer.interest = epoll::EventFlags::empty();
+        let data = epoll::EventData::new_u64(token as u64);
+        if let Err(errno) = epoll::modify(&self.epoll, peer.socket(), data, peer.interest) {
+            self.let_go(token, &Gone::Failed(errno));
+        }
+    }
+
+    /// Goes on with all clients, as nobody else serves them.
+    pub(super) fn unpause(&mut self) {
+        let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            self.serve(token);
+        }
     }
 
     /// Whoever has taken a reply may have told others, who must find things accordingly.
@@ -227,7 +252,7 @@ impl Server {
             _ if full => Accepting::Full,
             _ => Accepting::Yes,
         };
-        let listen = self.accepting == Accepting::Yes;
+        let listen = self.accepting == Accepting::Yes && !self.is_handing_over;
         if listen != self.listening {
             let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
             let data = epoll::EventData::new_u64(LISTENER);

@@ -19,7 +19,13 @@ impl Server {
     /// it has been for too long.
     pub(super) fn hand_over_if_due(&mut self) {
         let wanted = self.links.iter().find_map(|(key, link)| Some((key, hand_over_at(link)?)));
-        let Some((key, at)) = wanted else { return };
+        let Some((key, at)) = wanted else {
+            if std::mem::take(&mut self.is_handing_over) {
+                self.unpause();
+            }
+            return;
+        };
+        self.is_handing_over = true;
         let all_idle = self.peers.iter().all(|(_, peer)| peer.hand_over().is_some());
         if !(all_idle || at <= Instant::now()) {
             return;
@@ -30,6 +36,10 @@ impl Server {
             Ok(()) if is_successor => self.become_successor(key),
             Ok(()) => self.was_taken_over(pid),
             Err(broken) => self.lose(key, &Lost::DidNotServe(broken)),
+        }
+        self.is_handing_over = false;
+        if self.ended.is_none() {
+            self.unpause();
         }
     }
 

@@ -7,13 +7,11 @@
 //! | name | what |
 //! | --- | --- |
 //! | `hN` | what has number N ([`Record::serial`](crate::Record::serial)) |
-//! | `mN` | what number N is: a sealed file in memory, see [`about`] |
-//! | `iG` | the same for all that was held at moment G, which counts for everything up to a number that it says |
+//! | `bN` | the same, wrapped: a socket in whose queue it is, as systemd has another number's descriptor of the same open file, and would drop a second one |
+//! | `m…` | what one number is, or some that came together: a sealed file in memory, see [`about`]. What is not described is not held |
+//! | `i…` | the same for all that was held at some moment; the last of these counts for everything up to a number that it says |
 //! | `l` | the listening socket |
 //! | `r` | the roll of followers |
-//!
-//! Several identifiers may have one open file description, which systemd takes once: then
-//! only the first of them has a descriptor there, its *home*.
 
 pub(crate) mod about;
 pub mod recovery;
@@ -21,20 +19,18 @@ pub(crate) mod shelf;
 
 pub use recovery::{is_ours, recover, Past, Recovered};
 
+use fdholder::transport::{self, Wait};
 use rustix::io::Errno;
 use rustix::net::{
-    connect, sendmsg, socket_with, AddressFamily, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect, socket_with, socketpair, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::ffi::OsStr;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// Descriptors that systemd keeps beside those held: the listening socket, the roll, two
-/// lists of everything, and as many that are not in a list yet.
-pub const BESIDE_MAX: usize = 4 + shelf::LISTED_ONE_BY_ONE_MAX + 1;
+/// Descriptors that systemd keeps beside those held: the listening socket, the roll, some
+/// lists of everything, and what describes those that are not in a list yet.
+pub const BESIDE_MAX: usize = 5 + shelf::DESCRIBED_MAX;
 
 /// How much systemd keeps for this service, by its own word (since 254); at most what makes
 /// sense, see [`FDSTORE_FDS_MAX`](crate::limits::FDSTORE_FDS_MAX).
@@ -81,15 +77,21 @@ impl Notifier {
     /// EAGAIN: systemd has not read those before · ETOOMANYREFS: too many descriptors wait
     /// for it · ECONNREFUSED: it is just not there.
     pub fn send(&self, text: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if let Some(fd) = &fd {
-            let fits = control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
-            debug_assert!(fits, "there is room for one");
-        }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        sendmsg(&self.socket, &[IoSlice::new(text.as_bytes())], &mut control, flags).map(drop)
+        transport::send(&self.socket, text.as_bytes(), fd.as_slice(), Wait::No).map(drop)
     }
+}
+
+/// A socket with a descriptor in its queue, which stays there for as long as the socket does.
+fn wrap(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, sender) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    transport::send(&sender, b"b", &[fd], Wait::No)?;
+    Ok(socket)
+}
+
+/// A copy of what is in the queue of such a socket.
+fn unwrap(socket: impl AsFd) -> Option<OwnedFd> {
+    transport::peek(socket, &mut [0], Wait::No).ok()?.fds.pop()
 }
 
 impl AsFd for Notifier {
@@ -97,3 +99,6 @@ impl AsFd for Notifier {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

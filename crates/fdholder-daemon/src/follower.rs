@@ -10,6 +10,7 @@ use fdholder::link::{Fed, HandedClient, Head, Heard, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -23,12 +24,15 @@ pub struct Inheritance {
     pub store: Store<OwnedFd>,
     /// Clients that were served by another daemon.
     pub clients: Vec<HandedClient<OwnedFd>>,
+    /// The numbers of what went last, of which others may not have been told.
+    pub dropped: VecDeque<u64>,
 }
 
 impl Inheritance {
     /// A new socket, and room for so many descriptors.
     pub fn of(listener: OwnedFd, capacity: usize) -> Self {
-        Self { listener, store: Store::new(capacity), clients: Vec::new() }
+        let store = Store::new(capacity);
+        Self { listener, store, clients: Vec::new(), dropped: VecDeque::new() }
     }
 }
 
@@ -107,15 +111,6 @@ pub struct Follower {
     replica: Replica<OwnedFd>,
 }
 
-/// What came of standing by.
-#[derive(Debug)]
-pub enum StoodBy {
-    /// The primary has gone; now it is on us.
-    Ours(Inheritance),
-    /// We are not needed any more.
-    Dismissed,
-}
-
 impl Follower {
     /// Follows the primary at the other end of a connection, with room for so many
     /// descriptors.
@@ -191,13 +186,13 @@ impl Follower {
         self.succeed().map(|(inheritance, _)| inheritance)
     }
 
-    /// Follows until the primary has gone, or lets us go. When `stop` becomes readable, the
-    /// primary is asked to end.
+    /// Follows until the primary has gone: then it is on us. `None`: we are not needed any
+    /// more. When `stop` becomes readable, the primary is asked to end.
     ///
     /// # Errors
     ///
     /// [`FollowError`].
-    pub fn stand_by(mut self, stop: impl AsFd) -> Result<StoodBy, FollowError> {
+    pub fn stand_by(mut self, stop: impl AsFd) -> Result<Option<Inheritance>, FollowError> {
         let mut has_passed_on = false;
         loop {
             let mut sources = [
@@ -221,14 +216,13 @@ impl Follower {
                 // It is for somebody else, unless that one does not come.
                 let _ = self.say(Heard::Commit);
                 let (inheritance, socket) = self.succeed()?;
-                let left = keep(&socket, inheritance);
-                return Ok(left.map_or(StoodBy::Dismissed, StoodBy::Ours));
+                return Ok(keep(&socket, inheritance));
             }
         }
         match self.succeed() {
-            Ok(_) if has_passed_on => Ok(StoodBy::Dismissed),
-            Ok((inheritance, _)) => Ok(StoodBy::Ours(inheritance)),
-            Err(FollowError::GivenUp) => Ok(StoodBy::Dismissed),
+            Ok(_) if has_passed_on => Ok(None),
+            Ok((inheritance, _)) => Ok(Some(inheritance)),
+            Err(FollowError::GivenUp) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -239,8 +233,9 @@ impl Follower {
         }
         match succeed(&self.roll, self.head.number).map_err(FollowError::System)? {
             Succession::Ours => {
-                let (store, clients) = self.replica.into_parts();
-                let inheritance = Inheritance { listener: self.listener, store, clients };
+                let (store, clients, dropped) = self.replica.into_parts();
+                let listener = self.listener;
+                let inheritance = Inheritance { listener, store, clients, dropped };
                 Ok((inheritance, self.socket))
             }
             Succession::Anothers | Succession::GivenUp => Err(FollowError::GivenUp),

@@ -23,14 +23,14 @@ use tracing::warn;
 
 /// Keeps everything until it is taken over; or gives it back, to be served.
 pub(crate) fn keep(socket: &OwnedFd, inheritance: Inheritance) -> Option<Inheritance> {
-    let Inheritance { listener, store, clients } = inheritance;
+    let Inheritance { listener, store, clients, dropped } = inheritance;
     let share = |client: HandedClient<OwnedFd>| client.map(|socket| Some(Arc::new(socket)));
     let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
     let kept = Kept { listener: &listener, store: &store, clients: &clients };
     let broken = kept.wait_for_next(socket).err()?;
     warn!("the new program was to take over, and does not: {broken}");
     let clients = clients.into_iter().filter_map(|client| client.map(Arc::into_inner));
-    Some(Inheritance { clients: clients.collect(), listener, store })
+    Some(Inheritance { clients: clients.collect(), listener, store, dropped })
 }
 
 struct Kept<'a> {

@@ -69,6 +69,10 @@ pub const FDSTORE_FDS_MAX: usize = 4000;
 /// given some that nobody knows of: more than one has changes under way.
 pub const SERIALS_SKIPPED: u64 = 1 << 20;
 
+/// How many a follower remembers of what went last: more than a primary has on its way to
+/// systemd.
+pub const DROPPED_REMEMBERED: usize = 1024;
+
 /// Processes that follow at once: a standby, one that takes over, and one to spare.
 pub const FOLLOWERS_MAX: usize = 3;
 

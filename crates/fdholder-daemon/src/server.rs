@@ -173,7 +173,7 @@ impl Server {
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
-        let Inheritance { listener, store, clients } = inheritance;
+        let Inheritance { listener, store, clients, dropped: _ } = inheritance;
         let room = Room::make(&options)?;
         // The listener is not one of the descriptors held for others.
         let flags = fcntl_getfl(&listener)?;
@@ -242,26 +242,28 @@ impl Server {
     /// # Errors
     ///
     /// When the process has no descriptors left for it.
-    pub fn with_fdstore(mut self, notifier: Notifier, past: Past) -> io::Result<Self> {
+    pub fn with_fdstore(mut self, notifier: Notifier, past: &Past) -> io::Result<Self> {
         if !past.is_known {
             self.hold.store.skip_serials(SERIALS_SKIPPED);
         }
         let has_listener = past.has_listener;
-        let mirror = self.hold.mirrors.add_shelf(&self.hold.store);
-        let mut told = Shelf::new(notifier, mirror, past);
+        let Hold { store, mirrors, .. } = &mut self.hold;
+        let mut told = Shelf::new(notifier, mirrors, store, past);
         if !has_listener {
             told.keep_listener(self.listener.try_clone()?);
         }
         // Whoever was on that of the daemon before has been told by now.
         told.keep_roll(None);
+        if past.is_known {
+            told.begin();
+        }
         self.shelf = Some(told);
         Ok(self)
     }
 
     fn tell_systemd(&mut self) {
         if let Some(shelf) = &mut self.shelf {
-            let last = self.hold.store.last_serial();
-            while !shelf.tell(&mut self.hold.mirrors, last) {}
+            while !shelf.tell(&mut self.hold.mirrors) {}
         }
     }
 

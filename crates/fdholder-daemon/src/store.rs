@@ -274,13 +274,13 @@ impl<F> Store<F> {
     /// # Errors
     ///
     /// ENFILE when the store is full.
-    pub fn mirror(&mut self, record: Record<F>) -> Answer<()> {
+    pub fn mirror(&mut self, record: Record<F>) -> Answer<Option<Arc<Record<F>>>> {
         if self.len() >= self.capacity && self.slot_of(&record.id).is_none() {
             return Err(Errno::NFILE);
         }
         self.next_serial = self.next_serial.max(record.serial.saturating_add(1));
-        self.put(Staged { hash: self.hash(&record.id), entry: Arc::new(record) });
-        Ok(())
+        let staged = Staged { hash: self.hash(&record.id), entry: Arc::new(record) };
+        Ok(self.put(staged).1)
     }
 
     /// The number of what was held last, or may have been.
@@ -294,8 +294,8 @@ impl<F> Store<F> {
     }
 
     /// Holds no longer what a primary does not.
-    pub fn forget(&mut self, id: &Identifier) {
-        self.remove(id);
+    pub fn forget(&mut self, id: &Identifier) -> Option<Arc<Record<F>>> {
+        self.remove(id)
     }
 
     /// Whether this very entry is what is held under its identifier.

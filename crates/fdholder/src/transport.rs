@@ -71,11 +71,29 @@ pub fn send(
 ///
 /// Those of recvmsg(2), EINTR excepted.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8], wait: Wait) -> Result<Received, Errno> {
+    receive_with(socket, buffer, wait, RecvFlags::empty())
+}
+
+/// The same, and leaves everything where it is: copies of the descriptors come.
+///
+/// # Errors
+///
+/// Those of recvmsg(2), EINTR excepted.
+pub fn peek(socket: impl AsFd, buffer: &mut [u8], wait: Wait) -> Result<Received, Errno> {
+    receive_with(socket, buffer, wait, RecvFlags::PEEK)
+}
+
+fn receive_with(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    wait: Wait,
+    flags: RecvFlags,
+) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); CONTROL_LEN];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = match wait {
-        Wait::Yes => RecvFlags::CMSG_CLOEXEC,
-        Wait::No => RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        Wait::Yes => flags | RecvFlags::CMSG_CLOEXEC,
+        Wait::No => flags | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
     };
     let message = loop {
         match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags) {

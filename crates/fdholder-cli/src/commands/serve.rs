@@ -338,7 +338,8 @@ impl Settings {
         let (inheritance, past) = match start {
             Start::Anew(inheritance, past) => (inheritance, past),
             Start::TakenOver { inheritance, .. } | Start::Promoted { inheritance, .. } => {
-                (inheritance, Past::unknown())
+                let past = Past::unknown(inheritance.dropped.iter().copied());
+                (inheritance, past)
             }
             Start::NotNeeded => return Ok(ExitCode::SUCCESS),
         };
@@ -349,7 +350,7 @@ impl Settings {
             server = server.with_standby(launch);
         }
         if let Some(notifier) = self.notifier {
-            server = server.with_fdstore(notifier, past).map_err(prepare)?;
+            server = server.with_fdstore(notifier, &past).map_err(prepare)?;
         }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {

@@ -4,21 +4,20 @@ use fdholder::limits::TIMESTAMP_LEN;
 use fdholder::{Identifier, Limit, Timestamp};
 use rustix::fs::{fcntl_add_seals, fcntl_get_seals, fstat, memfd_create, MemfdFlags, SealFlags};
 use rustix::io::{pread, pwrite, Errno};
+use rustix::time::{clock_gettime, ClockId};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// The first bytes: whose it is, and which layout.
 const MAGIC: &[u8; 8] = b"fdholder";
 
 /// Bytes at most: a list of as many as are kept, each with the longest identifier.
-const LEN_MAX: u64 = 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (8 + 8 + 4 + 12 + 1 + 255);
+const LEN_MAX: u64 = 8 + 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (8 + 4 + 12 + 1 + 255);
 
 /// What one number is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
     /// Its number.
     pub serial: u64,
-    /// The number under which its descriptor is kept.
-    pub home: u64,
     /// Who gave it.
     pub owner: u32,
     /// When it expires.
@@ -27,14 +26,31 @@ pub struct About {
     pub id: Identifier,
 }
 
+/// Since when something has been so, by a clock that never goes back, and begins anew only
+/// when systemd does; in nanoseconds.
+pub fn moment() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    // Neither is negative.
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// What was written at some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub moment: u64,
+    /// Everything up to this number that is not told of is nothing any more.
+    pub last: u64,
+    pub all: Vec<About>,
+}
+
 /// Writes down what some numbers are; everything up to `last` that is not among them is
 /// nothing any more.
 pub fn write<'a>(last: u64, all: impl Iterator<Item = &'a About>) -> Result<OwnedFd, Errno> {
     let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&moment().to_be_bytes());
     bytes.extend_from_slice(&last.to_be_bytes());
-    for About { serial, home, owner, limit, id } in all {
+    for About { serial, owner, limit, id } in all {
         bytes.extend_from_slice(&serial.to_be_bytes());
-        bytes.extend_from_slice(&home.to_be_bytes());
         bytes.extend_from_slice(&owner.to_be_bytes());
         bytes.extend_from_slice(&limit.timestamp().to_wire());
         bytes.push(id.as_bytes().len() as u8); // At most 255.
@@ -53,7 +69,7 @@ const SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// Reads what was written; `None` for anything else.
-pub fn read(file: impl AsFd) -> Option<(u64, Vec<About>)> {
+pub fn read(file: impl AsFd) -> Option<Written> {
     // What may still change is not ours.
     if !fcntl_get_seals(&file).ok()?.contains(SEALS) {
         return None;
@@ -70,21 +86,21 @@ pub fn read(file: impl AsFd) -> Option<(u64, Vec<About>)> {
     parse(&bytes)
 }
 
-fn parse(bytes: &[u8]) -> Option<(u64, Vec<About>)> {
+fn parse(bytes: &[u8]) -> Option<Written> {
     let mut rest = bytes.strip_prefix(MAGIC)?;
+    let moment = u64::from_be_bytes(take(&mut rest)?);
     let last = u64::from_be_bytes(take(&mut rest)?);
     let mut all = Vec::new();
     while !rest.is_empty() {
         let serial = u64::from_be_bytes(take(&mut rest)?);
-        let home = u64::from_be_bytes(take(&mut rest)?);
         let owner = u32::from_be_bytes(take(&mut rest)?);
         let limit = Limit::at(Timestamp::from_wire(&take::<TIMESTAMP_LEN>(&mut rest)?).ok()?);
         let [len] = take(&mut rest)?;
         let (id, tail) = rest.split_at_checked(usize::from(len))?;
         rest = tail;
-        all.push(About { serial, home, owner, limit, id: Identifier::new(id).ok()? });
+        all.push(About { serial, owner, limit, id: Identifier::new(id).ok()? });
     }
-    Some((last, all))
+    Some(Written { moment, last, all })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
@@ -100,10 +116,10 @@ mod tests {
 
     fn any_about() -> impl Strategy<Value = About> {
         let id = proptest::collection::vec(1u8..=255, 1..=255);
-        (any::<(u64, u64, u32, u64)>(), 0u32..1_000_000_000, id).prop_map(|(numbers, nanos, id)| {
-            let (serial, home, owner, label) = numbers;
+        (any::<(u64, u32, u64)>(), 0u32..1_000_000_000, id).prop_map(|(numbers, nanos, id)| {
+            let (serial, owner, label) = numbers;
             let limit = Limit::at(Timestamp::new(label, nanos).unwrap());
-            About { serial, home, owner, limit, id: Identifier::new(id).unwrap() }
+            About { serial, owner, limit, id: Identifier::new(id).unwrap() }
         })
     }
 
@@ -115,12 +131,14 @@ mod tests {
             cut in 1usize..20,
         ) {
             let file = write(last, all.iter()).unwrap();
-            prop_assert_eq!(read(&file), Some((last, all.clone())));
+            let written = read(&file).unwrap();
+            prop_assert_eq!((written.last, &written.all), (last, &all));
+            prop_assert!(written.moment <= moment());
             let len = usize::try_from(fstat(&file).unwrap().st_size).unwrap();
             let mut bytes = vec![0; len];
             pread(&file, &mut bytes, 0).unwrap();
             bytes.truncate(len - cut.min(len));
-            prop_assert!(parse(&bytes).is_none_or(|(_, some)| some.len() < all.len()));
+            prop_assert!(parse(&bytes).is_none_or(|some| some.all.len() < all.len()));
         }
     }
 
@@ -129,7 +147,7 @@ mod tests {
         let file = write(1, std::iter::empty()).unwrap();
         assert!(read(&file).is_some());
         let open = memfd_create("open", MemfdFlags::CLOEXEC).unwrap();
-        pwrite(&open, b"fdholder\0\0\0\0\0\0\0\x01", 0).unwrap();
+        pwrite(&open, b"fdholder\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01", 0).unwrap();
         assert_eq!(read(&open), None);
         assert_eq!(read(std::fs::File::open("/dev/null").unwrap()), None);
     }

@@ -1,12 +1,12 @@
 //! What systemd has kept for this service.
 
 use super::about::{self, About};
+use super::unwrap;
 use crate::listen::check_inherited;
 use crate::replication::roll::{try_succeed, Succession, UNKNOWN};
 use crate::store::{Record, Store};
 use fdholder::{Entry, Errno};
-use rustix::io::fcntl_dupfd_cloexec;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use tracing::warn;
 
@@ -23,13 +23,24 @@ pub struct Recovered {
     pub past: Past,
 }
 
+/// The numbers under which it has descriptors.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub direct: BTreeSet<u64>,
+    pub wrapped: BTreeSet<u64>,
+}
+
+impl Names {
+    /// Whether it has a number's descriptor, and whether it has it wrapped.
+    pub fn with(&self, serial: u64) -> (bool, bool) {
+        (self.direct.contains(&serial), self.wrapped.contains(&serial))
+    }
+}
+
 /// What systemd has of a daemon before this one.
 #[derive(Debug, Default)]
 pub struct Past {
-    /// Numbers whose descriptors it has.
-    pub(crate) has: BTreeSet<u64>,
-    /// Names that mean nothing any more.
-    pub(crate) stale: Vec<String>,
+    pub(crate) names: Names,
     /// It has the listening socket.
     pub(crate) has_listener: bool,
     /// It may have things that nobody here knows of.
@@ -37,9 +48,12 @@ pub struct Past {
 }
 
 impl Past {
-    /// Of a daemon that was followed, or taken over from: nobody tells what it has told.
-    pub fn unknown() -> Self {
-        Self::default()
+    /// Of a daemon that was followed, or taken over from: nobody tells what it has told. It
+    /// may not have told that these numbers went.
+    pub fn unknown(dropped: impl IntoIterator<Item = u64>) -> Self {
+        let direct: BTreeSet<_> = dropped.into_iter().collect();
+        let wrapped = direct.clone();
+        Self { names: Names { direct, wrapped }, ..Self::default() }
     }
 
     /// There was none.
@@ -67,22 +81,18 @@ fn number(name: &str, kind: char) -> Option<u64> {
 /// Puts together what systemd has given back, with room for so many.
 pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
     let (mut listener, mut roll) = (None, None);
-    let (mut lists, mut single, mut fds) = (BTreeMap::new(), BTreeMap::new(), HashMap::new());
-    let mut stale = HashSet::new();
+    let (mut lists, mut single) = (Vec::new(), Vec::new());
+    let (mut fds, mut wrapped) = (HashMap::new(), HashMap::new());
     let mut has_listener = false;
-    let mut last = 0;
     for (name, fd) in given {
         if let Some(serial) = number(&name, 'h') {
-            last = last.max(serial);
             fds.insert(serial, fd);
-            stale.insert(name);
-        } else if let Some(serial) = number(&name, 'm') {
-            last = last.max(serial);
-            single.extend(about::read(&fd).map(|(_, about)| (serial, about)));
-            stale.insert(name);
-        } else if let Some(moment) = number(&name, 'i') {
-            lists.extend(about::read(&fd).map(|list| (moment, list)));
-            stale.insert(name);
+        } else if let Some(serial) = number(&name, 'b') {
+            wrapped.extend(unwrap(&fd).map(|fd| (serial, fd)));
+        } else if number(&name, 'm').is_some() {
+            single.extend(about::read(&fd).into_iter().flat_map(|written| written.all));
+        } else if number(&name, 'i').is_some() {
+            lists.extend(about::read(&fd));
         } else if name == "r" {
             roll = Some(fd);
         } else if check_inherited(&fd).is_ok() {
@@ -93,39 +103,34 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
         }
     }
     // The last list counts, and what came after it.
-    let (up_to, listed) = lists.pop_last().map_or((0, Vec::new()), |(_, list)| list);
-    let newer = single.into_iter().filter(|(serial, _)| *serial > up_to);
-    let known = listed.into_iter().chain(newer.flat_map(|(_, about)| about));
-    let store = restore(known, &fds, last.max(up_to), capacity);
-    for record in store.all() {
-        stale.remove(&format!("h{}", record.serial));
-    }
-    let has = fds.keys().copied().filter(|serial| !stale.contains(&format!("h{serial}")));
-    let past = Past {
-        has: has.collect(),
-        stale: stale.into_iter().collect(),
-        has_listener,
-        is_known: true,
-    };
+    let list = lists.into_iter().max_by_key(|written| written.moment);
+    let (up_to, listed) = list.map_or((0, Vec::new()), |written| (written.last, written.all));
+    let newer = single.into_iter().filter(|about| about.serial > up_to);
+    let known: Vec<_> = listed.into_iter().chain(newer).collect();
+    let numbers = known.iter().map(|about| about.serial);
+    let numbers = numbers.chain(fds.keys().copied()).chain(wrapped.keys().copied());
+    let highest = numbers.max().unwrap_or(0).max(up_to);
+    let names =
+        Names { direct: fds.keys().copied().collect(), wrapped: wrapped.keys().copied().collect() };
+    wrapped.extend(fds);
+    let store = restore(known, wrapped, highest, capacity);
+    let past = Past { names, has_listener, is_known: true };
     Recovered { listener, roll, store, past }
 }
 
 /// Holds what is known and there.
 fn restore(
-    known: impl Iterator<Item = About>,
-    fds: &HashMap<u64, OwnedFd>,
+    known: Vec<About>,
+    mut fds: HashMap<u64, OwnedFd>,
     last: u64,
     capacity: usize,
 ) -> Store<OwnedFd> {
     let mut store = Store::new(capacity);
     store.skip_serials(last);
     // Of several under one identifier the one that came last counts.
-    let known: BTreeMap<_, _> = known.map(|about| (about.serial, about)).collect();
-    for (serial, About { home, owner, limit, id, .. }) in known {
-        // Several may have one home.
-        let Some(fd) = fds.get(&home).and_then(|fd| fcntl_dupfd_cloexec(fd, 0).ok()) else {
-            continue;
-        };
+    let known: BTreeMap<_, _> = known.into_iter().map(|about| (about.serial, about)).collect();
+    for (serial, About { owner, limit, id, .. }) in known {
+        let Some(fd) = fds.remove(&serial) else { continue };
         let record = Record { entry: Entry { id, limit, fd }, owner, serial };
         if store.mirror(record).is_err() {
             warn!("systemd has kept more than there is room for: see option -n");

@@ -2,23 +2,26 @@
 
 use super::about::{self, About};
 use super::recovery::Past;
-use super::Notifier;
+use super::{wrap, Notifier};
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::replication::{Item, Mirrors};
 use crate::same_file::are_one;
-use crate::store::Record;
+use crate::store::{Record, Store};
 use fdholder::{strerror, Errno};
 use rustix::fs::fstat;
-use rustix::time::{clock_gettime, ClockId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tracing::warn;
+use tracing::{info, warn};
 
-/// How many are described one by one before a list of everything is made: each takes a
+/// How many descriptions there are before a list of everything is made: each takes a
 /// descriptor of its own, a list one for all.
-pub(super) const LISTED_ONE_BY_ONE_MAX: usize = 64;
+pub(super) const DESCRIBED_MAX: usize = 64;
+
+/// How many lists have a name. A new one takes the next, and then all others are forgotten,
+/// whoever had them stored.
+const LISTS: u64 = 4;
 
 /// Messages in one turn of the loop.
 const MESSAGES_PER_TURN: usize = 64;
@@ -41,11 +44,14 @@ enum Fd {
     Shared(Arc<OwnedFd>),
 }
 
-/// What is known of a number that systemd keeps.
+/// What is known of a number that is held.
 #[derive(Debug)]
 struct Kept {
     record: Arc<Record<OwnedFd>>,
-    home: u64,
+    /// systemd has, or is to have, this very descriptor.
+    is_direct: bool,
+    /// It has, or may have, one that is wrapped.
+    is_wrapped: bool,
     /// Device and inode.
     file: (u64, u64),
 }
@@ -55,49 +61,79 @@ struct Kept {
 pub(crate) struct Shelf {
     notifier: Notifier,
     /// Its key among the mirrors.
-    pub mirror: usize,
+    mirror: usize,
+    /// The highest number of what systemd was told of, or may have been by others.
+    last: u64,
     kept: BTreeMap<u64, Kept>,
     /// Numbers of what may be one open file.
     by_file: HashMap<(u64, u64), BTreeSet<u64>>,
-    /// Numbers that have an `m`.
-    described: BTreeSet<u64>,
-    /// The name of the list that counts.
-    list: Option<String>,
+    /// What is held, of what belongs together and has not come yet.
+    group: Vec<About>,
+    /// The names of descriptions that are in use, and the number of each that describes only
+    /// one.
+    described: BTreeMap<usize, Option<u64>>,
+    /// Which of the names of lists is in use.
+    list: u64,
     letters: VecDeque<Letter>,
     /// The change after which they are the ones to send.
     up_to: u64,
-    /// Everything was told once.
-    is_complete: bool,
-    /// Numbers of what went before it was told that it was held.
-    gone: BTreeSet<u64>,
-    /// Numbers whose descriptors systemd has already.
-    has: BTreeSet<u64>,
-    /// Names that mean nothing any more, to be forgotten when there is a list.
-    stale: Vec<String>,
+    /// Numbers that systemd may not have, although it should.
+    unsure: BTreeSet<u64>,
     /// When to try again what systemd did not take, and since when it does not.
     pub retry_at: Option<Instant>,
     stalled: Option<Instant>,
 }
 
 impl Shelf {
-    /// A shelf for what a mirror tells item by item.
-    pub fn new(notifier: Notifier, mirror: usize, past: Past) -> Self {
-        Self {
+    /// A shelf for what is held, and then for what a mirror tells.
+    pub fn new(
+        notifier: Notifier,
+        mirrors: &mut Mirrors<OwnedFd>,
+        store: &Store<OwnedFd>,
+        past: &Past,
+    ) -> Self {
+        let mut shelf = Self {
             notifier,
-            mirror,
+            mirror: mirrors.add_shelf(),
+            last: store.last_serial(),
             kept: BTreeMap::new(),
             by_file: HashMap::new(),
-            described: BTreeSet::new(),
-            list: None,
+            group: Vec::new(),
+            described: BTreeMap::new(),
+            list: about::moment() % LISTS,
             letters: VecDeque::new(),
-            up_to: 0,
-            is_complete: false,
-            gone: BTreeSet::new(),
-            has: past.has,
-            stale: past.stale,
+            up_to: mirrors.ticket().recorded(),
+            unsure: BTreeSet::new(),
             retry_at: None,
             stalled: None,
+        };
+        let mut all = store.all();
+        all.sort_unstable_by_key(|record| record.serial);
+        for record in all {
+            let serial = record.serial;
+            let (direct, wrapped) = past.names.with(serial);
+            if !(direct || wrapped) {
+                shelf.unsure.insert(serial);
+            }
+            shelf.place(record);
+            if let Some(kept) = shelf.kept.get_mut(&serial) {
+                kept.is_direct = direct || kept.is_direct && !wrapped;
+                kept.is_wrapped |= wrapped || !past.is_known;
+            }
         }
+        // Others may have used any of them.
+        shelf.described = (0..DESCRIBED_MAX).map(|name| (name, None)).collect();
+        shelf.make_list();
+        let stale = |serial: &&u64| !shelf.kept.contains_key(*serial);
+        let stale_direct: Vec<_> = past.names.direct.iter().filter(stale).collect();
+        let stale_wrapped: Vec<_> = past.names.wrapped.iter().filter(stale).collect();
+        for serial in stale_direct {
+            shelf.forget(&format!("h{serial}"));
+        }
+        for serial in stale_wrapped {
+            shelf.forget(&format!("b{serial}"));
+        }
+        shelf
     }
 
     /// Has systemd keep the listening socket.
@@ -114,50 +150,59 @@ impl Shelf {
         }
     }
 
-    /// Tells systemd what there is to tell, as far as it reads; `last` is the number of what
-    /// was held last. Returns false when there is more, for the next turn.
-    pub fn tell(&mut self, mirrors: &mut Mirrors<OwnedFd>, last: u64) -> bool {
+    /// Tells systemd what there is to tell at the start, before anything changes: what systemd
+    /// has that means nothing any more is known to nobody after us. Waits for it, but not for
+    /// long.
+    pub fn begin(&mut self) {
+        let until = Instant::now() + FOLLOWER_PATIENCE;
+        while !self.send_letters() && Instant::now() < until {
+            std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+
+    /// Tells systemd what there is to tell, as far as it reads. Returns false when there is
+    /// more, for the next turn.
+    pub fn tell(&mut self, mirrors: &mut Mirrors<OwnedFd>) -> bool {
         self.retry_at = None;
         for _ in 0..MESSAGES_PER_TURN {
-            while let Some(letter) = self.letters.front() {
-                let fd = letter.fd.as_ref().map(|fd| match fd {
-                    Fd::Held(record) => record.fd.as_fd(),
-                    Fd::Own(fd) => fd.as_fd(),
-                    Fd::Shared(fd) => fd.as_fd(),
-                });
-                match self.notifier.send(&letter.text, fd) {
-                    Ok(()) => {
-                        self.stalled = None;
-                        self.letters.pop_front();
-                    }
-                    Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::CONNREFUSED) => {
-                        self.wait_for_systemd(mirrors);
-                        return true;
-                    }
-                    Err(errno) => {
-                        warn!("unable to have systemd keep a descriptor: {}", strerror(errno));
-                        self.letters.pop_front();
-                    }
-                }
+            if !self.send_letters() {
+                self.wait_for_systemd(mirrors);
+                return true;
             }
             let Some(mirror) = mirrors.get_mut(self.mirror) else { return true };
-            mirror.is_told(self.up_to);
-            if let Some((number, item)) = mirror.pop() {
+            if mirror.is_told(self.up_to) {
+                info!("systemd has everything again");
+            }
+            if let Some((number, goes_on, item)) = mirror.pop() {
                 self.up_to = number;
-                self.take(item, last);
-            } else if self.is_complete {
-                return true;
-            } else if let Some(record) = mirror.pop_copy() {
-                if !self.gone.contains(&record.serial) {
-                    self.hold(record, false);
-                }
+                self.take(item, goes_on);
+            } else if let Some(serial) = self.unsure.pop_first() {
+                self.make_sure(serial);
             } else {
-                self.is_complete = true;
-                self.gone.clear();
-                self.make_list(last);
+                return true;
             }
         }
         false
+    }
+
+    /// Returns false when systemd does not take one.
+    fn send_letters(&mut self) -> bool {
+        while let Some(letter) = self.letters.front() {
+            let fd = letter.fd.as_ref().map(|fd| match fd {
+                Fd::Held(record) => record.fd.as_fd(),
+                Fd::Own(fd) => fd.as_fd(),
+                Fd::Shared(fd) => fd.as_fd(),
+            });
+            match self.notifier.send(&letter.text, fd) {
+                Ok(()) => self.stalled = None,
+                Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::CONNREFUSED) => return false,
+                Err(errno) => {
+                    warn!("unable to have systemd keep a descriptor: {}", strerror(errno));
+                }
+            }
+            self.letters.pop_front();
+        }
+        true
     }
 
     /// systemd does not take anything now. Answers wait for it, but not for ever.
@@ -165,121 +210,124 @@ impl Shelf {
         let now = Instant::now();
         self.retry_at = Some(now + RETRY_PAUSE);
         let since = *self.stalled.get_or_insert(now);
+        if now - since < FOLLOWER_PATIENCE {
+            return;
+        }
         if let Some(mirror) = mirrors.get_mut(self.mirror).filter(|mirror| mirror.counts()) {
-            if now - since >= FOLLOWER_PATIENCE {
-                warn!("systemd takes no descriptors; what is stored is not safe with it until it does");
-                mirror.does_not_count();
-            }
+            warn!("systemd takes no descriptors: what is stored is not safe with it until it does");
+            mirror.does_not_count();
         }
     }
 
-    fn take(&mut self, item: Item<OwnedFd>, last: u64) {
+    fn take(&mut self, item: Item<OwnedFd>, goes_on: bool) {
         match item {
-            Item::Held(record) => self.hold(record, true),
-            Item::Released(_, serial) | Item::Replaced(serial) => {
-                if !self.is_complete {
-                    self.gone.insert(serial);
+            Item::Held(record) => {
+                let serial = record.serial;
+                self.place(record);
+                self.keep(serial);
+                self.group.extend(self.kept.get(&serial).map(Kept::about));
+                if !goes_on {
+                    self.describe();
                 }
-                self.release(serial, last);
             }
-        }
-        if self.is_complete && self.described.len() >= LISTED_ONE_BY_ONE_MAX {
-            self.make_list(last);
+            Item::Released(_, serial) | Item::Replaced(serial) => self.release(serial),
         }
     }
 
-    /// Something is held; if it is not new, systemd has what describes it, or will have a list.
-    fn hold(&mut self, record: Arc<Record<OwnedFd>>, is_new: bool) {
+    /// Takes down what is held, and whether systemd can have it as it is: not if it has the
+    /// same open file already.
+    fn place(&mut self, record: Arc<Record<OwnedFd>>) {
         let serial = record.serial;
-        if self.kept.contains_key(&serial) {
-            return; // Several of a set under one identifier have one place.
-        }
         let file = fstat(&record.fd).map_or((0, serial), |stat| (stat.st_dev, stat.st_ino));
         let twins = self.by_file.entry(file).or_default();
-        let twin = twins.iter().filter_map(|twin| self.kept.get(twin));
-        let home = twin
-            .filter(|twin| twin.home == twin.record.serial)
-            .find(|twin| are_one(&twin.record.fd, &record.fd))
-            .map_or(serial, |twin| twin.record.serial);
+        let mut others = twins.iter().filter_map(|twin| self.kept.get(twin));
+        let has_twin = others.any(|twin| twin.is_direct && are_one(&twin.record.fd, &record.fd));
         twins.insert(serial);
-        let kept = Kept { record: Arc::clone(&record), home, file };
-        if is_new {
-            match about::write(0, std::iter::once(&kept.about())) {
-                Ok(file) => {
-                    self.store(&format!("m{serial}"), Fd::Own(file));
-                    self.described.insert(serial);
-                }
-                Err(errno) => warn!("unable to describe a descriptor: {}", strerror(errno)),
-            }
-        }
+        self.last = self.last.max(serial);
+        let kept = Kept { record, is_direct: !has_twin, is_wrapped: has_twin, file };
         self.kept.insert(serial, kept);
-        if home == serial && !self.has.contains(&serial) {
-            self.store(&format!("h{serial}"), Fd::Held(record));
+    }
+
+    /// Has systemd keep a descriptor.
+    fn keep(&mut self, serial: u64) {
+        let Some(kept) = self.kept.get(&serial) else { return };
+        let record = Arc::clone(&kept.record);
+        if kept.is_direct {
+            return self.store(&format!("h{serial}"), Fd::Held(record));
+        }
+        match wrap(record.fd.as_fd()) {
+            Ok(socket) => self.store(&format!("b{serial}"), Fd::Own(socket)),
+            Err(errno) => warn!("unable to wrap a descriptor: {}", strerror(errno)),
         }
     }
 
-    fn release(&mut self, serial: u64, last: u64) {
-        let Some(gone) = self.kept.remove(&serial) else {
-            if !self.is_complete {
-                // It was there before us, and systemd has it.
-                self.forget(&format!("h{serial}"));
-                self.forget(&format!("m{serial}"));
+    /// Has systemd keep what it may have already, in one way or the other.
+    fn make_sure(&mut self, serial: u64) {
+        let Some(kept) = self.kept.get_mut(&serial) else { return };
+        if self.by_file.get(&kept.file).is_some_and(|twins| twins.len() > 1) {
+            // It may have another number's of the same open file, whichever that is.
+            (kept.is_direct, kept.is_wrapped) = (false, true);
+            self.forget(&format!("b{serial}"));
+        }
+        self.keep(serial);
+    }
+
+    /// Describes what belongs together, all of it with one message: what was not described
+    /// is not held.
+    fn describe(&mut self) {
+        if self.described.len() >= DESCRIBED_MAX {
+            self.group.clear();
+            return self.make_list();
+        }
+        let group = std::mem::take(&mut self.group);
+        let free = (0..DESCRIBED_MAX).find(|name| !self.described.contains_key(name));
+        let (Some(name), Some(first)) = (free, group.first()) else { return };
+        match about::write(0, group.iter()) {
+            Ok(file) => {
+                self.store(&format!("m{name}"), Fd::Own(file));
+                self.described.insert(name, (group.len() == 1).then_some(first.serial));
             }
-            return;
-        };
-        let heirs: Vec<u64> = self.by_file.get_mut(&gone.file).map_or_else(Vec::new, |twins| {
+            Err(errno) => warn!("unable to describe a descriptor: {}", strerror(errno)),
+        }
+    }
+
+    fn release(&mut self, serial: u64) {
+        let Some(gone) = self.kept.remove(&serial) else { return };
+        if let Some(twins) = self.by_file.get_mut(&gone.file) {
             twins.remove(&serial);
-            twins.iter().copied().filter(|twin| self.kept[twin].home == serial).collect()
-        });
-        if self.by_file.get(&gone.file).is_some_and(BTreeSet::is_empty) {
-            self.by_file.remove(&gone.file);
-        }
-        if gone.home == serial {
-            self.forget(&format!("h{serial}"));
-        }
-        if let Some(&first) = heirs.first() {
-            // systemd takes it under another name only when it has let go of it.
-            let record = Arc::clone(&self.kept[&first].record);
-            self.store(&format!("h{first}"), Fd::Held(record));
-            for heir in heirs {
-                if let Some(kept) = self.kept.get_mut(&heir) {
-                    kept.home = first;
-                }
+            if twins.is_empty() {
+                self.by_file.remove(&gone.file);
             }
         }
-        if self.described.remove(&serial) {
-            self.forget(&format!("m{serial}"));
+        self.forget(&format!("h{serial}"));
+        if gone.is_wrapped {
+            self.forget(&format!("b{serial}"));
         }
-        // A list that still says where one was at home, or that it was held although
-        // another one keeps its home, says something wrong.
-        if self.is_complete && (gone.home != serial || self.by_file.contains_key(&gone.file)) {
-            self.make_list(last);
+        let own = self.described.iter().find(|(_, of)| **of == Some(serial));
+        if let Some(name) = own.map(|(name, _)| *name) {
+            self.described.remove(&name);
+            self.forget(&format!("m{name}"));
         }
     }
 
-    /// Describes everything anew, in one piece.
-    fn make_list(&mut self, last: u64) {
+    /// Describes everything anew, in one piece, and forgets what did before.
+    fn make_list(&mut self) {
         let all: Vec<_> = self.kept.values().map(Kept::about).collect();
-        let written = match about::write(last, all.iter()) {
+        let written = match about::write(self.last, all.iter()) {
             Ok(written) => written,
             Err(errno) => {
                 return warn!("unable to describe what is held: {}", strerror(errno));
             }
         };
-        // A clock that never goes back, and begins anew only when systemd does.
-        let now = clock_gettime(ClockId::Boottime);
-        let name = format!("i{}{:09}", now.tv_sec, now.tv_nsec);
-        self.store(&name, Fd::Own(written));
-        for serial in std::mem::take(&mut self.described) {
-            self.forget(&format!("m{serial}"));
+        self.list = (self.list + 1) % LISTS;
+        self.store(&format!("i{}", self.list), Fd::Own(written));
+        let used = self.list;
+        for other in (0..LISTS).filter(|other| *other != used) {
+            self.forget(&format!("i{other}"));
         }
-        if let Some(before) = self.list.replace(name) {
-            self.forget(&before);
+        for name in std::mem::take(&mut self.described).into_keys() {
+            self.forget(&format!("m{name}"));
         }
-        for name in std::mem::take(&mut self.stale) {
-            self.forget(&name);
-        }
-        self.has.clear();
     }
 
     fn store(&mut self, name: &str, fd: Fd) {
@@ -296,12 +344,6 @@ impl Shelf {
 impl Kept {
     fn about(&self) -> About {
         let Record { entry, owner, serial } = &*self.record;
-        About {
-            serial: *serial,
-            home: self.home,
-            owner: *owner,
-            limit: entry.limit,
-            id: entry.id.clone(),
-        }
+        About { serial: *serial, owner: *owner, limit: entry.limit, id: entry.id.clone() }
     }
 }

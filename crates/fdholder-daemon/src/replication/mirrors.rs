@@ -16,6 +16,13 @@ pub struct Ticket {
     released: u64,
 }
 
+impl Ticket {
+    /// How many changes that are.
+    pub(crate) fn recorded(self) -> u64 {
+        self.recorded
+    }
+}
+
 /// The followers, and how far each is.
 #[derive(Debug)]
 pub struct Mirrors<F> {
@@ -33,22 +40,25 @@ impl<F> Default for Mirrors<F> {
 impl<F> Mirrors<F> {
     /// A new follower, which is to have a copy of all that is held now.
     pub fn add(&mut self, store: &Store<F>) -> usize {
+        self.insert(store.all(), false)
+    }
+
+    /// The same for one that knows what is held, is told of changes item by item, and that
+    /// answers wait for from the start.
+    pub(crate) fn add_shelf(&mut self) -> usize {
+        self.insert(Vec::new(), true)
+    }
+
+    fn insert(&mut self, copy: Vec<Arc<Record<F>>>, counts: bool) -> usize {
         self.mirrors.insert(Mirror {
-            copy: store.all().into_iter(),
+            copy: copy.into_iter(),
             queue: VecDeque::new(),
             departing: None,
-            counts: false,
+            counts,
             departing_up_to: self.now.recorded,
             sent: self.now.recorded,
             carried_out: self.now.recorded,
         })
-    }
-
-    /// The same for one that is told item by item, and that answers wait for from the start.
-    pub(crate) fn add_shelf(&mut self, store: &Store<F>) -> usize {
-        let key = self.add(store);
-        self.mirrors[key].counts = true;
-        key
     }
 
     /// A follower has gone. Returns whether it had a whole copy.
@@ -75,7 +85,11 @@ impl<F> Mirrors<F> {
             match change {
                 Change::Held(record) => self.push(&Item::Held(Arc::clone(record)), false),
                 Change::HeldAll { slots, replaced } => {
-                    let mut records = slots.iter().filter_map(|slot| store.at(*slot)).peekable();
+                    let mut records: Vec<_> = slots.iter().filter_map(|it| store.at(*it)).collect();
+                    // By number, and each once: several of a set may have one place.
+                    records.sort_unstable_by_key(|record| record.serial);
+                    records.dedup_by_key(|record| record.serial);
+                    let mut records = records.into_iter().peekable();
                     while let Some(record) = records.next() {
                         self.push(&Item::Held(Arc::clone(record)), records.peek().is_some());
                     }
@@ -233,15 +247,10 @@ impl<F> Mirror<F> {
         Some(link::synced().into())
     }
 
-    /// What has changed, for one that is told item by item, with the number of the change.
-    pub(crate) fn pop(&mut self) -> Option<(u64, Item<F>)> {
-        let (number, _, item) = self.queue.pop_front()?;
-        Some((number, item))
-    }
-
-    /// What was held when it came, for the same one; this can wait until nothing changes.
-    pub(crate) fn pop_copy(&mut self) -> Option<Arc<Record<F>>> {
-        self.copy.next()
+    /// What has changed, for one that is told item by item: the number of the change, and
+    /// whether it belongs together with the next.
+    pub(crate) fn pop(&mut self) -> Option<(u64, bool, Item<F>)> {
+        self.queue.pop_front()
     }
 
     /// It takes nothing: answers do not wait for it any more, until it has caught up.
@@ -250,10 +259,13 @@ impl<F> Mirror<F> {
     }
 
     /// It has been told everything up to this change, and has carried it out.
-    pub(crate) fn is_told(&mut self, up_to: u64) {
+    /// Returns whether answers wait for it again, who had been behind.
+    pub(crate) fn is_told(&mut self, up_to: u64) -> bool {
         self.sent = self.sent.max(up_to);
         self.carried_out = self.sent;
-        self.counts |= self.queue.is_empty();
+        let has_caught_up = !self.counts && self.queue.is_empty();
+        self.counts |= has_caught_up;
+        has_caught_up
     }
 
     /// Says that so many bytes of [`front`](Self::front) were sent, and its descriptors.

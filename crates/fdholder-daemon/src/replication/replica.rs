@@ -1,8 +1,10 @@
 //! The follower's side: what the primary holds, held here too.
 
+use crate::limits::DROPPED_REMEMBERED;
 use crate::store::{Record, Store};
 use fdholder::link::{Fed, HandedClient, Heard, Mirrored};
 use fdholder::{Errno, Malformed};
+use std::collections::VecDeque;
 use std::fmt;
 
 /// What a follower has got.
@@ -14,6 +16,8 @@ pub struct Replica<F> {
     clients: Vec<HandedClient<F>>,
     is_synced: bool,
     yours: Option<bool>,
+    /// The numbers of what went last: whoever else was to be told of that may not have been.
+    dropped: VecDeque<u64>,
 }
 
 /// Why a follower cannot go on.
@@ -51,6 +55,7 @@ impl<F> Replica<F> {
             clients: Vec::new(),
             is_synced: false,
             yours: None,
+            dropped: VecDeque::new(),
         }
     }
 
@@ -93,14 +98,21 @@ impl<F> Replica<F> {
     fn carry_out(&mut self) -> Result<bool, ReplicaError> {
         let mut has_released = false;
         for change in self.group.drain(..) {
-            match change {
+            let gone = match change {
                 Mirrored::Held { entry, owner, serial } => {
                     let record = Record { entry, owner, serial };
-                    self.store.mirror(record).map_err(|_: Errno| ReplicaError::NoRoom)?;
+                    let replaced = self.store.mirror(record);
+                    replaced.map_err(|_: Errno| ReplicaError::NoRoom)?
                 }
                 Mirrored::Released(id) => {
-                    self.store.forget(&id);
                     has_released = true;
+                    self.store.forget(&id)
+                }
+            };
+            if let Some(gone) = gone {
+                self.dropped.push_back(gone.serial);
+                if self.dropped.len() > DROPPED_REMEMBERED {
+                    self.dropped.pop_front();
                 }
             }
         }
@@ -108,8 +120,8 @@ impl<F> Replica<F> {
     }
 
     /// What to serve with. A part of what belongs together is dropped.
-    pub fn into_parts(self) -> (Store<F>, Vec<HandedClient<F>>) {
-        (self.store, self.clients)
+    pub fn into_parts(self) -> (Store<F>, Vec<HandedClient<F>>, VecDeque<u64>) {
+        (self.store, self.clients, self.dropped)
     }
 
     /// What it has.

@@ -7,7 +7,7 @@ use crate::inherited;
 use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
 use fdholder_daemon::fdstore::{is_ours, recover, Past, Recovered};
-use fdholder_daemon::follower::{FollowError, Follower, Inheritance, StoodBy};
+use fdholder_daemon::follower::{FollowError, Follower, Inheritance};
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
 use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
 use fdholder_daemon::privileges::{drop_to, Become};
@@ -77,8 +77,8 @@ pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
     let follower = begin(socket)?;
     let pid = follower.head().pid;
     match follower.stand_by(settings.signals.term_source()).map_err(unable)? {
-        StoodBy::Ours(inheritance) => Ok(Some(Start::Promoted { inheritance, pid })),
-        StoodBy::Dismissed => Ok(Some(Start::NotNeeded)),
+        Some(inheritance) => Ok(Some(Start::Promoted { inheritance, pid })),
+        None => Ok(Some(Start::NotNeeded)),
     }
 }
 
@@ -112,7 +112,8 @@ pub fn at(
         listener.filter(|listener| is_ours && listens_on(listener, &listen.path))
     {
         become_user()?;
-        return Ok(Start::Anew(Inheritance { listener, store, clients: Vec::new() }, past));
+        let inheritance = Inheritance { store, ..Inheritance::of(listener, capacity) };
+        return Ok(Start::Anew(inheritance, past));
     }
     let mut kept = is_ours.then_some((store, past));
     let give_up_at = Instant::now() + PATIENCE;
@@ -130,7 +131,7 @@ pub fn at(
                 let inheritance = Inheritance::of(listener, capacity);
                 return Ok(match kept.take() {
                     Some((store, past)) => Start::Anew(Inheritance { store, ..inheritance }, past),
-                    None => Start::Anew(inheritance, Past::unknown()),
+                    None => Start::Anew(inheritance, Past::unknown([])),
                 });
             }
             Err(ListenError::InUse { pid, uid, .. }) => (pid, uid),

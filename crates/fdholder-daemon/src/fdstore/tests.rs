@@ -1,0 +1,239 @@
+//! The store of a systemd that is a model, behind a real socket, with real descriptors; and
+//! everything killed at any message.
+
+use super::shelf::Shelf;
+use super::*;
+use crate::replication::{Mirrors, Ticket};
+use crate::same_file::are_one;
+use crate::store::Store;
+use crate::Change;
+use fdholder::extension::OnConflict;
+use fdholder::transport::{receive, Wait};
+use fdholder::{Entry, Identifier, Limit, Timestamp};
+use proptest::prelude::*;
+use rustix::fs::{fstat, memfd_create, MemfdFlags};
+use rustix::io::{fcntl_dupfd_cloexec, pread, pwrite};
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
+
+const CAPACITY: usize = 40;
+
+/// What systemd does with messages, as tried with versions 252 and 257.
+struct Systemd {
+    socket: UnixDatagram,
+    kept: Vec<(String, OwnedFd)>,
+}
+
+impl Systemd {
+    /// Takes in up to so many messages.
+    fn read(&mut self, count: usize) {
+        for _ in 0..count {
+            let mut buffer = [0; 512];
+            let Ok(received) = receive(&self.socket, &mut buffer, Wait::No) else { return };
+            let text = std::str::from_utf8(&buffer[..received.len]).unwrap();
+            let value = |key| text.lines().find_map(|line| line.strip_prefix(key));
+            let name = value("FDNAME=").unwrap();
+            if value("FDSTOREREMOVE=").is_some() {
+                self.kept.retain(|(kept, _)| kept != name);
+            } else {
+                assert_eq!((value("FDSTORE="), value("FDPOLL=")), (Some("1"), Some("0")));
+                let fd = received.fds.into_iter().next().unwrap();
+                if !self.kept.iter().any(|(_, kept)| are_one(kept, &fd)) {
+                    self.kept.push((name.to_owned(), fd));
+                }
+            }
+        }
+    }
+
+    /// What it gives to the next start: copies, in an order that means nothing.
+    fn give(&self) -> Vec<(String, OwnedFd)> {
+        let copy =
+            |(name, fd): &(String, OwnedFd)| (name.clone(), fcntl_dupfd_cloexec(fd, 0).unwrap());
+        self.kept.iter().rev().map(copy).collect()
+    }
+}
+
+/// The daemon, as far as it is of interest here.
+struct Daemon {
+    store: Store<OwnedFd>,
+    mirrors: Mirrors<OwnedFd>,
+    shelf: Shelf,
+}
+
+impl Daemon {
+    fn new(notifier: Notifier, store: Store<OwnedFd>, past: &Past) -> Self {
+        let mut mirrors = Mirrors::default();
+        let shelf = Shelf::new(notifier, &mut mirrors, &store, past);
+        Self { store, mirrors, shelf }
+    }
+
+    /// Returns the numbers of what went.
+    fn record(&mut self, changes: &[Change<OwnedFd>]) -> Vec<u64> {
+        self.mirrors.record(changes, &self.store);
+        let gone = changes.iter().flat_map(|change| match change {
+            Change::Held(_) => &[],
+            Change::HeldAll { replaced, .. } => &replaced[..],
+            Change::Released(record) => std::slice::from_ref(record),
+        });
+        gone.map(|record| record.serial).collect()
+    }
+
+    fn tell(&mut self) {
+        while !self.shelf.tell(&mut self.mirrors) {}
+    }
+
+    /// What is held: which file, and until when.
+    fn content(&self) -> BTreeMap<Identifier, (String, Limit)> {
+        let what = |fd: &OwnedFd| {
+            let mut bytes = [0; 16];
+            let len = pread(fd, &mut bytes, 0).unwrap();
+            String::from_utf8(bytes[..len].to_vec()).unwrap()
+        };
+        let all = self.store.all();
+        all.iter().map(|it| (it.id.clone(), (what(&it.fd), it.limit))).collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// A new file, or one more descriptor of one there was.
+    Store {
+        id: u8,
+        file: Option<u8>,
+    },
+    Delete(u8),
+    Set(Vec<(u8, Option<u8>)>),
+    /// systemd reads so many messages.
+    Read(usize),
+    /// Everything is killed, and starts anew; with a daemon between that knows nothing of
+    /// what systemd was told, or not.
+    Kill {
+        is_followed: bool,
+    },
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let file = || proptest::option::weighted(0.4, any::<u8>());
+    prop_oneof![
+        6 => (0u8..12, file()).prop_map(|(id, file)| Op::Store { id, file }),
+        4 => (0u8..12).prop_map(Op::Delete),
+        2 => proptest::collection::vec((0u8..12, file()), 1..6).prop_map(Op::Set),
+        6 => (0usize..12).prop_map(Op::Read),
+        1 => any::<bool>().prop_map(|is_followed| Op::Kill { is_followed }),
+    ]
+}
+
+fn id(number: u8) -> Identifier {
+    Identifier::new(format!("id {number}")).unwrap()
+}
+
+fn now() -> Timestamp {
+    Timestamp::new(1 << 62, 0).unwrap()
+}
+
+fn file(number: usize) -> OwnedFd {
+    let file = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+    pwrite(&file, number.to_string().as_bytes(), 0).unwrap();
+    file
+}
+
+type Content = BTreeMap<Identifier, (String, Limit)>;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    /// Whatever is killed when: what comes back is what was acknowledged, or something that
+    /// was asked for since, and sets whole.
+    #[test]
+    fn what_comes_back_is_what_was_acknowledged(ops in proptest::collection::vec(any_op(), 1..80)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let mut systemd = Systemd { socket, kept: Vec::new() };
+        let notifier = || Notifier::to(path.as_os_str()).unwrap();
+        let mut daemon = Daemon::new(notifier(), Store::new(CAPACITY), &Past::none());
+        // What was held after each operation, and what its answer waits for.
+        let mut history: Vec<(Ticket, Content)> = vec![(daemon.mirrors.ticket(), BTreeMap::new())];
+        let mut files: Vec<OwnedFd> = Vec::new();
+        let mut dropped = Vec::new();
+        for op in ops {
+            let mut pick = |file_of: Option<u8>| {
+                if file_of.is_none() || files.is_empty() {
+                    files.push(file(files.len()));
+                }
+                let index = file_of.map_or(files.len() - 1, |of| usize::from(of) % files.len());
+                fcntl_dupfd_cloexec(&files[index], 0).unwrap()
+            };
+            let mut entry = |number, of| Entry { id: id(number), limit: Limit::never_from(now()), fd: pick(of) };
+            match op {
+                Op::Store { id, file } => {
+                    let entry = entry(id, file);
+                    let outcome = daemon.store.store(entry, 7, now());
+                    dropped.extend(daemon.record(&outcome.changes));
+                }
+                Op::Delete(number) => {
+                    let outcome = daemon.store.delete(&id(number), now());
+                    dropped.extend(daemon.record(&outcome.changes));
+                }
+                Op::Set(set) => {
+                    let set: Vec<_> = set.into_iter().map(|(id, of)| entry(id, of)).collect();
+                    let set = set.into_iter().map(|entry| daemon.store.stage(entry, 7)).collect();
+                    let outcome = daemon.store.setdump(set, OnConflict::Replace, now());
+                    dropped.extend(daemon.record(&outcome.changes));
+                }
+                Op::Read(count) => systemd.read(count),
+                Op::Kill { is_followed } => {
+                    if is_followed {
+                        // One that has everything goes on, and tells systemd anew.
+                        let Daemon { mut store, .. } = daemon;
+                        store.skip_serials(1000);
+                        daemon = Daemon::new(notifier(), store, &Past::unknown(std::mem::take(&mut dropped)));
+                        for _ in 0..200 {
+                            daemon.tell();
+                            systemd.read(100);
+                        }
+                        history = vec![(daemon.mirrors.ticket(), daemon.content())];
+                    }
+                    // What was sent is read all the same.
+                    systemd.read(usize::MAX);
+                    let acknowledged = history
+                        .iter()
+                        .rposition(|(ticket, _)| daemon.mirrors.has_passed(*ticket))
+                        .unwrap();
+                    let Recovered { store, past, .. } = recover(systemd.give(), CAPACITY);
+                    store.check();
+                    daemon = std::thread::scope(|scope| {
+                        // It waits until systemd has read the first messages.
+                        let begin = || {
+                            let mut daemon = Daemon::new(notifier(), store, &past);
+                            daemon.shelf.begin();
+                            daemon
+                        };
+                        let beginning = scope.spawn(begin);
+                        while !beginning.is_finished() {
+                            systemd.read(100);
+                        }
+                        beginning.join().unwrap()
+                    });
+                    let content = daemon.content();
+                    let possible = history[acknowledged..].iter().any(|(_, then)| *then == content);
+                    prop_assert!(possible, "{content:?} after {:?}", &history[acknowledged..]);
+                    history.clear();
+                    dropped.clear();
+                }
+            }
+            daemon.tell();
+            history.push((daemon.mirrors.ticket(), daemon.content()));
+        }
+        // Once systemd has read everything it has what is held, and little else.
+        for _ in 0..1000 {
+            daemon.tell();
+            systemd.read(100);
+        }
+        prop_assert!(daemon.mirrors.has_passed(daemon.mirrors.ticket()));
+        let held = daemon.content();
+        prop_assert!(systemd.kept.len() <= held.len() + BESIDE_MAX + 24);
+        let Recovered { store, past, .. } = recover(systemd.give(), CAPACITY);
+        prop_assert_eq!(Daemon::new(notifier(), store, &past).content(), held);
+        prop_assert!(fstat(&systemd.socket).is_ok());
+    }
+}

@@ -145,6 +145,8 @@ pub struct Mirror<F> {
     departing: Option<Departing<Carrier<F>>>,
     /// It has been told that it has everything: from then on answers wait for it.
     counts: bool,
+    /// How far the follower is with that. It puts a message aside, whole changes too, until
+    /// the last change in it is whole; so it is no further than before if that goes on.
     departing_up_to: u64,
     sent: u64,
     carried_out: u64,
@@ -189,17 +191,21 @@ impl<F> Mirror<F> {
             let Some(record) = self.copy.next() else { break };
             put(&mut changes, record);
         }
-        let mut goes_on_after = false;
+        let mut last = None;
         while !changes.is_full() {
             let Some((number, goes_on, item)) = self.queue.pop_front() else { break };
             match item {
                 Item::Held(record) => put(&mut changes, record),
                 Item::Released(id) => changes.released(&id),
             }
-            (self.departing_up_to, goes_on_after) = (number, goes_on);
+            last = Some((number, goes_on));
+        }
+        let goes_on = last.is_some_and(|(_, goes_on)| goes_on);
+        if let Some((number, false)) = last {
+            self.departing_up_to = number;
         }
         if !changes.is_empty() {
-            return Some(changes.into_message(self.departing_up_to, goes_on_after).into());
+            return Some(changes.into_message(self.departing_up_to, goes_on).into());
         }
         if self.counts {
             return None;
@@ -236,3 +242,6 @@ fn put<F>(changes: &mut Changes<Carrier<F>>, record: Arc<Record<F>>) {
     let (id, limit, owner) = (record.id.clone(), record.limit, record.owner);
     changes.held(&id, limit, owner, Carrier::Record(record));
 }
+
+#[cfg(test)]
+mod tests;

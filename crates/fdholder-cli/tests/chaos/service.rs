@@ -6,7 +6,7 @@ use crate::support::{deadline, id};
 use crate::world::{Counts, World, LIVE};
 use fdholder::{Client, Limit};
 use rustix::net::sockopt::set_socket_linger;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -62,9 +62,7 @@ pub fn probe(world: &World, address: SocketAddr, number: u64) {
         let mut stream = TcpStream::connect(address).expect("the service refuses nobody");
         let byte = random.below(256) as u8;
         stream.write_all(&[byte]).unwrap();
-        let mut answer = [0];
-        stream.read_exact(&mut answer).expect("the service resets nobody");
-        assert_eq!(answer, [byte]);
+        assert_eq!(answer(world, &mut stream), byte);
         // No port is left waiting: there are not so many.
         set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
         Counts::add(&world.counts.tcp_connections);
@@ -72,5 +70,18 @@ pub fn probe(world: &World, address: SocketAddr, number: u64) {
         Counts::add(&world.counts.holder_connections);
         // The processors are for others as well.
         std::thread::sleep(Duration::from_micros(random.below(2000)));
+    }
+}
+
+/// The answer of the service, however long it takes; not for ever, if it is no more.
+fn answer(world: &World, stream: &mut TcpStream) -> u8 {
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut answer = [0];
+    loop {
+        match stream.read_exact(&mut answer) {
+            Ok(()) => return answer[0],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => world.go_on_or_panic(),
+            Err(error) => panic!("the service resets nobody: {error}"),
+        }
     }
 }

@@ -79,6 +79,8 @@ pub struct Server {
     peers: Slab<Peer>,
     /// Clients whose replies wait for followers.
     gated: Vec<usize>,
+    /// Clients that are not served, as another process is about to serve them.
+    postponed: Vec<usize>,
     /// Clients of whom it is not known yet whether they have what they were lent.
     borrowers: Vec<usize>,
     /// When clients in the middle of something are dropped.
@@ -190,6 +192,7 @@ impl Server {
             user: User::this_process(),
             peers: Slab::new(),
             gated: Vec::new(),
+            postponed: Vec::new(),
             borrowers: Vec::new(),
             deadlines: Deadlines::default(),
             turns: Deadlines::default(),
@@ -257,8 +260,13 @@ impl Server {
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
                     token => {
-                        self.notice_hang_up(token as usize, event.flags);
-                        self.serve(token as usize);
+                        let flags = event.flags;
+                        self.notice_hang_up(token as usize, flags);
+                        // Who has gone is let go; it would be told of again and again.
+                        let has_gone = flags.contains(epoll::EventFlags::HUP);
+                        if has_gone || !self.postpone(token as usize) {
+                            self.serve(token as usize);
+                        }
                     }
                 }
             }

@@ -211,7 +211,9 @@ impl Server {
     pub(super) fn attend_to_clocks(&mut self, now: Instant) {
         while let Some(token) = self.turns.passed(now) {
             self.turns.set(token, &mut self.peers[token].turn, None);
-            self.serve(token);
+            if !self.postpone(token) {
+                self.serve(token);
+            }
         }
         while let Some(token) = self.deadlines.passed(now) {
             self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));

@@ -191,6 +191,7 @@ impl Server {
     /// Tells followers what there is to tell, and then clients what depended on that.
     pub(super) fn tend_followers(&mut self) {
         self.tend_standby();
+        self.serve_postponed();
         if self.links.is_empty() {
             // Nothing is waited for any more.
             return self.serve_gated();

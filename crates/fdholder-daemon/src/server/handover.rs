@@ -9,7 +9,7 @@ use crate::limits::{COMMIT_PATIENCE, HANDOVER_GRACE};
 use crate::peer::Gone;
 use fdholder::link::HandedClient;
 use fdholder::Errno;
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::event::{epoll, poll, PollFd, PollFlags, Timespec};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,39 @@ pub(super) fn hand_over_at(link: &Link) -> Option<Instant> {
 }
 
 impl Server {
+    /// Leaves a client's next request to the process that is to serve it, if there is one and
+    /// the client is in the middle of nothing: if new requests were begun, some client would
+    /// always be in the middle of one. Returns whether it does.
+    pub(super) fn postpone(&mut self, token: usize) -> bool {
+        if !self.is_to_hand_over() {
+            return false;
+        }
+        let Some(peer) = self.peers.get_mut(token) else { return false };
+        if peer.hand_over().is_none() {
+            return false;
+        }
+        let (data, none) = (epoll::EventData::new_u64(token as u64), epoll::EventFlags::empty());
+        if epoll::modify(&self.epoll, peer.socket(), data, none).is_err() {
+            return false;
+        }
+        peer.interest = none;
+        self.postponed.push(token);
+        true
+    }
+
+    /// Serves those that were left to a process which does not serve after all.
+    pub(super) fn serve_postponed(&mut self) {
+        if !self.is_to_hand_over() {
+            for token in std::mem::take(&mut self.postponed) {
+                self.serve(token);
+            }
+        }
+    }
+
+    fn is_to_hand_over(&self) -> bool {
+        self.links.iter().any(|(_, link)| link.wants_over.is_some())
+    }
+
     /// Hands over, if somebody wants that, and no client is in the middle of something; or
     /// it has been for too long.
     pub(super) fn hand_over_if_due(&mut self) {

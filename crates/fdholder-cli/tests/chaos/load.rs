@@ -76,8 +76,7 @@ impl<'a> Load<'a> {
             4..7 => self.delete(name),
             7..9 => self.retrieve(&name),
             9..11 => self.take(&name),
-            11 => self.set_down(),
-            12 => self.set_down_a_few(),
+            11 | 12 => self.set_down(),
             13 => self.list(),
             14 => self.compare(),
             _ => self.delete_many(),
@@ -212,18 +211,11 @@ impl<'a> Load<'a> {
         assert_eq!(answer.map(path_of), expected, "{name}");
     }
 
-    fn set_down(&mut self) {
-        let len = 1 + self.random.below(SET_MAX);
-        self.set_down_some(len);
-    }
-
-    fn set_down_a_few(&mut self) {
-        let len = 1 + self.random.below(20);
-        self.set_down_some(len);
-    }
-
     /// Gives a set, in the place of what there was.
-    fn set_down_some(&mut self, len: u64) {
+    fn set_down(&mut self) {
+        // Large ones are seldom, or all that is held would be most of the work.
+        let len_max = if self.random.one_in(12) { SET_MAX } else { 20 };
+        let len = 1 + self.random.below(len_max);
         let first = self.random.below(IDS);
         let mut entries = Vec::new();
         let mut change = Vec::new();

@@ -99,9 +99,9 @@ fn under_load(may_break: bool, act: impl FnOnce(&mut Family, &World, &mut Random
         let serving: Vec<_> = (0..2)
             .map(|number| scope.spawn(move || world.run(|| service::serve(world, number))))
             .collect();
-        for number in 0..2 {
-            scope.spawn(move || world.run(|| service::probe(world, address, number)));
-        }
+        let probing: Vec<_> = (0..2)
+            .map(|number| scope.spawn(move || world.run(|| service::probe(world, address, number))))
+            .collect();
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
             world.run(|| {
                 act(&mut family, world, &mut Random::of(seed, 300));
@@ -109,6 +109,10 @@ fn under_load(may_break: bool, act: impl FnOnce(&mut Family, &World, &mut Random
             });
         }));
         world.end();
+        eventually("nobody waits to be served", || {
+            probing.iter().all(thread::ScopedJoinHandle::is_finished)
+        });
+        world.end_service();
         eventually("nobody accepts any more", || {
             drop(TcpStream::connect(address));
             serving.iter().all(thread::ScopedJoinHandle::is_finished)

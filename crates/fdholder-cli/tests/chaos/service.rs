@@ -37,7 +37,7 @@ fn listener(world: &World) -> TcpListener {
 /// Serves TCP clients until it is over; then one more has to come.
 pub fn serve(world: &World, number: u64) {
     let mut random = Random::of(world.seed, 100 + number);
-    while !world.has_ended() {
+    while !world.service_has_ended() {
         let listener = listener(world);
         for _ in 0..=random.below(ACCEPTED_MAX) {
             let (mut stream, _) = listener.accept().unwrap();
@@ -47,7 +47,7 @@ pub fn serve(world: &World, number: u64) {
                 // Until it hangs up, which it does with a reset.
                 let _ = stream.read(&mut byte);
             }
-            if world.has_ended() {
+            if world.service_has_ended() {
                 break;
             }
         }

@@ -23,6 +23,7 @@ pub struct World {
     /// The last round after which each client has found everything as it must be.
     verified: [AtomicU64; CLIENTS],
     has_ended: AtomicBool,
+    service_has_ended: AtomicBool,
     has_failed: AtomicBool,
     pub counts: Counts,
 }
@@ -55,6 +56,7 @@ impl World {
             round: AtomicU64::new(0),
             verified: Default::default(),
             has_ended: AtomicBool::new(false),
+            service_has_ended: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             counts: Counts::default(),
         }
@@ -86,6 +88,15 @@ impl World {
 
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::SeqCst)
+    }
+
+    /// Nobody is to be served any more.
+    pub fn end_service(&self) {
+        self.service_has_ended.store(true, Ordering::SeqCst);
+    }
+
+    pub fn service_has_ended(&self) -> bool {
+        self.service_has_ended.load(Ordering::SeqCst) || self.has_failed.load(Ordering::SeqCst)
     }
 
     /// When one thread has failed, the others do not wait for it.

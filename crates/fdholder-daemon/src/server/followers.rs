@@ -191,6 +191,17 @@ impl Server {
     /// Tells followers what there is to tell, and then clients what depended on that.
     pub(super) fn tend_followers(&mut self) {
         self.tend_standby();
+        loop {
+            let links = self.links.len();
+            self.tell_followers();
+            // When one is given up, nothing else may wake us for those that waited for it.
+            if links == self.links.len() || self.ended.is_some() {
+                break;
+            }
+        }
+    }
+
+    fn tell_followers(&mut self) {
         self.serve_postponed();
         if self.links.is_empty() {
             // Nothing is waited for any more.

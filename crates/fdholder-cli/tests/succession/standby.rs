@@ -209,7 +209,7 @@ fn a_standby_that_hangs_is_given_up() {
     // The deletion waits for it, until it is given up.
     client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
     client.delete(&id("x"), deadline()).unwrap();
-    assert!(!is_alive(standby));
+    eventually("it is killed", || !is_alive(standby));
     assert_ne!(family.standby(), standby);
 }
 

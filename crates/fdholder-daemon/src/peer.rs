@@ -175,9 +175,11 @@ impl Peer {
         self.connection.upgrade_ended(outcome);
     }
 
-    /// It has asked to follow, and could hold so many.
+    /// It has asked to follow, and could hold so many. Not before it was sent what is due
+    /// to it as a client: the link speaks past these replies.
     pub fn take_follower(&mut self) -> Option<u32> {
-        self.connection.take_follower()
+        let is_due = self.gate.is_some() || !self.connection.outbox().is_empty();
+        (!is_due).then(|| self.connection.take_follower()).flatten()
     }
 
     /// It cannot follow.

@@ -322,8 +322,13 @@ impl Server {
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
                     token => {
-                        self.notice_hang_up(token as usize, event.flags);
-                        self.serve(token as usize);
+                        let flags = event.flags;
+                        self.notice_hang_up(token as usize, flags);
+                        // Who has gone is let go; it would be told of again and again.
+                        let has_gone = flags.contains(epoll::EventFlags::HUP);
+                        if has_gone || !self.pauses(token as usize) {
+                            self.serve(token as usize);
+                        }
                     }
                 }
             }

@@ -3,9 +3,16 @@
 use crate::support::family::{is_alive, signal};
 use crate::support::{deadline, eventually, id, marked_file, path_of, Family};
 use crate::{content, fill, open_paths};
-use fdholder::{Client, Entry, Limit, Timestamp};
+use fdholder::extension::{self, Extension, VERSION};
+use fdholder::frame::{Decoder, Frame};
+use fdholder::link::{Fed, LINK_PAYLOAD_MAX};
+use fdholder::transport::{self, Wait};
+use fdholder::{reply, Client, Entry, Limit, Request, Timestamp};
 use rustix::process::Signal;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Primary killed: the standby serves, with everything, and has a standby of its own.
@@ -74,6 +81,72 @@ fn what_is_acknowledged_survives() {
         }
         family.kill(primary);
     }
+}
+
+/// Whoever asks to follow right behind what waits for the standby hears of that first.
+#[test]
+fn a_follower_is_answered_in_order() {
+    let family = Family::with(&["--standby"]);
+    family.standby();
+    let raw = UnixStream::connect(&family.path).unwrap();
+    let (file, _) = marked_file(family.folder.path(), "x");
+    let entry = Entry { id: id("x"), limit: Limit::never(), fd: file.as_fd() };
+    let store = Request::Store(entry).into_message();
+    let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
+    let (hello, follow) = (Extension::Hello(VERSION), Extension::Follow { capacity: 1000 });
+    let bytes = [store.bytes(), ask(hello).bytes(), ask(follow).bytes()].concat();
+    transport::send(&raw, &bytes, store.fds(), Wait::Yes).unwrap();
+    let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
+    let mut next = |read: &dyn Fn(Frame<'_, OwnedFd>)| {
+        while !decoder.has_frame() {
+            let mut buffer = [0; 1024];
+            let received = transport::receive(&raw, &mut buffer, Wait::Yes).unwrap();
+            assert_ne!(received.len, 0);
+            decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+        }
+        read(decoder.next().unwrap().unwrap());
+    };
+    next(&|frame| assert_eq!(reply::parse_status(&frame), Ok(Ok(()))));
+    next(&|frame| assert_eq!(extension::parse_hello(&frame), Ok(Ok(VERSION))));
+    next(&|frame| assert!(matches!(Fed::parse(frame), Ok(Fed::Head { .. }))));
+}
+
+/// Who follows and takes nothing more is struck off before what it should have carried out
+/// is answered: should it wake up and find the primary gone, it must not serve.
+#[test]
+fn whoever_is_given_up_must_not_serve() {
+    let family = Family::with(&[]);
+    let raw = UnixStream::connect(&family.path).unwrap();
+    let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
+    let (hello, follow) = (Extension::Hello(VERSION), Extension::Follow { capacity: 1000 });
+    let bytes = [ask(hello).bytes(), ask(follow).bytes()].concat();
+    transport::send(&raw, &bytes, &[], Wait::Yes).unwrap();
+    let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
+    let (head, roll) = loop {
+        let mut buffer = [0; 1024];
+        let received = transport::receive(&raw, &mut buffer, Wait::Yes).unwrap();
+        assert_ne!(received.len, 0);
+        decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+        let mut found = None;
+        while let Some(frame) = decoder.next().unwrap() {
+            if let Ok(Fed::Head { head, roll, .. }) = Fed::parse(frame) {
+                found = Some((head, File::from(roll)));
+            }
+        }
+        if let Some(found) = found {
+            break found;
+        }
+    };
+    let is_struck_off = || {
+        let mut byte = [0];
+        roll.read_at(&mut byte, head.number.into()).unwrap() == 1 && byte != [0]
+    };
+    let mut client = family.client();
+    let (file, _) = marked_file(family.folder.path(), "x");
+    client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+    assert!(!is_struck_off());
+    client.delete(&id("x"), deadline()).unwrap();
+    assert!(is_struck_off());
 }
 
 /// Deleted is closed, in both of them.

@@ -79,6 +79,25 @@ impl Family {
         standby.unwrap()
     }
 
+    /// The one that serves, and its standby, once they are all there is and the standby has
+    /// everything: now either may be killed.
+    pub fn pair(&self) -> (u32, u32) {
+        let mut pair = (0, 0);
+        eventually("two are left, and in order", || {
+            let primary = self.primary();
+            if !is_alive(primary) {
+                return false;
+            }
+            pair = (primary, self.standby());
+            let mut expected = [pair.0, pair.1];
+            let mut alive = self.alive();
+            expected.sort_unstable();
+            alive.sort_unstable();
+            alive == expected && self.primary() == primary
+        });
+        pair
+    }
+
     pub fn client(&self) -> Client {
         Client::connect(&self.path, deadline()).unwrap()
     }

@@ -178,6 +178,8 @@ pub struct Mirror<F> {
     departing: Option<Departing<Carrier<F>>>,
     /// It has been told that it has everything: from then on answers wait for it.
     counts: bool,
+    /// How far the follower is with that. It puts a message aside, whole changes too, until
+    /// the last change in it is whole; so it is no further than before if that goes on.
     departing_up_to: u64,
     sent: u64,
     carried_out: u64,
@@ -222,7 +224,7 @@ impl<F> Mirror<F> {
             let Some(record) = self.copy.next() else { break };
             put(&mut changes, record);
         }
-        let mut goes_on_after = false;
+        let mut last = None;
         while !changes.is_full() {
             let Some((number, goes_on, item)) = self.queue.pop_front() else { break };
             match item {
@@ -231,10 +233,14 @@ impl<F> Mirror<F> {
                 // Whoever holds something under an identifier replaces it by itself.
                 Item::Replaced(_) => {}
             }
-            (self.departing_up_to, goes_on_after) = (number, goes_on);
+            last = Some((number, goes_on));
+        }
+        let goes_on = last.is_some_and(|(_, goes_on)| goes_on);
+        if let Some((number, false)) = last {
+            self.departing_up_to = number;
         }
         if !changes.is_empty() {
-            return Some(changes.into_message(self.departing_up_to, goes_on_after).into());
+            return Some(changes.into_message(self.departing_up_to, goes_on).into());
         }
         // What is no news to a follower counts as sent.
         self.sent = self.departing_up_to;
@@ -292,3 +298,6 @@ fn put<F>(changes: &mut Changes<Carrier<F>>, record: Arc<Record<F>>) {
     let (id, limit, about) = (record.id.clone(), record.limit, (record.owner, record.serial));
     changes.held(&id, limit, about, Carrier::Record(record));
 }
+
+#[cfg(test)]
+mod tests;

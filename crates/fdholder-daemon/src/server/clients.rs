@@ -115,10 +115,6 @@ impl Server {
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
         };
-        if self.is_handing_over && peer.hand_over().is_some() {
-            self.pause(token);
-            return false;
-        }
         let watched = peer.interest;
         let progress = match peer.serve(&mut self.hold) {
             Ok(progress) => progress,
@@ -163,15 +159,20 @@ impl Server {
         progress
     }
 
-    /// A client is in the middle of nothing, and the next daemon is to serve it: what it
-    /// sends waits.
-    fn pause(&mut self, token: usize) {
-        let Some(peer) = self.peers.get_mut(token) else { return };
+    /// Leaves a client's next request to the process that is to serve it, if there is one and
+    /// the client is in the middle of nothing: if new requests were begun, some client would
+    /// always be in the middle of one. Returns whether it does.
+    pub(super) fn pauses(&mut self, token: usize) -> bool {
+        let Some(peer) = self.peers.get_mut(token) else { return false };
+        if !self.is_handing_over || peer.hand_over().is_none() {
+            return false;
+        }
         peer.interest = epoll::EventFlags::empty();
         let data = epoll::EventData::new_u64(token as u64);
         if let Err(errno) = epoll::modify(&self.epoll, peer.socket(), data, peer.interest) {
             self.let_go(token, &Gone::Failed(errno));
         }
+        true
     }
 
     /// Goes on with all clients, as nobody else serves them.
@@ -240,7 +241,9 @@ impl Server {
     pub(super) fn attend_to_clocks(&mut self, now: Instant) {
         while let Some(token) = self.turns.passed(now) {
             self.turns.set(token, &mut self.peers[token].turn, None);
-            self.serve(token);
+            if !self.pauses(token) {
+                self.serve(token);
+            }
         }
         while let Some(token) = self.deadlines.passed(now) {
             self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));

@@ -154,6 +154,17 @@ impl Server {
         self.tend_standby();
         self.tend_upgrade();
         loop {
+            let links = self.links.len();
+            self.tell_followers();
+            // When one is given up, nothing else may wake us for those that waited for it.
+            if links == self.links.len() || self.ended.is_some() {
+                break;
+            }
+        }
+    }
+
+    fn tell_followers(&mut self) {
+        loop {
             self.tell_systemd();
             for key in self.link_keys() {
                 self.tell(key, MIRROR_MESSAGES_PER_TURN);

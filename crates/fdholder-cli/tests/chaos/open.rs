@@ -1,0 +1,41 @@
+//! What the processes of a holder have open when they hold nothing.
+
+use crate::support::{eventually, Family};
+use std::collections::BTreeMap;
+
+/// What is open, and how often. Numbers that say which one it is are left out.
+type Open = BTreeMap<String, usize>;
+
+/// Fails unless the two processes have open what two have that have just started.
+pub fn nothing_leaks(family: &Family, options: &[&str]) {
+    let fresh = Family::with(options);
+    let mut told = None;
+    eventually("two processes with nothing more open than new ones", || {
+        // A standby that has been sent everything may not have read it yet.
+        let (expected, found) = (both(&fresh), both(family));
+        let is_so = found == expected && family.alive().len() == 2;
+        if !is_so && told.as_ref() != Some(&found) {
+            println!("now: {found:?}\nto be: {expected:?}");
+            told = Some(found);
+        }
+        is_so
+    });
+}
+
+fn both(family: &Family) -> [Open; 2] {
+    let (primary, standby) = family.pair();
+    [open_in(primary, family), open_in(standby, family)]
+}
+
+fn open_in(pid: u32, family: &Family) -> Open {
+    let folder = family.folder.path().canonicalize().unwrap();
+    let mut open = Open::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy();
+        let what = target.strip_prefix(&*folder.to_string_lossy()).unwrap_or(&target);
+        let what = what.split(":[").next().unwrap_or(what);
+        *open.entry(what.to_owned()).or_default() += 1;
+    }
+    open
+}

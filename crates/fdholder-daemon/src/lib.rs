@@ -7,6 +7,7 @@
 //! signals.
 
 pub mod access;
+mod bugs;
 mod connection;
 mod courier;
 pub mod credentials;
@@ -26,6 +27,8 @@ mod replication;
 mod room;
 mod server;
 pub mod signals;
+#[cfg(test)]
+mod simulator;
 mod store;
 mod unread;
 

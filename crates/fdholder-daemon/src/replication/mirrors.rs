@@ -1,5 +1,6 @@
 //! The primary's side: what each follower has been told, and what may be answered.
 
+use crate::bugs::{active, Bug};
 use crate::limits::MIRROR_BACKLOG_MAX;
 use crate::outbox::Departing;
 use crate::store::{Change, Record, Store};
@@ -70,9 +71,11 @@ impl<F> Mirrors<F> {
                 Change::HeldAll { slots, .. } => {
                     let mut records = slots.iter().filter_map(|slot| store.at(*slot)).peekable();
                     while let Some(record) = records.next() {
-                        self.push(&Item::Held(Arc::clone(record)), records.peek().is_some());
+                        let goes_on = records.peek().is_some() && !active(Bug::TearsSets);
+                        self.push(&Item::Held(Arc::clone(record)), goes_on);
                     }
                 }
+                Change::Released(_) if active(Bug::ForgetsReleases) => {}
                 Change::Released(record) => self.push(&Item::Released(record.id.clone()), false),
             }
         }
@@ -84,6 +87,9 @@ impl<F> Mirrors<F> {
             self.now.released = self.now.recorded;
         }
         for (_, mirror) in &mut self.mirrors {
+            if active(Bug::DropsChangesAmidCopy) && !mirror.counts {
+                continue;
+            }
             mirror.queue.push_back((self.now.recorded, goes_on, item.clone()));
         }
     }
@@ -162,7 +168,8 @@ impl<F> Mirror<F> {
 
     fn has_passed(&self, ticket: Ticket) -> bool {
         if self.counts {
-            self.sent >= ticket.recorded && self.carried_out >= ticket.released
+            (self.sent >= ticket.recorded || active(Bug::AnswersBeforeMirroring))
+                && (self.carried_out >= ticket.released || active(Bug::AnswersBeforeClosing))
         } else {
             // Whoever changes things faster than they can be copied has to wait.
             self.queue.len() <= MIRROR_BACKLOG_MAX
@@ -188,6 +195,10 @@ impl<F> Mirror<F> {
         while !changes.is_full() {
             let Some(record) = self.copy.next() else { break };
             put(&mut changes, record);
+        }
+        if active(Bug::BelievesTooEarly) && !self.counts && changes.is_empty() {
+            self.counts = true;
+            return Some(link::synced().into());
         }
         let mut goes_on_after = false;
         while !changes.is_full() {
@@ -233,6 +244,12 @@ impl<F> Mirror<F> {
 }
 
 fn put<F>(changes: &mut Changes<Carrier<F>>, record: Arc<Record<F>>) {
-    let (id, limit, owner) = (record.id.clone(), record.limit, record.owner);
+    let (id, mut limit, mut owner) = (record.id.clone(), record.limit, record.owner);
+    if active(Bug::ForgetsLimits) {
+        limit = fdholder::Limit::never();
+    }
+    if active(Bug::ForgetsOwners) {
+        owner = 0;
+    }
     changes.held(&id, limit, owner, Carrier::Record(record));
 }

@@ -74,6 +74,11 @@ impl Following {
         }
     }
 
+    /// Whether it has everything, and nothing is on its way.
+    pub fn is_quiet(&self) -> bool {
+        self.replica.is_synced() && !self.socket.is_readable()
+    }
+
     pub fn into_parts(self) -> (Option<Fd>, Replica<Fd>) {
         (self.listener, self.replica)
     }
@@ -96,7 +101,9 @@ impl Following {
 
     /// Reads once; `None` when there is nothing, false at the end.
     fn read(&mut self, turn: &mut Turn<'_>) -> Option<bool> {
-        let len = if turn.random.one_in(4) { turn.random.between(1, 60) } else { 64 * 1024 };
+        // What is said to one that is not let in yet is short and comes whole.
+        let is_cut = self.stage == Stage::Following && turn.random.one_in(4);
+        let len = if is_cut { turn.random.between(1, 60) } else { 64 * 1024 };
         match self.socket.receive(len, Some(&self.table)) {
             Ok(received) if received.bytes.is_empty() => Some(false),
             Ok(received) => {
@@ -146,9 +153,7 @@ impl Following {
             return Fate::Follows;
         }
         if self.replica.is_synced() && !self.has_asked {
-            if self.say(Heard::TakeOver, turn).is_err() {
-                return Fate::Ends("it cannot ask");
-            }
+            let _ = self.say(Heard::TakeOver, turn);
             self.has_asked = true;
             self.deadline = turn.step + PATIENCE;
         }

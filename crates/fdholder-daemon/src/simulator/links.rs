@@ -215,6 +215,10 @@ impl Server {
 
     /// Gives a follower up.
     pub fn lose(&mut self, key: usize, why: &str, turn: &mut Turn<'_>) {
+        if self.table.is_dead() {
+            // It only seemed so.
+            return;
+        }
         let Some(link) = self.links.try_remove(key) else { return };
         turn.note(|| format!("{} gives follower {} up: {why}", self.table.pid, link.number));
         if let Some(roll) = self.roll.as_ref().and_then(Roll::file) {

@@ -63,6 +63,13 @@ pub struct Peer {
     pub gate: Option<Ticket>,
 }
 
+impl Peer {
+    fn is_quiet(&self) -> bool {
+        let is_here = self.socket.socket().is_some_and(|socket| !socket.has_hung_up());
+        is_here && !self.half_closed && !self.connection.is_busy()
+    }
+}
+
 #[derive(Debug)]
 pub struct Roll {
     pub fd: Fd,
@@ -426,7 +433,7 @@ impl Server {
             && self.links.len() == 1
             && self.links.iter().all(|(_, link)| link.is_standby)
             && links.into_iter().all(|mirror| !self.mirrors.is_behind(mirror))
-            && self.peers.iter().all(|(_, peer)| !peer.connection.is_busy() && !peer.half_closed)
+            && self.peers.iter().all(|(_, peer)| peer.is_quiet())
     }
 }
 

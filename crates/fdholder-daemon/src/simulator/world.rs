@@ -340,8 +340,12 @@ impl World {
             let served = self.oracle.serving == Some(table.pid);
             if served || self.oracle.serving.is_none() {
                 self.oracle.serving = None;
-                let is_alive = |pid: &u32| self.processes.iter().any(|p| p.table.pid == *pid);
-                self.oracle.heirs.extend(server.heirs().into_iter().filter(is_alive));
+                // Whoever has followed it may have answered what others do not know.
+                let roll = server.roll.as_ref().and_then(Roll::file);
+                let is_followed = roll.is_some_and(|roll| roll.has_been_followed());
+                let is_heir =
+                    |pid: &u32| !is_followed && self.processes.iter().any(|p| p.table.pid == *pid);
+                self.oracle.heirs.extend(server.heirs().into_iter().filter(is_heir));
             }
             let later = self.step + self.random.below(200) as u64;
             match self.random.below(4) {
@@ -401,14 +405,8 @@ impl World {
         if self.oracle.serving.is_some() {
             return;
         }
-        // Nobody serves: is there anybody who will?
-        let will = self.processes.iter().any(|process| match &process.role {
-            Role::Serves(_) => true,
-            Role::Follows(following) => following.replica.is_synced(),
-        });
-        // Followers may still have to read what they were sent.
-        let may = self.processes.iter().any(|p| self.oracle.heirs.contains(&p.table.pid));
-        if !will && !may {
+        // Whoever still follows may have to read what it was sent.
+        if self.processes.is_empty() {
             if !self.oracle.heirs.is_empty() {
                 let heirs = self.oracle.heirs.clone();
                 self.oracle.fail(|| format!("nobody serves, although {heirs:?} had everything"));
@@ -461,7 +459,7 @@ impl World {
             && self.clients.iter().all(Client::is_idle)
             && self.processes.iter_mut().all(|process| match &mut process.role {
                 Role::Serves(server) => server.is_quiet(),
-                Role::Follows(following) => following.replica.is_synced(),
+                Role::Follows(following) => following.is_quiet(),
             })
     }
 

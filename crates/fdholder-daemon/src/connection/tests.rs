@@ -207,7 +207,7 @@ fn a_loan_that_was_replaced_is_over() {
 fn who_follows_is_answered_first_what_it_asked_before() {
     let standing = Standing { uid: 7, is_own: true, rights: Some(Arc::new(Rights::all())) };
     let (mut client, mut store) = (Connection::new(standing), holding(0));
-    ask(&mut client, extension(Extension::Hello(fdholder::extension::VERSION)));
+    ask(&mut client, extension(Extension::Hello(extension::VERSION)));
     ask(&mut client, extension(Extension::Follow { capacity: 9 }));
     assert!(step(&mut client, &mut store).is_some());
     assert!(step(&mut client, &mut store).is_some());

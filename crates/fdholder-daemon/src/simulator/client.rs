@@ -192,9 +192,9 @@ impl Client {
     }
 
     fn plan_set(&mut self, habits: &Habits, turn: &mut Turn<'_>) {
-        let is_large = habits.large_sets && turn.random.one_in(4);
+        let is_large = habits.large_sets && turn.random.one_in(8);
         let count =
-            if is_large { turn.random.between(250, 270) } else { turn.random.between(1, 5) };
+            if is_large { turn.random.between(250, 300) } else { turn.random.between(1, 5) };
         let first = turn.random.below(1000);
         let id = |index: usize, turn: &mut Turn<'_>| {
             if !is_large || turn.random.one_in(20) {

@@ -15,7 +15,7 @@ const COMMIT_PATIENCE: u64 = 300;
 #[derive(Debug)]
 pub struct HandingOver {
     key: usize,
-    deadline: u64,
+    pub deadline: u64,
     stage: Stage,
 }
 

@@ -182,11 +182,6 @@ impl Wire {
         let end = |side| Rc::new(Socket { wire: Rc::clone(&wire), side });
         (end(0), end(1))
     }
-
-    /// Whether the daemon's end is closed.
-    pub fn is_hung_up(&self) -> bool {
-        self.pipes[0].borrow().reader_gone
-    }
 }
 
 impl Socket {

@@ -242,7 +242,7 @@ impl Server {
         turn.numbers.pid += 1;
         turn.numbers.wire += 1;
         let table = Table::new(turn.numbers.pid);
-        let room = 1 << turn.random.between(7, 13);
+        let room = 1 << turn.random.between(7, 15);
         let follower = Some(Rc::downgrade(&table));
         let (ours, theirs) = Wire::pair(turn.numbers.wire, 0, follower.clone(), room);
         self.standby = Standby {

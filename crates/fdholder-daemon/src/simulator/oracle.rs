@@ -135,11 +135,6 @@ impl Oracle {
         }
     }
 
-    /// Whether this is a client's connection, not a follower's.
-    pub fn is_client(&self, session: u32) -> bool {
-        self.sessions.contains_key(&session)
-    }
-
     /// A process carries out the next request of a client.
     pub fn carries_out(&mut self, session: u32, pid: u32, now: Timestamp) {
         if self.serving != Some(pid) {

@@ -10,7 +10,8 @@ use crate::access::Rights;
 use crate::connection::{Connection, Standing, Step};
 use crate::peer::{has_taken, was_told_of_unread, Gone};
 use crate::replication::{Mirrors, Ticket};
-use crate::store::Store;
+use crate::store::{Change, Store};
+use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::link::HandedClient;
 use fdholder::{Errno, Timestamp};
 use slab::Slab;
@@ -98,6 +99,8 @@ pub struct Server {
     pub roll: Option<Roll>,
     pub standby: Standby,
     pub handing: Option<HandingOver>,
+    /// Until when a set may be on its way that takes several messages.
+    mid_set: u64,
     /// Another process holds everything now.
     pub ended: bool,
 }
@@ -123,6 +126,7 @@ impl Server {
             roll: None,
             standby: Standby::new(turn.step),
             handing: None,
+            mid_set: 0,
             ended: false,
         };
         for client in clients {
@@ -298,6 +302,13 @@ impl Server {
             match peer.connection.step(&mut self.store, turn.now) {
                 Ok(Step::Did { changes, cost }) => {
                     turn.oracle.carries_out(wire, self.table.pid, turn.now);
+                    let is_large = |change: &Change<Fd>| match change {
+                        Change::HeldAll { slots, .. } => slots.len() > MESSAGE_FDS_MAX,
+                        _ => false,
+                    };
+                    if changes.iter().any(is_large) {
+                        self.mid_set = turn.step + 50;
+                    }
                     self.mirrors.record(&changes, &self.store);
                     *budget = budget.saturating_sub(cost);
                 }
@@ -422,6 +433,24 @@ impl Server {
             });
         }
         self.standby.notice_gone(token, turn);
+    }
+
+    /// How much more it matters than usual if something goes wrong now.
+    pub fn delicacy(&self, step: u64) -> usize {
+        let is_behind = |link: &Link| self.mirrors.is_behind(link.mirror);
+        match &self.handing {
+            // One that does not come to an end is to be seen.
+            Some(handing) if handing.deadline > step => 10,
+            Some(_) => 1,
+            None if self.links.iter().any(|(_, link)| is_behind(link)) => 4,
+            None => 1,
+        }
+    }
+
+    /// Whether a part of a large set may have been mirrored, and another not.
+    pub fn is_mid_set(&self, step: u64) -> bool {
+        let is_behind = |link: &Link| self.mirrors.is_behind(link.mirror);
+        self.mid_set > step && self.links.iter().any(|(_, link)| is_behind(link))
     }
 
     /// Whether there is nothing to do.

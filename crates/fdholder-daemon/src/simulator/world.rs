@@ -17,6 +17,9 @@ const OPERATIONS_PER_STRETCH: u64 = 500;
 /// Rounds until everything must be quiet: much longer than any patience.
 const ROUNDS_MAX: usize = 5000;
 
+/// Steps without an operation after which it is looked at whether there can be any.
+const STANDSTILL: u64 = 800;
+
 /// A process.
 #[derive(Debug)]
 struct Process {
@@ -103,7 +106,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, trace: bool) -> Self {
         let mut random = Random::new(seed);
-        let large_sets = random.one_in(5);
+        let large_sets = random.one_in(8);
         let capacity = if large_sets { 700 } else { [12, 40][random.below(2)] };
         let id = |number: usize| {
             let text = match number % 4 {
@@ -115,12 +118,13 @@ impl World {
         let habits = Habits {
             ids: (0..random.between(4, 24)).map(id).collect(),
             large_sets,
-            vanish: [50, 200, 1000][random.below(3)],
+            vanish: if large_sets { 2000 } else { [50, 200, 1000][random.below(3)] },
         };
+        let rarity = if large_sets { 5 } else { 1 };
         let faults = Faults {
-            kill: [300, 1000, 4000][random.below(3)],
-            hang: [500, 2000, 8000][random.below(3)],
-            takeover: [400, 1500, 6000][random.below(3)],
+            kill: [300, 1000, 4000][random.below(3)] * rarity,
+            hang: [500, 2000, 8000][random.below(3)] * rarity,
+            takeover: [400, 1500, 6000][random.below(3)] * rarity,
             clock: [500, 3000][random.below(2)],
         };
         let clients = (0..random.between(1, 7)).map(|uid| Client::new(uid as u32 + 1)).collect();
@@ -148,11 +152,17 @@ impl World {
     /// Lets so many operations happen, and looks whether all is as it must be.
     pub fn run(mut self, operations: u64) -> Result<Tally, Failure> {
         let mut quiet_at = OPERATIONS_PER_STRETCH;
+        // When an operation was carried out last.
+        let mut progress = (0, 0);
         self.begin();
         while self.oracle.failure.is_none() && self.oracle.operations < operations {
             self.take_step();
-            if self.oracle.operations >= quiet_at {
+            if self.oracle.operations != progress.0 {
+                progress = (self.oracle.operations, self.step);
+            }
+            if self.oracle.operations >= quiet_at || self.step >= progress.1 + STANDSTILL {
                 self.calm_down();
+                progress.1 = self.step;
                 quiet_at = self.oracle.operations + OPERATIONS_PER_STRETCH;
             }
         }
@@ -323,7 +333,7 @@ impl World {
         self.numbers.pid += 1;
         self.numbers.wire += 1;
         let table = Table::new(self.numbers.pid);
-        let room = 1 << self.random.between(7, 13);
+        let room = 1 << self.random.between(7, 15);
         let follower = Some(Rc::downgrade(&table));
         let (theirs, ours) = Wire::pair(self.numbers.wire, 0, follower, room);
         path.connect(theirs);
@@ -363,17 +373,30 @@ impl World {
     }
 
     fn let_things_go_wrong(&mut self) {
-        if self.random.one_in(self.faults.kill) && !self.processes.is_empty() {
+        // More often when it matters more.
+        let hurry = self.processes.iter().map(|process| match &process.role {
+            Role::Serves(server) => server.delicacy(self.step),
+            Role::Follows(_) => 1,
+        });
+        let hurry = hurry.max().unwrap_or(1);
+        for process in &self.processes {
+            // Between two messages of one set.
+            let is_mid_set = matches!(&process.role, Role::Serves(s) if s.is_mid_set(self.step));
+            if is_mid_set && self.random.one_in(30) {
+                process.table.kill_after(self.random.below(6) as u32);
+            }
+        }
+        if self.random.one_in((self.faults.kill / hurry).max(10)) && !self.processes.is_empty() {
             let index = self.random.below(self.processes.len());
             if self.random.one_in(3) {
                 let process = self.processes.swap_remove(index);
                 self.kill(process);
             } else {
-                let calls = self.random.below(30) as u32;
+                let calls = self.random.below(20) as u32;
                 self.processes[index].table.kill_after(calls);
             }
         }
-        if self.random.one_in(self.faults.hang) && !self.processes.is_empty() {
+        if self.random.one_in((self.faults.hang / hurry).max(10)) && !self.processes.is_empty() {
             let index = self.random.below(self.processes.len());
             let span = [50, 500, 3000][self.random.below(3)];
             self.processes[index].hangs_until = self.step + span;

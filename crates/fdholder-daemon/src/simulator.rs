@@ -5,9 +5,9 @@
 //! [`Connection`](crate::connection::Connection), [`Mirrors`](crate::replication::Mirrors),
 //! [`Replica`](crate::replication::Replica), the codecs, and the decisions of the roll and
 //! about loans. What stands here is the kernel (`kernel.rs`), the order in which the daemon
-//! does things (`serving.rs`, `links.rs`, `handover.rs`, `following.rs`, each after the
+//! does things (`serving.rs`, `peers.rs`, `links.rs`, `handover.rs`, `following.rs`, each after the
 //! file of the daemon that it names), clients, and who knows what must be true
-//! (`oracle.rs`, by `model.rs`).
+//! (`oracle.rs`, by `session.rs` and `model.rs`).
 
 mod client;
 mod following;
@@ -16,7 +16,9 @@ mod kernel;
 mod links;
 mod model;
 mod oracle;
+mod peers;
 mod random;
 mod serving;
+mod session;
 mod tests;
 mod world;

@@ -181,7 +181,7 @@ impl Client {
                 len if len > 0 && self.unanswered == 0 => {
                     let start = turn.random.below(len);
                     let end = turn.random.between(start + 1, len.min(start + 3));
-                    let runs = vec![start as u32..end as u32];
+                    let runs = std::iter::once(start as u32..end as u32).collect();
                     Request::Extension(Extension::Release { runs, only_ask: false })
                 }
                 _ => return,
@@ -236,7 +236,7 @@ fn entry(id: Identifier, turn: &mut Turn<'_>) -> Entry<u32> {
 
 /// What would be held for long in great numbers makes everything slow.
 fn soon(entry: Entry<u32>, turn: &mut Turn<'_>) -> Entry<u32> {
-    let limit = limit(turn.now.label() + turn.random.between(1, 10) as u64, entry.fd);
+    let limit = limit(turn.now.label() + turn.random.below(10) as u64, entry.fd);
     Entry { limit, ..entry }
 }
 

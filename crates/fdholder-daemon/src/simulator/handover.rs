@@ -101,13 +101,14 @@ impl Server {
                 let clients: Vec<_> = peers.filter_map(|(_, peer)| peer.hand_over()).collect();
                 handing.stage = Stage::Clients(clients.into_iter());
             }
-            Stage::Clients(clients) => match clients.next() {
-                Some(client) => told.hand_over(client),
-                None => {
+            Stage::Clients(clients) => {
+                if let Some(client) = clients.next() {
+                    told.hand_over(client);
+                } else {
                     told.is_yours(false);
                     handing.stage = Stage::Yours;
                 }
-            },
+            }
             _ => handing.stage = Stage::Commit,
         }
         None

@@ -271,7 +271,7 @@ impl Socket {
         self.wire.pipes[1 - self.side].borrow().bytes == 0
     }
 
-    /// What SO_ERROR tells, once.
+    /// What `SO_ERROR` tells, once.
     pub fn error(&self) -> Result<(), Errno> {
         self.wire.pipes[self.side].borrow_mut().error.take().map_or(Ok(()), Err)
     }

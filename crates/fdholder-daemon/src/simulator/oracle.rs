@@ -7,63 +7,14 @@
 //! not earlier.
 
 use super::model::{Held, Model};
+use super::session::{Due, Expected, Session};
 use crate::simulator::kernel::Fd;
 use crate::store::Store;
-use fdholder::extension::{self, Extension, OnConflict};
+use fdholder::extension::{Extension, OnConflict};
 use fdholder::frame::Decoder;
-use fdholder::limits::{HEADER_LEN, REPLY_PAYLOAD_MAX};
-use fdholder::reply::{self, Answer};
-use fdholder::{Entry, Identifier, Request, Timestamp};
+use fdholder::limits::{MESSAGE_FDS_MAX, REPLY_PAYLOAD_MAX};
+use fdholder::{Identifier, Request, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// A reply that is due.
-#[derive(Debug)]
-enum Due {
-    Status(Answer<()>),
-    Retrieved(Answer<u32>),
-    List(BTreeSet<Identifier>),
-    DumpHead(u32),
-    /// Entries of a dump that have not been sent.
-    Dump(BTreeMap<Identifier, Held>),
-    SetHead,
-    Hello,
-    /// The entries, and what has been sent is remembered.
-    Snapshot(BTreeMap<Identifier, Held>),
-    Released(u32),
-}
-
-#[derive(Debug)]
-struct Expected {
-    due: Due,
-    /// How many changes had been made when it was given.
-    changes: u64,
-    /// What was deleted, and is to be closed once this is answered.
-    deleted: Option<u32>,
-    is_loan: bool,
-    /// The last part of a reply.
-    is_last: bool,
-}
-
-/// One connection of a client, over all daemons that serve it.
-#[derive(Debug)]
-pub struct Session {
-    uid: u32,
-    /// What was asked and not carried out.
-    asked: VecDeque<Request<u32>>,
-    expected: VecDeque<Expected>,
-    decoder: Decoder<u32>,
-    /// Bytes of whole replies.
-    sent: u64,
-    read: u64,
-    /// Where replies end that were not read.
-    ends: VecDeque<u64>,
-    set: Option<(usize, Vec<Entry<u32>>)>,
-    on_conflict: OnConflict,
-    /// What it was lent, and where the reply ends.
-    loan: Option<(Identifier, u32, Option<u64>)>,
-    /// What the snapshot has, in its order.
-    snapshot: Vec<(Identifier, u32)>,
-}
 
 #[derive(Debug)]
 pub struct Oracle {
@@ -75,6 +26,8 @@ pub struct Oracle {
     pub heirs: BTreeSet<u32>,
     pub failure: Option<String>,
     pub operations: u64,
+    /// Sets of several messages that were taken.
+    pub large_sets: u64,
     capacity: usize,
     settled: u64,
 }
@@ -88,6 +41,7 @@ impl Oracle {
             heirs: BTreeSet::new(),
             failure: None,
             operations: 0,
+            large_sets: 0,
             capacity,
             settled: 0,
         }
@@ -197,7 +151,9 @@ impl Oracle {
                     session.set = Some((announced, set));
                     Due::Status(Err(fdholder::Errno::AGAIN))
                 } else {
-                    Due::Status(model.setdump(&set, session.on_conflict, session.uid, now))
+                    let answer = model.setdump(&set, session.on_conflict, session.uid, now);
+                    self.large_sets += u64::from(answer.is_ok() && set.len() > MESSAGE_FDS_MAX);
+                    Due::Status(answer)
                 }
             }
             Request::Extension(Extension::Hello(_)) => Due::Hello,
@@ -315,85 +271,6 @@ impl Oracle {
                 _ => false,
             }) || session.snapshot.iter().any(|(_, remembered)| *remembered == fd)
         })
-    }
-}
-
-impl Session {
-    fn take_replies(&mut self, settled: &mut u64, deleted: &mut Vec<u32>) -> Result<(), String> {
-        while let Some(frame) = self.decoder.next().map_err(|error| error.to_string())? {
-            self.sent += (HEADER_LEN + frame.payload.len()) as u64;
-            let Some(mut expected) = self.expected.pop_front() else {
-                return Err(format!("it is answered what it has not asked: {:?}", frame.payload));
-            };
-            let malformed = |error: fdholder::Malformed| error.to_string();
-            let answer = match &mut expected.due {
-                Due::Status(answer) => (reply::parse_status(&frame).map_err(malformed)? != *answer)
-                    .then(|| format!("{answer:?}")),
-                Due::Retrieved(answer) => (reply::parse_retrieved(frame).map_err(malformed)?
-                    != *answer)
-                    .then(|| format!("descriptor {answer:?}")),
-                Due::List(ids) => {
-                    let list = reply::parse_list(&frame).map_err(malformed)?;
-                    let same = list.as_ref().is_ok_and(|list| {
-                        list.len() == ids.len() && list.iter().all(|id| ids.contains(id))
-                    });
-                    (!same).then(|| format!("the list {ids:?}, not {list:?}"))
-                }
-                Due::DumpHead(count) => (reply::parse_getdump_head(&frame).map_err(malformed)?
-                    != Ok(*count))
-                .then(|| format!("a dump of {count}")),
-                Due::Dump(entries) => {
-                    let count = entries.len() as u32;
-                    let part = reply::parse_getdump_data(frame, count).map_err(malformed)?;
-                    for Entry { id, limit, fd } in part {
-                        let held = entries.remove(&id);
-                        if held.is_none_or(|h| (h.fd, h.limit) != (fd, limit.timestamp())) {
-                            return Err(format!("its dump has {id}, {limit:?}, {fd}: {held:?}"));
-                        }
-                    }
-                    if !entries.is_empty() {
-                        self.expected.push_front(expected);
-                        continue;
-                    }
-                    None
-                }
-                Due::SetHead => (reply::parse_setdump_head(&frame).map_err(malformed)? != Ok(()))
-                    .then(|| "a set".to_owned()),
-                Due::Hello => {
-                    extension::parse_hello(&frame)
-                        .map_err(malformed)?
-                        .map_err(|e| e.to_string())?;
-                    None
-                }
-                Due::Snapshot(entries) => {
-                    let told = extension::parse_snapshot(&frame, true).map_err(malformed)?;
-                    let told = told.map_err(|errno| errno.to_string())?.entries;
-                    let of = |entry: &Entry<()>| {
-                        let held = entries.get(&entry.id)?;
-                        let same = held.limit == entry.limit.timestamp();
-                        same.then(|| (entry.id.clone(), held.fd))
-                    };
-                    self.snapshot = told.iter().filter_map(of).collect();
-                    (self.snapshot.len() != entries.len() || told.len() != entries.len())
-                        .then(|| format!("a snapshot of {entries:?}, not {told:?}"))
-                }
-                Due::Released(count) => (extension::parse_released(&frame).map_err(malformed)?
-                    != Ok(*count))
-                .then(|| format!("{count} released")),
-            };
-            if let Some(answer) = answer {
-                return Err(format!("its answer was to be {answer}"));
-            }
-            deleted.extend(expected.deleted);
-            *settled = (*settled).max(expected.changes);
-            if expected.is_last {
-                self.ends.push_back(self.sent);
-            }
-            if let Some(loan) = self.loan.as_mut().filter(|_| expected.is_loan) {
-                loan.2 = Some(self.sent);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -11,6 +11,9 @@ use fdholder::{Identifier, Timestamp};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+/// Among seeds, every so manieth has sets that take several messages.
+pub const LARGE_SETS_EVERY: u64 = 8;
+
 /// Operations between two moments at which all is quiet.
 const OPERATIONS_PER_STRETCH: u64 = 500;
 
@@ -60,6 +63,8 @@ pub struct Tally {
     pub takeovers: u64,
     pub promotions: u64,
     pub losses: u64,
+    /// Sets of several messages.
+    pub large_sets: u64,
 }
 
 impl Tally {
@@ -70,6 +75,7 @@ impl Tally {
         self.takeovers += other.takeovers;
         self.promotions += other.promotions;
         self.losses += other.losses;
+        self.large_sets += other.large_sets;
     }
 }
 
@@ -106,7 +112,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, trace: bool) -> Self {
         let mut random = Random::new(seed);
-        let large_sets = random.one_in(8);
+        let large_sets = seed.is_multiple_of(LARGE_SETS_EVERY);
         let capacity = if large_sets { 700 } else { [12, 40][random.below(2)] };
         let id = |number: usize| {
             let text = match number % 4 {
@@ -171,6 +177,7 @@ impl World {
         }
         self.tally.operations = self.oracle.operations;
         self.tally.steps = self.step;
+        self.tally.large_sets = self.oracle.large_sets;
         match self.oracle.failure.take() {
             None => Ok(self.tally),
             Some(what) => {
@@ -290,7 +297,9 @@ impl World {
                     let delay = if self.random.one_in(3) { self.random.below(600) } else { 0 };
                     let killed_at = self.step + delay as u64;
                     let process = self.processes.iter_mut().find(|p| p.table.pid == pid);
-                    process.into_iter().for_each(|p| p.killed_at = Some(killed_at));
+                    if let Some(process) = process {
+                        process.killed_at = Some(killed_at);
+                    }
                 }
             }
         }
@@ -360,8 +369,8 @@ impl World {
             let later = self.step + self.random.below(200) as u64;
             match self.random.below(4) {
                 0 => {
-                    let _roll = server.roll.take();
-                    self.remains.push((later, Remains::Roll { _roll }));
+                    let roll = server.roll.take();
+                    self.remains.push((later, Remains::Roll { _roll: roll }));
                 }
                 1 => {
                     drop(server.roll.take());

@@ -22,3 +22,9 @@ mod serving;
 mod session;
 mod tests;
 mod world;
+
+/// Everything that happens with the seed in `FDHOLDER_SEED`.
+#[test]
+fn replay() {
+    tests::replay();
+}

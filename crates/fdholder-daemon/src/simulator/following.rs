@@ -126,7 +126,9 @@ impl Following {
         }
         if self.stage == Stage::Hello {
             let Ok(Some(frame)) = self.decoder.next() else { return Fate::Follows };
-            if !matches!(extension::parse_hello(&frame), Ok(Ok(VERSION))) {
+            let hello = extension::parse_hello(&frame);
+            if hello != Ok(Ok(VERSION)) {
+                turn.oracle.fail(|| format!("a hello was answered with {hello:?}"));
                 return Fate::Ends("no fdholder");
             }
             self.stage = Stage::Head;
@@ -135,7 +137,9 @@ impl Following {
         if let Ok(Err(_)) = reply::parse_status(&frame) {
             return Fate::Ends("it is refused");
         }
-        let Ok(Fed::Head { head, listener, roll }) = Fed::parse(frame) else {
+        let fed = Fed::parse(frame);
+        let Ok(Fed::Head { head, listener, roll }) = fed else {
+            turn.oracle.fail(|| format!("a link begins with {fed:?}"));
             return Fate::Ends("no head");
         };
         self.number = head.number;

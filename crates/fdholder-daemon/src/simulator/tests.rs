@@ -37,7 +37,7 @@ fn simulate(operations: u64) {
             Ok(more) => tally.add(&more),
             Err(Failure { seed, step, what, .. }) => panic!(
                 "seed {seed}, step {step}: {what}\nto see it again: FDHOLDER_SEED={seed} cargo \
-                 test -p fdholder-daemon simulator::tests::replay -- --nocapture"
+                 test -p fdholder-daemon simulator::replay -- --nocapture"
             ),
         }
         println!("seed {seed}: {tally:?}");
@@ -57,9 +57,7 @@ fn nothing_is_lost_either() {
     simulate(variable("FDHOLDER_OPERATIONS").unwrap_or(OPERATIONS) / 2);
 }
 
-/// Everything that happens with a seed.
-#[test]
-fn replay() {
+pub fn replay() {
     let Some(seed) = variable("FDHOLDER_SEED") else { return };
     if let Err(Failure { seed, step, what, .. }) = run(seed, true) {
         panic!("seed {seed}, step {step}: {what}");

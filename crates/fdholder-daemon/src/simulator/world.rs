@@ -1,5 +1,8 @@
 //! All of it together: what happens next is drawn from the seed.
 
+mod faults;
+mod quiet;
+
 use super::client::{Client, Habits};
 use super::following::{Fate, Following};
 use super::kernel::{Fd, File, Listener, Socket, Table, Wire};
@@ -349,82 +352,6 @@ impl World {
         self.start_follower(&table, ours, true);
     }
 
-    /// A process is gone; the kernel may take a while to close what it had.
-    fn kill(&mut self, process: Process) {
-        let Process { table, mut role, .. } = process;
-        self.note(|| format!("{} is killed", table.pid));
-        self.tally.kills += 1;
-        self.oracle.heirs.remove(&table.pid);
-        if let Role::Serves(server) = &mut role {
-            let served = self.oracle.serving == Some(table.pid);
-            if served || self.oracle.serving.is_none() {
-                self.oracle.serving = None;
-                // Whoever has followed it may have answered what others do not know.
-                let roll = server.roll.as_ref().and_then(Roll::file);
-                let is_followed = roll.is_some_and(|roll| roll.has_been_followed());
-                let is_heir =
-                    |pid: &u32| !is_followed && self.processes.iter().any(|p| p.table.pid == *pid);
-                self.oracle.heirs.extend(server.heirs().into_iter().filter(is_heir));
-            }
-            let later = self.step + self.random.below(200) as u64;
-            match self.random.below(4) {
-                0 => {
-                    let roll = server.roll.take();
-                    self.remains.push((later, Remains::Roll { _roll: roll }));
-                }
-                1 => {
-                    drop(server.roll.take());
-                    self.remains.push((later, Remains::All { _role: role }));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn let_things_go_wrong(&mut self) {
-        // More often when it matters more.
-        let hurry = self.processes.iter().map(|process| match &process.role {
-            Role::Serves(server) => server.delicacy(self.step),
-            Role::Follows(_) => 1,
-        });
-        let hurry = hurry.max().unwrap_or(1);
-        for process in &self.processes {
-            // Between two messages of one set.
-            let is_mid_set = matches!(&process.role, Role::Serves(s) if s.is_mid_set(self.step));
-            if is_mid_set && self.random.one_in(30) {
-                process.table.kill_after(self.random.below(6) as u32);
-            }
-        }
-        if self.random.one_in((self.faults.kill / hurry).max(10)) && !self.processes.is_empty() {
-            let index = self.random.below(self.processes.len());
-            if self.random.one_in(3) {
-                let process = self.processes.swap_remove(index);
-                self.kill(process);
-            } else {
-                let calls = self.random.below(20) as u32;
-                self.processes[index].table.kill_after(calls);
-            }
-        }
-        if self.random.one_in((self.faults.hang / hurry).max(10)) && !self.processes.is_empty() {
-            let index = self.random.below(self.processes.len());
-            let span = [50, 500, 3000][self.random.below(3)];
-            self.processes[index].hangs_until = self.step + span;
-            self.note(|| format!("{} hangs", self.processes[index].table.pid));
-        }
-        if self.random.one_in(self.faults.takeover) && self.processes.len() < 6 {
-            self.start_takeover();
-        }
-        if self.random.one_in(self.faults.clock) {
-            let secs = self.random.below(60) as u64;
-            self.now = if self.random.one_in(2) {
-                self.now.saturating_add(Duration::from_secs(secs))
-            } else {
-                let label = self.now.label() - secs;
-                Timestamp::new(label, self.now.nanos()).expect("as many nanoseconds as before")
-            };
-        }
-    }
-
     fn clean_up(&mut self) {
         let step = self.step;
         self.remains.retain(|(at, _)| *at > step);
@@ -446,86 +373,5 @@ impl World {
             self.tally.losses += 1;
             self.begin();
         }
-    }
-
-    /// Nothing goes wrong any more, and nobody asks anything new, until all is quiet.
-    fn calm_down(&mut self) {
-        self.note(|| "all is to be quiet".to_owned());
-        for round in 0..ROUNDS_MAX {
-            if self.oracle.failure.is_some() {
-                return;
-            }
-            for process in &mut self.processes {
-                process.hangs_until = 0;
-                if process.table.is_doomed() {
-                    process.killed_at = Some(self.step);
-                }
-            }
-            for client in 0..self.clients.len() {
-                self.act(client, true);
-            }
-            for index in (0..self.processes.len()).rev() {
-                self.step += 1;
-                if index < self.processes.len() {
-                    self.run_process(index);
-                }
-            }
-            self.step += 1;
-            self.clean_up();
-            if round % 4 == 3 && self.is_quiet() {
-                return self.check();
-            }
-        }
-        let waiting: Vec<_> = self.clients.iter().filter(|client| !client.is_idle()).collect();
-        let text = format!(
-            "it does not become quiet: {} processes, {:?} serves, clients that wait: {waiting:?}",
-            self.processes.len(),
-            self.oracle.serving,
-        );
-        self.oracle.fail(|| text);
-    }
-
-    fn is_quiet(&mut self) -> bool {
-        self.remains.is_empty()
-            && self.processes.len() == 2
-            && self.clients.iter().all(Client::is_idle)
-            && self.processes.iter_mut().all(|process| match &mut process.role {
-                Role::Serves(server) => server.is_quiet(),
-                Role::Follows(following) => following.is_quiet(),
-            })
-    }
-
-    /// What must be true when all is quiet.
-    fn check(&mut self) {
-        self.oracle.expires(self.now);
-        for process in &mut self.processes {
-            let (who, store) = match &mut process.role {
-                Role::Serves(server) => {
-                    // What has expired since its last turn is no difference.
-                    let expired = server.store.expire(self.now);
-                    server.mirrors.record(&expired, &server.store);
-                    ("the primary", &server.store)
-                }
-                Role::Follows(following) => ("the standby", following.replica.store()),
-            };
-            store.check();
-            let is_primary = who == "the primary";
-            // The standby does not know yet what has expired just now.
-            let expired = store.len() - self.oracle.count().min(store.len());
-            if is_primary || expired == 0 {
-                self.oracle.holds_all(who, store);
-            }
-            let held: std::collections::BTreeMap<_, _> =
-                store.all().iter().filter_map(|record| Some((record.fd.number()?, 1))).collect();
-            let open = process.table.open();
-            if open != held {
-                let leaked: Vec<_> =
-                    open.iter().filter(|(fd, n)| held.get(fd) != Some(n)).collect();
-                self.oracle.fail(|| format!("{who} has descriptors open for nothing: {leaked:?}"));
-            }
-        }
-        self.wires.retain(|(_, wire)| wire.strong_count() > 0);
-        let wires = &self.wires;
-        self.oracle.forget(|number| !wires.iter().any(|(known, _)| *known == number));
     }
 }

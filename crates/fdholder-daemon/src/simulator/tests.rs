@@ -13,7 +13,7 @@ const OPERATIONS_PER_SEED: u64 = 5000;
 const OPERATIONS: u64 = 1_000_000;
 
 /// Operations within which a mistake must be found.
-const OPERATIONS_PER_BUG: u64 = 400_000;
+const OPERATIONS_PER_BUG: u64 = 3_000_000;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

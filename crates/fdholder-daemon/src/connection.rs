@@ -165,9 +165,10 @@ impl<F> Connection<F> {
     }
 
     /// It wants to follow, and could hold so many; [`refuse_follower`](Self::refuse_follower)
-    /// says that it must not.
+    /// says that it must not. Told once the answers to what it asked before have left:
+    /// what a follower is told stands behind them.
     pub fn take_follower(&mut self) -> Option<u32> {
-        self.follow.take()
+        self.outbox.is_empty().then(|| self.follow.take()).flatten()
     }
 
     /// It cannot follow.

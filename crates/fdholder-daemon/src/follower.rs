@@ -171,7 +171,8 @@ impl Follower {
         let mut has_asked = false;
         while self.replica.is_ours().is_none() {
             if self.replica.is_synced() && !has_asked {
-                self.say(Heard::TakeOver)?;
+                // If it cannot hear that, it has gone, which is heard next: then its place is ours.
+                let _ = self.say(Heard::TakeOver);
                 has_asked = true;
             }
             // It may have clients that take a while to finish.

@@ -7,6 +7,7 @@
 //! signals.
 
 pub mod access;
+mod bugs;
 mod connection;
 mod courier;
 pub mod credentials;
@@ -30,6 +31,8 @@ mod room;
 mod same_file;
 mod server;
 pub mod signals;
+#[cfg(test)]
+mod simulator;
 mod store;
 mod unread;
 

@@ -37,9 +37,12 @@ impl<C> Departing<C> {
         (&self.bytes[self.sent..], carriers)
     }
 
-    /// Says that so many bytes were sent, and the descriptors. Returns whether that was
-    /// the last of it.
+    /// Says that so many bytes were sent, and the descriptors, which are not kept open by
+    /// what is left. Returns whether that was the last of it.
     pub fn advance(&mut self, len: usize) -> bool {
+        if len > 0 {
+            self.carriers = Vec::new();
+        }
         self.sent += len;
         self.sent >= self.len()
     }

@@ -1,6 +1,7 @@
 //! A connected client with its socket: moves bytes and descriptors between the kernel
 //! and a [`Connection`].
 
+use crate::bugs::{active, Bug};
 use crate::connection::{Connection, Standing, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
@@ -88,6 +89,24 @@ enum Flushed {
     AsMuchAsFits,
     /// It has not taken the last descriptors, and cannot take two messages of them together.
     Paced,
+}
+
+/// Whether a client has taken what it was lent, asked once all is sent.
+pub(crate) fn has_taken(
+    all_is_read: bool,
+    error: impl FnOnce() -> Result<(), Errno>,
+) -> Result<bool, Errno> {
+    if all_is_read && !active(Bug::VanishedHasLoan) {
+        // A socket that was closed has nothing unread, either; but then there is an error
+        // if there was, and it is there before the rest is forgotten.
+        error()?;
+    }
+    Ok(all_is_read)
+}
+
+/// Whether a client has gone with something unread; its socket tells that only once.
+pub(crate) fn was_told_of_unread(why: &Gone) -> bool {
+    matches!(why, Gone::Failed(Errno::CONNRESET))
 }
 
 impl Peer {
@@ -197,21 +216,17 @@ impl Peer {
         if !self.is_borrowing() || !self.connection.outbox().is_empty() {
             return Ok(());
         }
-        if !all_is_read(&self.socket).map_err(Gone::Failed)? {
-            return Ok(());
+        let all_is_read = all_is_read(&self.socket).map_err(Gone::Failed)?;
+        let error = || socket_error(&self.socket).and_then(|error| error);
+        if has_taken(all_is_read, error).map_err(Gone::Failed)? {
+            self.end_loan(true, hold);
         }
-        // A socket that was closed has nothing unread, either; but then there is an error
-        // if there was, and it is there before the rest is forgotten.
-        socket_error(&self.socket).and_then(|error| error).map_err(Gone::Failed)?;
-        self.end_loan(true, hold);
         Ok(())
     }
 
     /// It goes. What it has not taken is held on.
     pub fn settle_finally(&mut self, why: &Gone, hold: &mut Hold) {
-        // The socket tells only once that it was closed with something unread.
-        let was_told = matches!(why, Gone::Failed(Errno::CONNRESET));
-        if was_told || self.settle(hold).is_err() || self.is_borrowing() {
+        if was_told_of_unread(why) || self.settle(hold).is_err() || self.is_borrowing() {
             self.end_loan(false, hold);
         }
     }

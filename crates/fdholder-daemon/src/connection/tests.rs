@@ -200,3 +200,18 @@ fn a_loan_that_was_replaced_is_over() {
         store.check();
     }
 }
+
+/// A daemon asks to follow together with its hello: the answer to that comes first, although
+/// it may have to wait.
+#[test]
+fn who_follows_is_answered_first_what_it_asked_before() {
+    let standing = Standing { uid: 7, is_own: true, rights: Some(Arc::new(Rights::all())) };
+    let (mut client, mut store) = (Connection::new(standing), holding(0));
+    ask(&mut client, extension(Extension::Hello(extension::VERSION)));
+    ask(&mut client, extension(Extension::Follow { capacity: 9 }));
+    assert!(step(&mut client, &mut store).is_some());
+    assert!(step(&mut client, &mut store).is_some());
+    assert_eq!(client.take_follower(), None);
+    reply(&mut client);
+    assert_eq!(client.take_follower(), Some(9));
+}

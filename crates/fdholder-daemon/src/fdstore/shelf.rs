@@ -226,11 +226,11 @@ impl Shelf {
                 self.place(record);
                 self.keep(serial);
                 self.group.extend(self.kept.get(&serial).map(Kept::about));
-                if !goes_on {
-                    self.describe();
-                }
             }
             Item::Released(_, serial) | Item::Replaced(serial) => self.release(serial),
+        }
+        if !goes_on {
+            self.describe();
         }
     }
 

@@ -1,5 +1,6 @@
 //! The primary's side: what each follower has been told, and what may be answered.
 
+use crate::bugs::{active, Bug};
 use crate::limits::MIRROR_BACKLOG_MAX;
 use crate::outbox::Departing;
 use crate::store::{Change, Record, Store};
@@ -76,32 +77,38 @@ impl<F> Mirrors<F> {
         self.mirrors.get_mut(key)
     }
 
-    /// Takes down what a call of the store changed, right behind it.
+    /// Takes down what a call of the store changed, right behind it. If it was a set, all of
+    /// it belongs together.
     pub fn record(&mut self, changes: &[Change<F>], store: &Store<F>) {
         if self.mirrors.is_empty() {
             return;
         }
+        let (mut news, mut replaced) = (Vec::new(), Vec::new());
+        let mut is_set = false;
         for change in changes {
             match change {
-                Change::Held(record) => self.push(&Item::Held(Arc::clone(record)), false),
-                Change::HeldAll { slots, replaced } => {
+                Change::Held(record) => news.push(Item::Held(Arc::clone(record))),
+                Change::HeldAll { slots, replaced: gave_way } => {
+                    is_set = !active(Bug::TearsSets);
                     let mut records: Vec<_> = slots.iter().filter_map(|it| store.at(*it)).collect();
                     // By number, and each once: several of a set may have one place.
                     records.sort_unstable_by_key(|record| record.serial);
                     records.dedup_by_key(|record| record.serial);
-                    let mut records = records.into_iter().peekable();
-                    while let Some(record) = records.next() {
-                        self.push(&Item::Held(Arc::clone(record)), records.peek().is_some());
-                    }
-                    for record in replaced {
-                        self.push(&Item::Replaced(record.serial), false);
-                    }
+                    news.extend(records.into_iter().map(|record| Item::Held(Arc::clone(record))));
+                    replaced.extend(gave_way.iter().map(|record| Item::Replaced(record.serial)));
                 }
+                Change::Released(_) if active(Bug::ForgetsReleases) => {}
                 Change::Released(record) => {
-                    let item = Item::Released(record.id.clone(), record.serial);
-                    self.push(&item, false);
+                    news.push(Item::Released(record.id.clone(), record.serial));
                 }
             }
+        }
+        let mut news = news.iter().peekable();
+        while let Some(item) = news.next() {
+            self.push(item, is_set && news.peek().is_some());
+        }
+        for item in &replaced {
+            self.push(item, false);
         }
     }
 
@@ -111,6 +118,9 @@ impl<F> Mirrors<F> {
             self.now.released = self.now.recorded;
         }
         for (_, mirror) in &mut self.mirrors {
+            if active(Bug::DropsChangesAmidCopy) && !mirror.counts {
+                continue;
+            }
             mirror.queue.push_back((self.now.recorded, goes_on, item.clone()));
         }
     }
@@ -191,13 +201,20 @@ impl<F> Mirror<F> {
         self.counts
     }
 
+    /// Whether it has been told that it has everything. For tests and simulators.
+    #[cfg(test)]
+    pub fn has_everything(&self) -> bool {
+        self.counts && self.departing.is_none()
+    }
+
     fn is_behind(&self, now: Ticket) -> bool {
         self.departing.is_some() || !self.queue.is_empty() || !self.counts || !self.has_passed(now)
     }
 
     fn has_passed(&self, ticket: Ticket) -> bool {
         if self.counts {
-            self.sent >= ticket.recorded && self.carried_out >= ticket.released
+            (self.sent >= ticket.recorded || active(Bug::AnswersBeforeMirroring))
+                && (self.carried_out >= ticket.released || active(Bug::AnswersBeforeClosing))
         } else {
             // Whoever changes things faster than they can be copied has to wait.
             self.queue.len() <= MIRROR_BACKLOG_MAX
@@ -225,6 +242,10 @@ impl<F> Mirror<F> {
             put(&mut changes, record);
         }
         let mut last = None;
+        if active(Bug::BelievesTooEarly) && !self.counts && changes.is_empty() {
+            self.counts = true;
+            return Some(link::synced().into());
+        }
         while !changes.is_full() {
             let Some((number, goes_on, item)) = self.queue.pop_front() else { break };
             match item {
@@ -295,7 +316,15 @@ impl<F> Mirror<F> {
 }
 
 fn put<F>(changes: &mut Changes<Carrier<F>>, record: Arc<Record<F>>) {
-    let (id, limit, about) = (record.id.clone(), record.limit, (record.owner, record.serial));
+    let (id, mut limit) = (record.id.clone(), record.limit);
+    let mut owner = record.owner;
+    if active(Bug::ForgetsLimits) {
+        limit = fdholder::Limit::never();
+    }
+    if active(Bug::ForgetsOwners) {
+        owner = 0;
+    }
+    let about = (owner, record.serial);
     changes.held(&id, limit, about, Carrier::Record(record));
 }
 

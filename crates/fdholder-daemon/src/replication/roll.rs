@@ -12,6 +12,7 @@
 //! A primary gives a follower up here before it stops waiting for it, and before it hangs
 //! up. So the end of a link by itself means that the primary has gone, or is going.
 
+use crate::bugs::{active, Bug};
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -72,7 +73,7 @@ impl Roll {
     pub fn take_back(&self) -> bool {
         let is_locked = fcntl_lock(&*self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // In doubt another serves: two would be worse than none.
-        is_locked && is_set(self.file.as_fd(), SUCCEEDED) == Ok(false)
+        may_go_on(is_locked, is_set(self.file.as_fd(), SUCCEEDED) != Ok(false))
     }
 
     /// Whether a follower serves.
@@ -132,17 +133,32 @@ pub(crate) fn try_succeed(roll: impl AsFd, number: u32) -> Result<Option<Success
         Err(errno) => return Err(errno),
     };
     // Looked at with the lock, if it is ours: then nothing changes it any more.
-    if is_set(roll, number.into())? {
-        return Ok(Some(Succession::GivenUp));
-    }
-    if is_set(roll, SUCCEEDED)? {
-        return Ok(Some(Succession::Anothers));
-    }
-    if is_locked {
+    let is_given_up = is_set(roll, number.into())?;
+    let succession = verdict(is_locked, is_given_up, is_set(roll, SUCCEEDED)?);
+    if succession == Some(Succession::Ours) {
         pwrite(roll, &[1], SUCCEEDED)?;
-        return Ok(Some(Succession::Ours));
     }
-    Ok(None)
+    Ok(succession)
+}
+
+/// What a follower makes of the roll; `None` while the primary is still there.
+pub(crate) fn verdict(
+    is_locked: bool,
+    is_given_up: bool,
+    has_been_followed: bool,
+) -> Option<Succession> {
+    if is_given_up && !active(Bug::GivenUpServes) {
+        Some(Succession::GivenUp)
+    } else if has_been_followed && !active(Bug::SecondServes) {
+        Some(Succession::Anothers)
+    } else {
+        is_locked.then_some(Succession::Ours)
+    }
+}
+
+/// Whether a primary that wanted to be followed goes on itself.
+pub(crate) fn may_go_on(is_locked: bool, has_been_followed: bool) -> bool {
+    is_locked && !has_been_followed && !active(Bug::NeverGoesOn)
 }
 
 fn is_set(roll: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {

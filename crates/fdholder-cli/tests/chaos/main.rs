@@ -1,7 +1,8 @@
 //! Processes of a holder are killed, and taken over from, at random moments under load; and
 //! nothing is lost, nothing refused, nothing leaks.
 //!
-//! `FDHOLDER_KILLS` is how many are killed, `FDHOLDER_SEED` repeats the choices of a run
+//! `FDHOLDER_KILLS` is how many are killed, `FDHOLDER_UPGRADES` how often the program is
+//! replaced, `FDHOLDER_SEED` repeats the choices of a run
 //! that has printed it; see `scripts/chaos`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -25,13 +26,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{deadline, eventually, id, Family};
+use support::{assert_exit, deadline, eventually, id, suite, Family, Installed};
 use world::{spin, World, CLIENTS, LIVE};
 
 /// How many are killed in a run of all tests.
 const KILLS: u64 = 100;
 
 const TAKEOVERS: u64 = 20;
+
+/// How many upgrades there are in a run of all tests.
+const UPGRADES: u64 = 25;
 
 /// How long to wait at most before the next is killed, when everything is in order.
 const DELAY_MAX: Duration = Duration::from_millis(20);
@@ -80,14 +84,45 @@ fn takeovers() {
     });
 }
 
+/// One after the other, and one of them to a program that does not start.
+#[test]
+fn upgrades() {
+    let upgrades = number_in("FDHOLDER_UPGRADES").unwrap_or(UPGRADES);
+    let mut family = Family::new();
+    let installed = Installed::in_folder(family.folder.path());
+    let pid = family.serve_by(&installed.path, &OPTIONS);
+    under_load_of(family, false, |family, world, random| {
+        let failing = random.below(upgrades);
+        for number in 0..upgrades {
+            wait_at_random(random);
+            if number == failing {
+                installed.replace_by_script("exit 3");
+            } else {
+                installed.replace();
+            }
+            let upgrade = suite::fdholder(["upgrade", family.path.to_str().unwrap()]).output();
+            assert_exit(&upgrade.unwrap(), i32::from(number == failing));
+            assert_eq!(family.pair().0, pid);
+            world.next_round();
+        }
+    });
+}
+
 /// Runs clients of all kinds while something is done to a holder.
 fn under_load(may_break: bool, act: impl FnOnce(&mut Family, &World, &mut Random)) {
+    under_load_of(Family::with(&OPTIONS), may_break, act);
+}
+
+fn under_load_of(
+    mut family: Family,
+    may_break: bool,
+    act: impl FnOnce(&mut Family, &World, &mut Random),
+) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     raise_limit();
     let seed = number_in("FDHOLDER_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
     println!("FDHOLDER_SEED={seed}");
     let start = Instant::now();
-    let mut family = Family::with(&OPTIONS);
     family.pair();
     let world = World::new(&family, seed, may_break);
     let address = service::begin(&world);

@@ -1,47 +1,25 @@
 //! A daemon becomes another program.
 
 use crate::support::family::{is_alive, signal};
-use crate::support::{assert_exit, eventually, stderr, stdout, suite, Family};
+use crate::support::{assert_exit, eventually, stderr, stdout, suite, Family, Installed};
 use crate::{content, fill};
 use rustix::process::Signal;
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// A daemon that was started from a file of its own, which can be replaced.
+/// A daemon that was started from a file of its own.
 struct Upgradable {
     family: Family,
-    program: PathBuf,
+    installed: Installed,
     pid: u32,
 }
 
 impl Upgradable {
     fn new(options: &[&str]) -> Self {
-        let family = Family::new();
-        let program = family.folder.path().join("fdholder");
-        let mut new = Self { family, program, pid: 0 };
-        new.install_ours();
-        let mut command = Command::new(&new.program);
-        command.args(["serve", "-1"]).args(options).arg(&new.family.path);
-        new.pid = new.family.spawn(command);
-        new
-    }
-
-    /// As a package manager does: another file under the same name. By another process, as
-    /// what is open for writing here cannot be executed.
-    fn install_ours(&self) {
-        let new = self.program.with_extension("new");
-        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_fdholder")).arg(&new).status();
-        assert!(copied.unwrap().success());
-        fs::rename(new, &self.program).unwrap();
-    }
-
-    fn install_script(&self, script: &str) {
-        let new = self.program.with_extension("new");
-        let install = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
-        let installed = Command::new("sh").args(["-c", install]).arg(&new).arg(script).status();
-        assert!(installed.unwrap().success());
-        fs::rename(new, &self.program).unwrap();
+        let mut family = Family::new();
+        let installed = Installed::in_folder(family.folder.path());
+        let pid = family.serve_by(&installed.path, options);
+        Self { family, installed, pid }
     }
 
     fn upgrade(&self) -> Output {
@@ -59,12 +37,12 @@ fn the_pid_stays_and_so_do_clients() {
     let before = content(&mut idle);
     let program = || fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap();
     for _ in 0..3 {
-        it.install_ours();
-        assert_ne!(program(), it.program, "that file has been replaced");
+        it.installed.replace();
+        assert_ne!(program(), it.installed.path, "that file has been replaced");
         let upgraded = it.upgrade();
         assert_exit(&upgraded, 0);
         assert!(stdout(&upgraded).contains(env!("CARGO_PKG_VERSION")), "{upgraded:?}");
-        assert_eq!(program(), it.program);
+        assert_eq!(program(), it.installed.path);
         assert_eq!(content(&mut idle), before);
         assert_eq!(content(&mut it.family.client()), before);
         eventually("nobody else is left", || it.family.alive() == [it.pid]);
@@ -79,10 +57,10 @@ fn a_signal_does_it_too() {
     let mut idle = it.family.client();
     fill(&mut idle, it.family.folder.path(), 10);
     let before = content(&mut idle);
-    it.install_ours();
+    it.installed.replace();
     signal(it.pid, Signal::USR2);
     eventually("it is another program", || {
-        fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap() == it.program
+        fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap() == it.installed.path
     });
     assert_eq!(content(&mut idle), before);
 }
@@ -105,11 +83,11 @@ fn a_program_that_does_not_start_changes_nothing() {
         assert_eq!(content(&mut it.family.client()), before);
         eventually("it is alone", || it.family.alive() == [it.pid]);
     };
-    fails(&|| it.install_script("exit 3"), "exit status: 3");
-    fails(&|| it.install_script("kill -9 $$"), "signal: 9");
-    fails(&|| fs::remove_file(&it.program).unwrap(), "No such file");
-    fails(&|| fs::write(&it.program, "no program").unwrap(), "Permission denied");
-    it.install_ours();
+    fails(&|| it.installed.replace_by_script("exit 3"), "exit status: 3");
+    fails(&|| it.installed.replace_by_script("kill -9 $$"), "signal: 9");
+    fails(&|| fs::remove_file(&it.installed.path).unwrap(), "No such file");
+    fails(&|| fs::write(&it.installed.path, "no program").unwrap(), "Permission denied");
+    it.installed.replace();
     assert_exit(&it.upgrade(), 0);
     assert_eq!(content(&mut idle), before);
 }
@@ -123,7 +101,7 @@ fn the_keeper_serves_when_nobody_comes() {
     fill(&mut idle, it.family.folder.path(), 300);
     let before = content(&mut idle);
     let ours = env!("CARGO_BIN_EXE_fdholder");
-    it.install_script(&format!("[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"));
+    it.installed.replace_by_script(&format!("[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"));
     // The keeper answers for the program that it is.
     assert_exit(&it.upgrade(), 0);
     assert_eq!(it.family.wait(it.pid), Some(7));

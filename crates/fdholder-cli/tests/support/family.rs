@@ -39,6 +39,13 @@ impl Family {
         self.spawn(command)
     }
 
+    /// The same from another file.
+    pub fn serve_by(&mut self, program: &Path, options: &[&str]) -> u32 {
+        let mut command = Command::new(program);
+        command.args(["serve", "-1"]).args(options).arg(&self.path);
+        self.spawn(command)
+    }
+
     /// The same by a command.
     pub fn spawn(&mut self, mut command: Command) -> u32 {
         let log = File::options().append(true).open(&self.log).unwrap();

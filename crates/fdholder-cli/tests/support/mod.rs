@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod family;
+pub mod installed;
 pub mod proxy;
 pub mod suite;
 pub mod systemd;
@@ -12,6 +13,7 @@ pub mod trial;
 
 pub use daemon::{Daemon, Rules};
 pub use family::Family;
+pub use installed::Installed;
 pub use suite::Suite;
 
 use fdholder::{Client, Deadline, Entry, Identifier, Limit};

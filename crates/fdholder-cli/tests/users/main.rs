@@ -24,6 +24,9 @@ fn main() {
         trial("rules_by_uid_and_gid::s6-2.13", Some(Suite::S6V213), rules(Suite::S6V213)),
         trial("without_rules_nobody_else_gets_in", None, without_rules_nobody_else_gets_in),
         trial("privileges_are_dropped", None, privileges_are_dropped),
+        trial("a_daemon_of_another_user_is_left_alone", None, another_user_is_left_alone),
+        trial("one_that_gave_up_privileges_is_taken_over", None, privileged_takeover),
+        trial("an_ordinary_user_has_a_standby", None, an_ordinary_user_has_a_standby),
         trial("the_environment_names_the_user", None, the_environment_names_the_user),
         trial("a_transfer_needs_room_for_one_message_only", None, small_transfer),
         trial("clients_of_another_pid_namespace", None, clients_of_another_pid_namespace),
@@ -174,6 +177,85 @@ fn privileges_are_dropped() {
     assert_exit(&run_as(1001, 9, &binary, &["store", path, "x"]), 0);
     assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", path])), "x\n");
     assert_exit(&run_as(0, 0, &binary, &["list", path]), 1);
+}
+
+/// Nobody takes over from a stranger's daemon, and a stranger's socket is not touched.
+fn another_user_is_left_alone() {
+    let (folder, binary) = common_folder();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("holder");
+    let rules = Rules::none(folder.path().join("rules")).allow("uid/default");
+    let rules = rules.regexes("uid/default", ".*", ".*").may("uid/default", &["LIST"]);
+    let mut command = Command::new(&binary);
+    command.args(["serve", "-1", "-v0", "-i"]).arg(&rules.dir).arg(&path).uid(1001).gid(1001);
+    let daemon = Daemon::spawn(command, &path);
+    daemon.client().store(&id("x"), fdholder::Limit::never(), std::io::stdin(), deadline()).unwrap();
+    let path = path.to_str().unwrap();
+    // Both may connect, and one of them is root.
+    for uid in [1002, 0] {
+        let refused = run_as(uid, uid, &binary, &["serve", path]);
+        assert_exit(&refused, 111);
+        let said = stderr(&refused);
+        assert!(said.contains(&format!("(pid {}, uid 1001)", daemon.pid())), "{said}");
+        assert!(said.contains("another user") && said.contains("stop it first"), "{said}");
+        assert_eq!(said.lines().count(), 1);
+        assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
+        assert_exit(&run_as(uid, uid, &binary, &["upgrade", path]), 1);
+    }
+}
+
+/// One that began to listen as root and is another user now: the next one becomes that user
+/// as well, and takes over.
+fn privileged_takeover() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let start = || {
+        let mut command = Command::new(&binary);
+        command.args(["serve", "-1", "-v0", "-u", "1001", "-g", "1002"]).arg(&path);
+        Daemon::spawn(command, &path)
+    };
+    let mut first = start();
+    let operand = path.to_str().unwrap();
+    assert_exit(&run_as(1001, 9, &binary, &["store", operand, "x"]), 0);
+    let second = start();
+    assert_eq!(first.wait().code(), Some(0));
+    assert_eq!(ids_of(second.pid(), "Uid:"), [1001; 4]);
+    assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", operand])), "x\n");
+    // As itself it would be another user.
+    assert_exit(&run_as(0, 0, &binary, &["serve", operand]), 111);
+    assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", operand])), "x\n");
+}
+
+/// Whose descriptors in flight are few: they wait for room on their way to the standby.
+fn an_ordinary_user_has_a_standby() {
+    let (folder, binary) = common_folder();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("holder");
+    let log = folder.path().join("log");
+    let script = "ulimit -n 3000; exec \"$0\" serve --standby -1 -n 2500 -c 8 \"$1\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(&binary).arg(&path).uid(1001).gid(1001);
+    command.stderr(File::create(&log).unwrap());
+    let daemon = Daemon::spawn(command, &path);
+    let operand = path.to_str().unwrap();
+    let fill = "\
+        i=0; while [ $i -lt 2000 ]; do export S6_FD_$i=0 S6_FDID_$i=id$i; i=$((i+1)); done\n\
+        exec env 'S6_FD#=2000' \"$0\" setdump \"$1\"";
+    let mut filling = Command::new("sh");
+    filling.args(["-c", fill]).arg(&binary).arg(operand).stdin(Stdio::null());
+    assert_exit(&filling.uid(1001).gid(1001).output().unwrap(), 0);
+    let said = || fs::read_to_string(&log).unwrap();
+    support::eventually("a standby has everything", || said().contains(" has everything"));
+    daemon.signal(rustix::process::Signal::KILL);
+    let list = || stdout(&run_as(1001, 1001, &binary, &["list", operand]));
+    assert_eq!(list().lines().count(), 2000);
+    support::eventually("it has a standby, too", || said().matches(" has everything").count() == 2);
+    // SIGTERM ends what is left.
+    let pids = said();
+    let ready = pids.lines().rfind(|line| line.contains(": ready on ")).unwrap();
+    let pid = ready.split("(pid ").nth(1).unwrap().split(')').next().unwrap().parse().unwrap();
+    support::family::signal(pid, rustix::process::Signal::TERM);
+    support::eventually("it has ended", || !support::family::is_alive(pid));
 }
 
 fn the_environment_names_the_user() {

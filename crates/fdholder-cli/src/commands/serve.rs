@@ -116,13 +116,14 @@ fn define_daemon(command: Command) -> Command {
              SIGUSR2, or fdholder upgrade PATH, has it become the program that is now on disk, \
              with the same pid; clients notice nothing.\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
-             for the next one to replace. Exit codes: 0, +1 if descriptors were still held, +2 \
-             if clients were cut off; 100 wrong usage, 111 it cannot start.",
+             for the next one to replace. Exit codes: 0 (also when it was taken over), \
+             +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \
+             it cannot start.",
         )
         .arg(
             flag("reuse", 'd', "reuse")
                 .overrides_with("no-reuse")
-                .help("Replace the socket of a daemon that is gone [default]"),
+                .help("Replace the socket of a daemon that is gone, take over from one that is not [default]"),
         )
         .arg(
             flag("no-reuse", 'D', "no-reuse")

@@ -19,6 +19,8 @@ use std::time::Duration;
 #[test]
 fn the_standby_serves_when_the_primary_is_killed() {
     let mut family = Family::with(&["--standby", "-n", "2000"]);
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", family.standby())).unwrap();
+    assert_eq!(comm, "fdholder\n");
     let mut client = family.client();
     let folder = family.folder.path().to_owned();
     fill(&mut client, &folder, 600);

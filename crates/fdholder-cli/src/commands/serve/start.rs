@@ -74,6 +74,8 @@ pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
         return Ok(Some(Start::TakenOver { inheritance, pid }));
     }
     let Some(socket) = socket_in(FOLLOW_VARIABLE)? else { return Ok(None) };
+    // It was started by a path that says nothing of its name, by which people look for it.
+    let _ = rustix::thread::set_name(c"fdholder");
     let follower = begin(socket)?;
     let pid = follower.head().pid;
     match follower.stand_by(settings.signals.term_source()).map_err(unable)? {

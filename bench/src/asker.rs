@@ -4,6 +4,7 @@ use crate::Result;
 use fdholder::{Client, Deadline, Identifier};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{channel, Sender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,11 +30,14 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Starts one.
+    /// Starts one, and waits until it was answered for the first time.
     pub fn start(path: &Path, id: &Identifier, manner: Manner) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (path, id, stopped) = (path.to_owned(), id.clone(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || ask(&path, &id, manner, &stopped));
+        let (answered, first_answer) = channel();
+        let thread = std::thread::spawn(move || ask(&path, &id, manner, &stopped, &answered));
+        // It is dropped, too, when there is no answer; that is told at the end.
+        let _ = first_answer.recv();
         Self { stop, thread }
     }
 
@@ -50,6 +54,7 @@ fn ask(
     id: &Identifier,
     manner: Manner,
     stop: &AtomicBool,
+    answered: &Sender<()>,
 ) -> std::result::Result<Vec<Instant>, String> {
     // Memory that has to be taken meanwhile would be a gap of our own.
     let mut answers = Vec::with_capacity(1 << 20);
@@ -62,6 +67,9 @@ fn ask(
         };
         client.retrieve(id, deadline).map_err(|error| error.to_string())?;
         answers.push(Instant::now());
+        if answers.len() == 1 {
+            let _ = answered.send(());
+        }
         connection = Some(client).filter(|_| manner == Manner::Steady);
     }
     Ok(answers)

@@ -3,14 +3,17 @@
 //! The two take turns (ours, s6, ours, s6 …), so that whatever else the machine does
 //! meets both alike, and what counts is the ratio of their medians.
 
+mod asker;
 mod bench;
 mod chart;
 mod daemon;
 mod document;
+mod family;
 mod figures;
 mod machine;
 mod memory;
 mod options;
+mod pauses;
 mod programs;
 mod raw;
 mod report;
@@ -41,6 +44,8 @@ const SECTIONS: &[Section] = &[
     Section { name: "retrieve", run: sections::retrieve::run },
     Section { name: "store", run: sections::store::run },
     Section { name: "memory", run: sections::memory::run },
+    Section { name: "takeover", run: sections::takeover::run },
+    Section { name: "standby", run: sections::standby::run },
 ];
 
 fn main() -> ExitCode {

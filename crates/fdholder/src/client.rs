@@ -8,7 +8,7 @@ use crate::limits::REPLY_PAYLOAD_MAX;
 use crate::reply::{self, Answer};
 use crate::request::{Entry, Request};
 use crate::time::Limit;
-use crate::transport;
+use crate::transport::{self, Wait};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_timeout, Timeout};
@@ -207,7 +207,10 @@ impl Client {
     fn fill(&mut self, deadline: Deadline) -> Result<(), Cause> {
         self.buffer.resize(READ_LEN, 0);
         loop {
-            match transport::receive(&self.socket, &mut self.buffer, deadline.wait()) {
+            // Also when nothing bounds the wait: the kernel wakes a receiver for nothing when
+            // the other end takes what was sent to it, but not one that polls to read.
+            self.wait_for(PollFlags::IN, deadline)?;
+            match transport::receive(&self.socket, &mut self.buffer, Wait::No) {
                 // A holder that does not let us in closes the connection; if our request
                 // was there already, the kernel calls that a reset.
                 Ok(received) if received.len == 0 => return Err(Cause::Exchange(Errno::PIPE)),
@@ -217,7 +220,7 @@ impl Client {
                     self.decoder.push(bytes, received.fds, received.fds_lost);
                     return Ok(());
                 }
-                Err(Errno::AGAIN) => self.wait_for(PollFlags::IN, deadline)?,
+                Err(Errno::AGAIN) => {}
                 Err(errno) => return Err(Cause::Exchange(errno)),
             }
         }
@@ -231,12 +234,11 @@ impl Client {
     fn wait_for(&self, what: PollFlags, deadline: Deadline) -> Result<(), Cause> {
         loop {
             let remaining = deadline.remaining();
-            if remaining == Some(Duration::ZERO) {
-                return Err(Cause::TimedOut);
-            }
             // A span that a timespec cannot hold is as good as none.
             let timeout = remaining.and_then(|span| Timespec::try_from(span).ok());
             match poll(&mut [PollFd::new(&self.socket, what)], timeout.as_ref()) {
+                // What is there by then counts.
+                Ok(0) if remaining == Some(Duration::ZERO) => return Err(Cause::TimedOut),
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(Cause::Exchange(errno)),

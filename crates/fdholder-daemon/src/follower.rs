@@ -1,6 +1,7 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
 use crate::keeper::keep;
+use crate::offspring::let_go_of;
 use crate::replication::roll::{succeed, Succession};
 use crate::replication::{Replica, ReplicaError};
 use crate::store::Store;
@@ -184,7 +185,11 @@ impl Follower {
             // If it does not hear that any more it has gone.
             let _ = self.say(Heard::Commit);
         }
-        self.succeed().map(|(inheritance, _)| inheritance)
+        let pid = self.head.pid;
+        let (inheritance, _) = self.succeed()?;
+        // If this process has just become another program, the keeper is a child of ours.
+        let_go_of(pid);
+        Ok(inheritance)
     }
 
     /// Follows until the primary has gone: then it is on us. `None`: we are not needed any

@@ -86,7 +86,7 @@ impl Launch {
     /// # Errors
     ///
     /// Those of fork(2) and execve(2).
-    pub fn start(&self, link: &OwnedFd) -> io::Result<Child> {
+    pub(crate) fn start(&self, link: &OwnedFd) -> io::Result<Child> {
         self.command(link, FOLLOW_VARIABLE)?.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
     }
 }

@@ -23,6 +23,7 @@ pub mod launch;
 pub mod limits;
 pub mod listen;
 pub mod memory;
+mod offspring;
 mod outbox;
 mod peer;
 pub mod privileges;

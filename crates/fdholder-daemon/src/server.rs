@@ -316,7 +316,7 @@ impl Server {
                     TERM => self.term_came(),
                     HUP => self.reload(),
                     USR2 => self.usr2_came(),
-                    CHILD => self.reap(),
+                    CHILD => self.reap_orphans(),
                     EXPIRY => self.expiry_timer.rang(),
                     // Slabs' keys.
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),

@@ -120,11 +120,9 @@ fn define_daemon(command: Command) -> Command {
              +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \
              it cannot start.",
         )
-        .arg(
-            flag("reuse", 'd', "reuse")
-                .overrides_with("no-reuse")
-                .help("Replace the socket of a daemon that is gone, take over from one that is not [default]"),
-        )
+        .arg(flag("reuse", 'd', "reuse").overrides_with("no-reuse").help(
+            "Replace the socket of a daemon that is gone, take over from one that is not [default]",
+        ))
         .arg(
             flag("no-reuse", 'D', "no-reuse")
                 .overrides_with("reuse")

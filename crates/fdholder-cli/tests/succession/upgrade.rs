@@ -101,7 +101,9 @@ fn the_keeper_serves_when_nobody_comes() {
     fill(&mut idle, it.family.folder.path(), 300);
     let before = content(&mut idle);
     let ours = env!("CARGO_BIN_EXE_fdholder");
-    it.installed.replace_by_script(&format!("[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"));
+    it.installed.replace_by_script(&format!(
+        "[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"
+    ));
     // The keeper answers for the program that it is.
     assert_exit(&it.upgrade(), 0);
     assert_eq!(it.family.wait(it.pid), Some(7));

@@ -1,11 +1,12 @@
-//! Processes that the daemon starts to follow it.
+//! The standby that a server keeps.
 
 use super::Server;
 use crate::launch::Launch;
+use crate::limits::COURIER_STACK_LEN;
+use crate::offspring::Offspring;
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use rustix::process::{wait, WaitOptions};
 use std::io;
-use std::process::Child;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -16,45 +17,11 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// But never longer than this.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// How long to wait for the end of a process that has hung up.
+pub(super) const ENDING_PATIENCE: Duration = Duration::from_millis(20);
+
 /// How often to look whether a process has ended that was killed.
 const REAP_PAUSE: Duration = Duration::from_millis(20);
-
-/// A process that was started to follow. Killed when dropped.
-#[derive(Debug)]
-pub(super) struct Offspring {
-    child: Child,
-    /// The client that it is until it follows.
-    pub token: Option<usize>,
-}
-
-impl Offspring {
-    pub fn pid(&self) -> Option<i32> {
-        i32::try_from(self.child.id()).ok()
-    }
-
-    /// How it has ended, if it has.
-    pub fn ended(&mut self) -> Option<String> {
-        match self.child.try_wait() {
-            Ok(None) => None,
-            Ok(Some(status)) => Some(status.to_string()),
-            // Somebody else has waited for it.
-            Err(_) => Some("ended".to_owned()),
-        }
-    }
-
-    /// Kills it, and waits until it has gone.
-    pub fn end(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Offspring {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-    }
-}
 
 /// The standby that a server keeps, and how it is started.
 #[derive(Debug)]
@@ -80,8 +47,8 @@ impl Standby {
         self.pause = if was_good { RESTART_PAUSE } else { (self.pause * 2).min(RESTART_PAUSE_MAX) };
         self.start_at = Some(Instant::now() + pause);
         self.remains = self.process.take();
-        if let Some(remains) = &mut self.remains {
-            let _ = remains.child.kill();
+        if let Some(remains) = &self.remains {
+            remains.kill();
         }
     }
 
@@ -95,25 +62,18 @@ impl Server {
     pub(super) fn start(&mut self, launch: &Launch) -> io::Result<Offspring> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        let child = launch.start(&theirs)?;
-        drop(theirs);
-        let token = self.let_in(ours);
-        Ok(Offspring { child, token })
+        let mut process = Offspring::start(launch.clone(), theirs)?;
+        process.token = self.let_in(ours);
+        Ok(process)
     }
 
-    /// Some process has ended: one of ours; one that the program had started which we have
-    /// become; or, if this is the first process of a container, anybody's.
-    pub(super) fn reap(&mut self) {
-        if !self.signals.take_child() {
-            return;
+    /// As the first process of a container this one has to let go of whatever ends.
+    pub(super) fn reap_orphans(&mut self) {
+        if self.signals.take_child() && std::process::id() == 1 {
+            let reap = || while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {};
+            // It will be tried again when the next one ends.
+            drop(std::thread::Builder::new().stack_size(COURIER_STACK_LEN).spawn(reap));
         }
-        // How our own have ended is remembered.
-        let standby = self.standby.as_mut().and_then(|standby| standby.process.as_mut());
-        standby.map(Offspring::ended);
-        if let Some(upgrade) = &mut self.upgrade {
-            upgrade.has_ended();
-        }
-        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
     }
 
     /// Starts a standby when one is due.
@@ -123,7 +83,7 @@ impl Server {
         if standby.start_at.is_none_or(|at| at > now) {
             return;
         }
-        if standby.remains.as_mut().is_some_and(|remains| remains.ended().is_none()) {
+        if standby.remains.as_ref().is_some_and(|remains| remains.ended().is_none()) {
             standby.start_at = Some(now + REAP_PAUSE);
             return;
         }
@@ -134,7 +94,7 @@ impl Server {
         let Some(standby) = &mut self.standby else { return };
         match started {
             Ok(process) => {
-                info!("a standby (pid {}) is started", process.pid().unwrap_or_default());
+                info!("a standby is started");
                 standby.process = Some(process);
             }
             Err(error) => {
@@ -148,6 +108,8 @@ impl Server {
     pub(super) fn notice_offspring(&mut self, token: usize) {
         if self.standby.as_ref().and_then(Standby::token) == Some(token) {
             if let Some(standby) = &mut self.standby {
+                let how = standby.process.as_ref().and_then(|p| p.wait(ENDING_PATIENCE));
+                warn!("the standby did not get ready: {}", how.unwrap_or_default());
                 standby.again(false);
             }
         }

@@ -6,9 +6,10 @@
 //! takes over from the keeper.
 
 use super::followers::{Lost, Role};
-use super::offspring::Offspring;
+use super::offspring::ENDING_PATIENCE;
 use super::Server;
 use crate::limits::KEEP_PATIENCE;
+use crate::offspring::{start_alone, Offspring};
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -26,11 +27,6 @@ impl Upgrade {
     /// Whether this client is the new program.
     pub fn is(&self, token: usize) -> bool {
         self.process.token == Some(token)
-    }
-
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        self.process.ended().is_some()
     }
 
     /// It follows now.
@@ -70,16 +66,10 @@ impl Server {
 
     /// The new program has ended, or hangs.
     pub(super) fn successor_failed(&mut self) {
-        let Some(mut upgrade) = self.upgrade.take() else { return };
+        let Some(upgrade) = self.upgrade.take() else { return };
         // It has hung up, so it is about to end; but one that does not is not waited for.
-        let until = Instant::now() + std::time::Duration::from_millis(20);
-        let mut ended = upgrade.process.ended();
-        while ended.is_none() && Instant::now() < until {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            ended = upgrade.process.ended();
-        }
-        let how = ended.unwrap_or_else(|| "it hangs, and was killed".to_owned());
-        upgrade.process.end();
+        let ended = upgrade.process.wait(ENDING_PATIENCE);
+        let how = ended.unwrap_or_else(|| "it hangs, and is killed".to_owned());
         self.upgrade_failed(&format!("the new program did not get ready ({how}): see the log"));
     }
 
@@ -109,14 +99,20 @@ impl Server {
     pub(super) fn become_successor(&mut self, key: usize) {
         let Some(link) = self.links.try_remove(key) else { return };
         let Some(launch) = self.successor.clone() else { return };
+        // What others are just starting must not have the end of this connection.
+        let alone = start_alone();
         let error = match launch.take_over_command(&link.socket) {
             Ok(mut command) => command.exec(),
             Err(error) => error,
         };
+        drop(alone);
         // This is still the old program, and has everything; the keeper serves nobody, as
-        // we have not hung up.
+        // we have not hung up. One that cannot be ended would serve some day.
         if let Some(upgrade) = self.upgrade.take() {
-            upgrade.process.end();
+            if !upgrade.process.end() {
+                warn!("the keeper of what is held cannot be ended: it is to serve");
+                std::process::exit(111);
+            }
         }
         self.hold.mirrors.remove(link.mirror);
         drop(link);

@@ -1,41 +1,19 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
+use crate::inheritance::Inheritance;
 use crate::keeper::keep;
 use crate::offspring::let_go_of;
 use crate::replication::roll::{succeed, Succession};
 use crate::replication::{Replica, ReplicaError};
-use crate::store::Store;
 use fdholder::extension::{self, Extension, VERSION};
 use fdholder::frame::Decoder;
-use fdholder::link::{Fed, HandedClient, Head, Heard, LINK_PAYLOAD_MAX};
+use fdholder::link::{Fed, Head, Heard, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-/// What a daemon has to serve with.
-#[derive(Debug)]
-pub struct Inheritance {
-    /// Where clients come in.
-    pub listener: OwnedFd,
-    /// What is held.
-    pub store: Store<OwnedFd>,
-    /// Clients that were served by another daemon.
-    pub clients: Vec<HandedClient<OwnedFd>>,
-    /// The numbers of what went last, of which others may not have been told.
-    pub dropped: VecDeque<u64>,
-}
-
-impl Inheritance {
-    /// A new socket, and room for so many descriptors.
-    pub fn of(listener: OwnedFd, capacity: usize) -> Self {
-        let store = Store::new(capacity);
-        Self { listener, store, clients: Vec::new(), dropped: VecDeque::new() }
-    }
-}
 
 /// Why a primary cannot be followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! other end of its connection to take over. If that does not come, it serves itself.
 
 use crate::exchange::{Broken, Exchange};
-use crate::follower::Inheritance;
+use crate::inheritance::Inheritance;
 use crate::limits::{KEEP_PATIENCE, READ_LEN};
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;

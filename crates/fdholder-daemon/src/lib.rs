@@ -18,6 +18,7 @@ mod exchange;
 mod expiry_timer;
 pub mod fdstore;
 pub mod follower;
+pub mod inheritance;
 mod keeper;
 pub mod launch;
 pub mod limits;

@@ -12,7 +12,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::{Rules, User};
 use fdholder_daemon::fdstore::{self, Notifier, Past};
-use fdholder_daemon::follower::Inheritance;
+use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};

@@ -1,10 +1,11 @@
 //! Processes that follow: accepted, told of every change, given up.
 
-use super::handover::hand_over_at;
 use super::{Accepting, Ended, Server, LINK};
 use crate::credentials::Credentials;
 use crate::exchange::Broken;
-use crate::limits::{FOLLOWERS_MAX, FOLLOWER_PATIENCE, MIRROR_MESSAGES_PER_TURN, SEND_PAUSE};
+use crate::limits::{
+    FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, MIRROR_MESSAGES_PER_TURN, SEND_PAUSE,
+};
 use crate::replication::roll::Roll;
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
@@ -47,6 +48,13 @@ pub(super) struct Link {
     /// When to try again, as there was no room for descriptors in flight.
     retry: Option<Instant>,
     watched: epoll::EventFlags,
+}
+
+impl Link {
+    /// When it is handed everything at the latest, if it wants to serve.
+    pub fn hand_over_at(&self) -> Option<Instant> {
+        self.wants_over.map(|since| since + HANDOVER_GRACE)
+    }
 }
 
 /// Why a follower is given up.
@@ -347,7 +355,7 @@ impl Server {
     /// When something is due about followers.
     pub(super) fn followers_deadline(&self) -> Option<Instant> {
         let links = self.links.iter().flat_map(|(key, link)| {
-            [link.retry, self.hangs_at(key), hand_over_at(link)].into_iter().flatten()
+            [link.retry, self.hangs_at(key), link.hand_over_at()].into_iter().flatten()
         });
         let standby = self.standby.as_ref().and_then(|standby| standby.start_at);
         let upgrade = self.upgrade.as_ref().map(|upgrade| upgrade.deadline);

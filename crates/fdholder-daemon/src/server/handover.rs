@@ -1,24 +1,19 @@
 //! Handing everything over to a process that follows.
 
-use super::followers::{Link, Lost, Role};
+use super::followers::{Lost, Role};
 use super::Server;
 use crate::exchange::{Broken, Exchange};
-use crate::limits::{COMMIT_PATIENCE, HANDOVER_GRACE};
+use crate::limits::COMMIT_PATIENCE;
 use crate::peer::Gone;
 use fdholder::Errno;
 use std::time::Instant;
 use tracing::warn;
 
-/// When a follower is handed everything at the latest.
-pub(super) fn hand_over_at(link: &Link) -> Option<Instant> {
-    link.wants_over.map(|since| since + HANDOVER_GRACE)
-}
-
 impl Server {
     /// Hands over, if somebody is to serve, and no client is in the middle of something; or
     /// it has been for too long.
     pub(super) fn hand_over_if_due(&mut self) {
-        let wanted = self.links.iter().find_map(|(key, link)| Some((key, hand_over_at(link)?)));
+        let wanted = self.links.iter().find_map(|(key, link)| Some((key, link.hand_over_at()?)));
         let Some((key, at)) = wanted else {
             if std::mem::take(&mut self.is_handing_over) {
                 self.unpause();

@@ -6,7 +6,7 @@
 //! takes over from the keeper.
 
 use super::followers::{Lost, Role};
-use super::offspring::ENDING_PATIENCE;
+use super::standby::ENDING_PATIENCE;
 use super::Server;
 use crate::limits::KEEP_PATIENCE;
 use crate::offspring::{start_alone, Offspring};

@@ -1,0 +1,27 @@
+//! What one daemon leaves to the next.
+
+use crate::store::Store;
+use fdholder::link::HandedClient;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+/// What a daemon has to serve with.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// Where clients come in.
+    pub listener: OwnedFd,
+    /// What is held.
+    pub store: Store<OwnedFd>,
+    /// Clients that were served by another daemon.
+    pub clients: Vec<HandedClient<OwnedFd>>,
+    /// The numbers of what went last, of which others may not have been told.
+    pub dropped: VecDeque<u64>,
+}
+
+impl Inheritance {
+    /// A new socket, and room for so many descriptors.
+    pub fn of(listener: OwnedFd, capacity: usize) -> Self {
+        let store = Store::new(capacity);
+        Self { listener, store, clients: Vec::new(), dropped: VecDeque::new() }
+    }
+}

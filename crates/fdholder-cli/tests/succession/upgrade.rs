@@ -172,6 +172,25 @@ fn the_keeper_serves_when_nobody_comes() {
     eventually("one is left", || it.family.alive().len() == 1);
 }
 
+/// One that stands still for longer than the keeper waits does not serve beside it.
+#[test]
+fn a_slow_program_does_not_serve_beside_the_keeper() {
+    let mut it = Upgradable::new(&[]);
+    fill(&mut it.family.client(), it.family.folder.path(), 30);
+    let before = content(&mut it.family.client());
+    let ours = env!("CARGO_BIN_EXE_fdholder");
+    // Between "synced" and "take over", as its third message.
+    let slow = "inject=sendmsg:delay_enter=11000000:when=3";
+    it.installed.replace_by_script(&format!(
+        "[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\n\
+         exec strace -D -qq -o /dev/null -e trace=sendmsg -e {slow} {ours} \"$@\""
+    ));
+    signal(it.pid, Signal::USR2);
+    assert_eq!(it.family.wait(it.pid), Some(111), "{}", it.family.log());
+    assert_eq!(content(&mut it.family.client()), before);
+    eventually("one is left", || it.family.alive().len() == 1);
+}
+
 /// When the kernel refuses in the last moment, the old program goes on.
 #[test]
 fn the_old_program_goes_on_when_it_cannot_become_another() {

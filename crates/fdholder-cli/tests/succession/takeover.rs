@@ -98,6 +98,23 @@ fn one_that_is_too_small_leaves_it_be() {
     assert_eq!(family.alive(), [family.primary()]);
 }
 
+/// One that cannot say that it is ready serves all the same: nobody else has what is held.
+#[test]
+fn readiness_that_nobody_reads_is_no_reason_to_end() {
+    let family = Family::with(&[]);
+    let mut client = family.client();
+    fill(&mut client, family.folder.path(), 30);
+    let before = content(&mut client);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = crate::support::suite::fdholder(["serve", "-1"]);
+    let mut next = command.arg(&family.path).stdout(full).spawn().unwrap();
+    let is_next = || family.client().list(deadline()).is_ok() && family.alive() == [next.id()];
+    eventually("it has taken over", is_next);
+    assert_eq!(content(&mut client), before);
+    next.kill().unwrap();
+    next.wait().unwrap();
+}
+
 /// One that dies on the way leaves the old one as it was, whatever the moment.
 #[test]
 fn one_that_dies_on_the_way_leaves_it_be() {

@@ -213,6 +213,26 @@ fn a_standby_that_hangs_is_given_up() {
     assert_ne!(family.standby(), standby);
 }
 
+/// A client that asks for much without waiting is not kept waiting in between.
+#[test]
+fn many_requests_at_once_are_not_held_up() {
+    const COUNT: usize = 1000;
+    let family = Family::with(&["--standby"]);
+    family.standby();
+    fill(&mut family.client(), family.folder.path(), COUNT);
+    let mut stream = std::os::unix::net::UnixStream::connect(&family.path).unwrap();
+    let delete = |number: usize| {
+        let request = fdholder::Request::<std::os::fd::OwnedFd>::Delete(id(&number.to_string()));
+        request.into_message().into_parts().0
+    };
+    let began = std::time::Instant::now();
+    std::io::Write::write_all(&mut stream, &(0..COUNT).flat_map(delete).collect::<Vec<_>>())
+        .unwrap();
+    let mut answers = vec![0; COUNT * 7];
+    std::io::Read::read_exact(&mut stream, &mut answers).unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
 /// SIGTERM, to either, ends both.
 #[test]
 fn sigterm_ends_both() {

@@ -195,17 +195,21 @@ impl Server {
         }
     }
 
-    /// Serves those whose replies have waited for followers, and need not any longer.
-    pub(super) fn serve_gated(&mut self) {
+    /// Serves those whose replies have waited for followers, and need not any longer. Returns
+    /// whether there were any.
+    pub(super) fn serve_gated(&mut self) -> bool {
+        let mut served_any = false;
         for token in std::mem::take(&mut self.gated) {
             match self.peers.get(token) {
                 Some(peer) if peer.is_gated(&self.hold.mirrors) => self.gated.push(token),
                 Some(_) => {
+                    served_any = true;
                     self.serve(token);
                 }
                 None => {}
             }
         }
+        served_any
     }
 
     /// Gives a client its time anew, if it has one and there is something to be in time for.

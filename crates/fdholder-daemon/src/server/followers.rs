@@ -169,9 +169,8 @@ impl Server {
             for key in self.link_keys() {
                 self.tell(key, MIRROR_MESSAGES_PER_TURN);
             }
-            let waiting = self.gated.len();
-            self.serve_gated();
-            if waiting == self.gated.len() {
+            // Whoever was served may have changed more, and nothing else may wake us for that.
+            if !self.serve_gated() {
                 break;
             }
         }

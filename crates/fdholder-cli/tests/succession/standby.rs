@@ -233,6 +233,27 @@ fn many_requests_at_once_are_not_held_up() {
     assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
+/// When the kernel has no resources for the first standby, there is another one; and what has
+/// ended is not killed once more.
+#[test]
+fn there_is_another_standby() {
+    let mut family = Family::new();
+    let trace = family.folder.path().join("trace");
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-qq", "-o", trace.to_str().unwrap(), "-e", "trace=epoll_ctl,kill,wait4,waitid"]);
+    // Six sources, then the first standby.
+    strace.args(["-e", "inject=epoll_ctl:error=ENOSPC:when=7"]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "--standby"]);
+    strace.arg(&family.path);
+    family.spawn(strace);
+    let first = family.standby();
+    signal(first, Signal::KILL);
+    eventually("there is another one", || family.standby() != first);
+    let trace = std::fs::read_to_string(trace).unwrap();
+    assert!(trace.contains("ENOSPC"), "{trace}");
+    assert!(!trace.contains("ESRCH"), "a process was killed that had ended: {trace}");
+}
+
 /// SIGTERM, to either, ends both.
 #[test]
 fn sigterm_ends_both() {

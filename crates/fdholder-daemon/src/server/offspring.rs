@@ -110,6 +110,9 @@ impl Server {
         // How our own have ended is remembered.
         let standby = self.standby.as_mut().and_then(|standby| standby.process.as_mut());
         standby.map(Offspring::ended);
+        // Else it would be killed once more, when its pid may be another's.
+        let remains = self.standby.as_mut().and_then(|standby| standby.remains.as_mut());
+        remains.map(Offspring::ended);
         if let Some(upgrade) = &mut self.upgrade {
             upgrade.has_ended();
         }
@@ -135,7 +138,12 @@ impl Server {
         match started {
             Ok(process) => {
                 info!("a standby (pid {}) is started", process.pid().unwrap_or_default());
+                // One that could not be let in has nobody to follow.
+                let is_let_in = process.token.is_some();
                 standby.process = Some(process);
+                if !is_let_in {
+                    standby.again(false);
+                }
             }
             Err(error) => {
                 warn!("unable to start a standby: {error}");

@@ -254,6 +254,25 @@ fn there_is_another_standby() {
     assert!(!trace.contains("ESRCH"), "a process was killed that had ended: {trace}");
 }
 
+/// When descriptors have no room in flight just once, a standby is not given up, however long
+/// there was nothing to tell it.
+#[test]
+fn a_standby_with_nothing_to_do_does_not_hang() {
+    let mut family = Family::new();
+    let mut strace = std::process::Command::new("strace");
+    let full = "inject=sendmsg:error=ETOOMANYREFS:when=4..8";
+    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", full]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "--standby"]);
+    strace.arg(&family.path);
+    family.spawn(strace);
+    let standby = family.standby();
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    let (file, _) = marked_file(family.folder.path(), "x");
+    family.client().store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+    assert_eq!(family.standby(), standby);
+    assert!(!family.log().contains("given up"), "{}", family.log());
+}
+
 /// SIGTERM, to either, ends both.
 #[test]
 fn sigterm_ends_both() {

@@ -82,14 +82,8 @@ impl Kept<'_> {
         say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd()))?;
         let mut mirrors = Mirrors::default();
         let mirror = mirrors.add(self.store);
-        let mut exchange = Exchange {
-            socket,
-            decoder,
-            mirrors: &mut mirrors,
-            mirror,
-            buffer,
-            deadline,
-        };
+        let mut exchange =
+            Exchange { socket, decoder, mirrors: &mut mirrors, mirror, buffer, deadline };
         exchange.tell_all()?;
         exchange.wait_for(Heard::TakeOver)?;
         exchange.hand_over(self.clients.iter().cloned(), false, roll)

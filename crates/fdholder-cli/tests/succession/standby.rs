@@ -220,9 +220,9 @@ fn many_requests_at_once_are_not_held_up() {
     let family = Family::with(&["--standby"]);
     family.standby();
     fill(&mut family.client(), family.folder.path(), COUNT);
-    let mut stream = std::os::unix::net::UnixStream::connect(&family.path).unwrap();
+    let mut stream = UnixStream::connect(&family.path).unwrap();
     let delete = |number: usize| {
-        let request = fdholder::Request::<std::os::fd::OwnedFd>::Delete(id(&number.to_string()));
+        let request = Request::<OwnedFd>::Delete(id(&number.to_string()));
         request.into_message().into_parts().0
     };
     let began = std::time::Instant::now();
@@ -230,7 +230,7 @@ fn many_requests_at_once_are_not_held_up() {
         .unwrap();
     let mut answers = vec![0; COUNT * 7];
     std::io::Read::read_exact(&mut stream, &mut answers).unwrap();
-    assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
 /// When the kernel has no resources for the first standby, there is another one; and what has
@@ -266,7 +266,7 @@ fn a_standby_with_nothing_to_do_does_not_hang() {
     strace.arg(&family.path);
     family.spawn(strace);
     let standby = family.standby();
-    std::thread::sleep(std::time::Duration::from_millis(2200));
+    std::thread::sleep(Duration::from_millis(2200));
     let (file, _) = marked_file(family.folder.path(), "x");
     family.client().store(&id("x"), Limit::never(), &file, deadline()).unwrap();
     assert_eq!(family.standby(), standby);

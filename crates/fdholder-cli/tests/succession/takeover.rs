@@ -105,8 +105,8 @@ fn readiness_that_nobody_reads_is_no_reason_to_end() {
     let mut client = family.client();
     fill(&mut client, family.folder.path(), 30);
     let before = content(&mut client);
-    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let mut command = crate::support::suite::fdholder(["serve", "-1"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = suite::fdholder(["serve", "-1"]);
     let mut next = command.arg(&family.path).stdout(full).spawn().unwrap();
     let is_next = || family.client().list(deadline()).is_ok() && family.alive() == [next.id()];
     eventually("it has taken over", is_next);

@@ -15,6 +15,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 /// A daemon that was started from a file of its own.
 struct Upgradable {
@@ -109,7 +110,9 @@ fn a_client_may_leave_when_an_upgrade_fails() {
     let mut asks = UnixStream::connect(&it.family.path).unwrap();
     let upgrade = Request::<OwnedFd>::Extension(Extension::Upgrade).into_message();
     let closed = it.family.folder.path().join("closed");
-    let script = format!("eval \"exec $FDHOLDER_FOLLOW>&-\"\n: > {}\nsleep 1", closed.display());
+    // dash closes no number of two digits.
+    let hangs_up = format!("eval \"exec $FDHOLDER_FOLLOW>&-\"; : > {}; sleep 1", closed.display());
+    let script = format!("exec bash -c '{hangs_up}'");
     it.installed.replace_by_script(&script);
     // It is let in after the one that asks for the upgrade.
     it.family.client().list(deadline()).unwrap();
@@ -121,7 +124,10 @@ fn a_client_may_leave_when_an_upgrade_fails() {
     eventually("it is lent", || it.family.client().list(deadline()).unwrap().len() == 2);
     asks.write_all(upgrade.bytes()).unwrap();
     // Within the moment in which the daemon waits for the end of the new program.
-    while !closed.exists() {}
+    let began = Instant::now();
+    while !closed.exists() {
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
     drop(leaves);
     assert_ne!(asks.read(&mut [0; 256]).unwrap(), 0);
     assert_eq!(it.family.client().list(deadline()).unwrap().len(), 3);
@@ -160,7 +166,9 @@ fn the_keeper_serves_when_nobody_comes() {
     fill(&mut idle, it.family.folder.path(), 300);
     let before = content(&mut idle);
     let ours = env!("CARGO_BIN_EXE_fdholder");
-    it.installed.replace_by_script(&format!("[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"));
+    it.installed.replace_by_script(&format!(
+        "[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\nexit 7"
+    ));
     // The keeper answers for the program that it is.
     assert_exit(&it.upgrade(), 0);
     assert_eq!(it.family.wait(it.pid), Some(7));

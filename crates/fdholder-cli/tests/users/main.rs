@@ -189,7 +189,10 @@ fn another_user_is_left_alone() {
     let mut command = Command::new(&binary);
     command.args(["serve", "-1", "-v0", "-i"]).arg(&rules.dir).arg(&path).uid(1001).gid(1001);
     let daemon = Daemon::spawn(command, &path);
-    daemon.client().store(&id("x"), fdholder::Limit::never(), std::io::stdin(), deadline()).unwrap();
+    daemon
+        .client()
+        .store(&id("x"), fdholder::Limit::never(), std::io::stdin(), deadline())
+        .unwrap();
     let path = path.to_str().unwrap();
     // Both may connect, and one of them is root.
     for uid in [1002, 0] {

@@ -181,6 +181,8 @@ impl Server {
         for token in tokens {
             self.serve(token);
         }
+        // Nothing else may happen that would have it watched again.
+        self.watch_listener();
     }
 
     /// Whoever has taken a reply may have told others, who must find things accordingly.
@@ -259,6 +261,11 @@ impl Server {
             _ if full => Accepting::Full,
             _ => Accepting::Yes,
         };
+        self.watch_listener();
+    }
+
+    /// Has the listening socket wake us while clients are let in, and only then.
+    fn watch_listener(&mut self) {
         let listen = self.accepting == Accepting::Yes && !self.is_handing_over;
         if listen != self.listening {
             let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };

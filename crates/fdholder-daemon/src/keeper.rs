@@ -61,20 +61,32 @@ impl Kept<'_> {
             count: self.store.len() as u32,         // At most FDS_MAX.
             capacity: self.store.capacity() as u32, // At most FDS_MAX.
         };
+        let followed = self.be_followed(socket, head, &roll, &mut decoder, &mut buffer, deadline);
+        if followed.is_err() {
+            // It may only be slow, and must not serve beside us when it goes on.
+            roll.give_up(head.number).map_err(Broken::Failed)?;
+        }
+        followed
+    }
+
+    /// Hands everything over to the new program.
+    fn be_followed(
+        &self,
+        socket: &OwnedFd,
+        head: Head,
+        roll: &Roll,
+        decoder: &mut Decoder<OwnedFd>,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), Broken> {
         say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd()))?;
         let mut mirrors = Mirrors::default();
         let mirror = mirrors.add(self.store);
-        let mut exchange = Exchange {
-            socket,
-            decoder: &mut decoder,
-            mirrors: &mut mirrors,
-            mirror,
-            buffer: &mut buffer,
-            deadline,
-        };
+        let mut exchange =
+            Exchange { socket, decoder, mirrors: &mut mirrors, mirror, buffer, deadline };
         exchange.tell_all()?;
         exchange.wait_for(Heard::TakeOver)?;
-        exchange.hand_over(self.clients.iter().cloned(), false, &roll)
+        exchange.hand_over(self.clients.iter().cloned(), false, roll)
     }
 }
 

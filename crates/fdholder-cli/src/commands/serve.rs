@@ -190,10 +190,12 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
 fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
     let source = RulesSource::of(invocation)?;
+    // Nothing may fail that could have failed before, once everything has been taken over.
+    let rules = source.read()?;
     let settings = Settings::of(invocation)?;
     let place = "standard input";
     if let Some(start) = start::by_following(&settings)? {
-        return settings.serve(start, source.read()?, place);
+        return settings.serve(start, rules, place);
     }
     let stdin = std::io::stdin();
     check_inherited(&stdin).map_err(|problem| {
@@ -204,7 +206,7 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
         .try_clone_to_owned()
         .map_err(|error| Failure::system("take the socket from standard input", error))?;
     let inheritance = Inheritance::of(listener, settings.room.capacity);
-    settings.serve(Start::Anew(inheritance, Past::none()), source.read()?, place)
+    settings.serve(Start::Anew(inheritance, Past::none()), rules, place)
 }
 
 /// Where the rules are, by the command line.
@@ -333,6 +335,7 @@ impl Settings {
         let prepare = |error| Failure::system("prepare the server", error);
         let (pid, capacity) = (std::process::id(), self.room.capacity);
         let is_promoted = matches!(start, Start::Promoted { .. });
+        let is_anew = matches!(start, Start::Anew(..));
         let how = start.to_string();
         let (inheritance, past) = match start {
             Start::Anew(inheritance, past) => (inheritance, past),
@@ -353,8 +356,14 @@ impl Settings {
         }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {
-            give_up_standard_streams(self.announce)
-                .map_err(|error| Failure::system("announce readiness on stdout", error))?;
+            match give_up_standard_streams(self.announce) {
+                Ok(()) => {}
+                // Nobody else has what was taken over.
+                Err(error) if !is_anew || server.held() > 0 => {
+                    warn!("unable to announce readiness on stdout: {error}");
+                }
+                Err(error) => return Err(Failure::system("announce readiness on stdout", error)),
+            }
             activation::announce(&format!("serving {place}"));
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {

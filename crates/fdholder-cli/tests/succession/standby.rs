@@ -215,6 +215,66 @@ fn a_standby_that_hangs_is_given_up() {
     assert_ne!(family.standby(), standby);
 }
 
+/// A client that asks for much without waiting is not kept waiting in between.
+#[test]
+fn many_requests_at_once_are_not_held_up() {
+    const COUNT: usize = 1000;
+    let family = Family::with(&["--standby"]);
+    family.standby();
+    fill(&mut family.client(), family.folder.path(), COUNT);
+    let mut stream = UnixStream::connect(&family.path).unwrap();
+    let delete = |number: usize| {
+        let request = Request::<OwnedFd>::Delete(id(&number.to_string()));
+        request.into_message().into_parts().0
+    };
+    let began = std::time::Instant::now();
+    std::io::Write::write_all(&mut stream, &(0..COUNT).flat_map(delete).collect::<Vec<_>>())
+        .unwrap();
+    let mut answers = vec![0; COUNT * 7];
+    std::io::Read::read_exact(&mut stream, &mut answers).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+/// When the kernel has no resources for the first standby, there is another one; and what has
+/// ended is not killed once more.
+#[test]
+fn there_is_another_standby() {
+    let mut family = Family::new();
+    let trace = family.folder.path().join("trace");
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-qq", "-o", trace.to_str().unwrap(), "-e", "trace=epoll_ctl,kill,wait4,waitid"]);
+    // Six sources, then the first standby.
+    strace.args(["-e", "inject=epoll_ctl:error=ENOSPC:when=7"]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "--standby"]);
+    strace.arg(&family.path);
+    family.spawn(strace);
+    let first = family.standby();
+    signal(first, Signal::KILL);
+    eventually("there is another one", || family.standby() != first);
+    let trace = std::fs::read_to_string(trace).unwrap();
+    assert!(trace.contains("ENOSPC"), "{trace}");
+    assert!(!trace.contains("ESRCH"), "a process was killed that had ended: {trace}");
+}
+
+/// When descriptors have no room in flight just once, a standby is not given up, however long
+/// there was nothing to tell it.
+#[test]
+fn a_standby_with_nothing_to_do_does_not_hang() {
+    let mut family = Family::new();
+    let mut strace = std::process::Command::new("strace");
+    let full = "inject=sendmsg:error=ETOOMANYREFS:when=4..8";
+    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", full]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "--standby"]);
+    strace.arg(&family.path);
+    family.spawn(strace);
+    let standby = family.standby();
+    std::thread::sleep(Duration::from_millis(2200));
+    let (file, _) = marked_file(family.folder.path(), "x");
+    family.client().store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+    assert_eq!(family.standby(), standby);
+    assert!(!family.log().contains("given up"), "{}", family.log());
+}
+
 /// SIGTERM, to either, ends both.
 #[test]
 fn sigterm_ends_both() {

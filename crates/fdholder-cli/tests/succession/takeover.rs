@@ -5,11 +5,11 @@ use crate::support::{
     Suite,
 };
 use crate::{content, fill};
-use fdholder::{Client, Entry, Limit, OnConflict, Timestamp};
+use fdholder::{Client, Entry, Limit, OnConflict, Request, Timestamp};
 use rustix::process::Signal;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -96,6 +96,39 @@ fn one_that_is_too_small_leaves_it_be() {
     assert!(stderr(&small).contains("more than this one would have room for"), "{small:?}");
     assert_eq!(family.client().list(deadline()).unwrap().len(), 10);
     assert_eq!(family.alive(), [family.primary()]);
+}
+
+/// One that dies while clients are given time to finish: new ones are let in again at once.
+#[test]
+fn when_one_has_died_on_the_way_clients_come_in() {
+    let family = Family::with(&[]);
+    // In the middle of a set, and silent.
+    let busy = UnixStream::connect(&family.path).unwrap();
+    let begins = Request::<OwnedFd>::Setdump(2).into_message();
+    (&busy).write_all(begins.bytes()).unwrap();
+    assert_ne!((&busy).read(&mut [0; 64]).unwrap(), 0);
+    let mut next = suite::fdholder(["serve", "-v0"]).arg(&family.path).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    next.kill().unwrap();
+    next.wait().unwrap();
+    assert_eq!(family.client().list(deadline()), Ok(vec![]));
+}
+
+/// One that cannot say that it is ready serves all the same: nobody else has what is held.
+#[test]
+fn readiness_that_nobody_reads_is_no_reason_to_end() {
+    let family = Family::with(&[]);
+    let mut client = family.client();
+    fill(&mut client, family.folder.path(), 30);
+    let before = content(&mut client);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = suite::fdholder(["serve", "-1"]);
+    let mut next = command.arg(&family.path).stdout(full).spawn().unwrap();
+    let is_next = || family.client().list(deadline()).is_ok() && family.alive() == [next.id()];
+    eventually("it has taken over", is_next);
+    assert_eq!(content(&mut client), before);
+    next.kill().unwrap();
+    next.wait().unwrap();
 }
 
 /// One that dies on the way leaves the old one as it was, whatever the moment.

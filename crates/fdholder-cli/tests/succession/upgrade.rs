@@ -1,11 +1,21 @@
 //! A daemon becomes another program.
 
 use crate::support::family::{is_alive, signal};
-use crate::support::{assert_exit, eventually, stderr, stdout, suite, Family, Installed};
+use crate::support::{
+    assert_exit, deadline, eventually, id, stderr, stdout, suite, Family, Installed,
+};
 use crate::{content, fill};
+use fdholder::extension::Extension;
+use fdholder::frame::Decoder;
+use fdholder::limits::REQUEST_PAYLOAD_MAX;
+use fdholder::Request;
 use rustix::process::Signal;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 /// A daemon that was started from a file of its own.
 struct Upgradable {
@@ -92,6 +102,61 @@ fn a_program_that_does_not_start_changes_nothing() {
     assert_eq!(content(&mut idle), before);
 }
 
+/// A client that leaves with its reply unread, while others are told that an upgrade failed.
+#[test]
+fn a_client_may_leave_when_an_upgrade_fails() {
+    let it = Upgradable::new(&[]);
+    fill(&mut it.family.client(), it.family.folder.path(), 3);
+    let mut asks = UnixStream::connect(&it.family.path).unwrap();
+    let upgrade = Request::<OwnedFd>::Extension(Extension::Upgrade).into_message();
+    let closed = it.family.folder.path().join("closed");
+    // dash closes no number of two digits.
+    let hangs_up = format!("eval \"exec $FDHOLDER_FOLLOW>&-\"; : > {}; sleep 1", closed.display());
+    let script = format!("exec bash -c '{hangs_up}'");
+    it.installed.replace_by_script(&script);
+    // It is let in after the one that asks for the upgrade.
+    it.family.client().list(deadline()).unwrap();
+    asks.write_all(Request::<OwnedFd>::List.into_message().bytes()).unwrap();
+    assert_ne!(asks.read(&mut [0; 64]).unwrap(), 0);
+    let mut leaves = UnixStream::connect(&it.family.path).unwrap();
+    let retrieve = Request::<OwnedFd>::Retrieve { id: id("0"), delete: true };
+    leaves.write_all(retrieve.into_message().bytes()).unwrap();
+    eventually("it is lent", || it.family.client().list(deadline()).unwrap().len() == 2);
+    asks.write_all(upgrade.bytes()).unwrap();
+    // Within the moment in which the daemon waits for the end of the new program.
+    let began = Instant::now();
+    while !closed.exists() {
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+    drop(leaves);
+    assert_ne!(asks.read(&mut [0; 256]).unwrap(), 0);
+    assert_eq!(it.family.client().list(deadline()).unwrap().len(), 3);
+    assert_eq!(it.family.alive(), [it.pid]);
+}
+
+/// Whoever asks for many upgrades at once, while there is no program, gets as many answers.
+#[test]
+fn many_upgrades_may_fail() {
+    const COUNT: usize = 2000;
+    let it = Upgradable::new(&[]);
+    fill(&mut it.family.client(), it.family.folder.path(), 3);
+    fs::remove_file(&it.installed.path).unwrap();
+    let mut asks = UnixStream::connect(&it.family.path).unwrap();
+    let upgrade = Request::<OwnedFd>::Extension(Extension::Upgrade).into_message();
+    asks.write_all(&upgrade.bytes().repeat(COUNT)).unwrap();
+    let mut decoder = Decoder::<OwnedFd>::new(REQUEST_PAYLOAD_MAX);
+    let (mut answers, mut buffer) = (0, vec![0; 65536]);
+    while answers < COUNT {
+        let len = asks.read(&mut buffer).unwrap();
+        assert_ne!(len, 0, "the daemon has gone after {answers} answers");
+        decoder.push(&buffer[..len], [], false);
+        while decoder.next().unwrap().is_some() {
+            answers += 1;
+        }
+    }
+    assert_eq!(it.family.client().list(deadline()).unwrap().len(), 3);
+}
+
 /// One that starts beside the old one, but then does not take over from the keeper: the
 /// keeper serves.
 #[test]
@@ -112,6 +177,25 @@ fn the_keeper_serves_when_nobody_comes() {
     // A supervisor starts the next one, which takes over.
     it.family.serve(&[]);
     assert_eq!(content(&mut idle), before);
+    eventually("one is left", || it.family.alive().len() == 1);
+}
+
+/// One that stands still for longer than the keeper waits does not serve beside it.
+#[test]
+fn a_slow_program_does_not_serve_beside_the_keeper() {
+    let mut it = Upgradable::new(&[]);
+    fill(&mut it.family.client(), it.family.folder.path(), 30);
+    let before = content(&mut it.family.client());
+    let ours = env!("CARGO_BIN_EXE_fdholder");
+    // Between "synced" and "take over", as its third message.
+    let slow = "inject=sendmsg:delay_enter=11000000:when=3";
+    it.installed.replace_by_script(&format!(
+        "[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\n\
+         exec strace -D -qq -o /dev/null -e trace=sendmsg -e {slow} {ours} \"$@\""
+    ));
+    signal(it.pid, Signal::USR2);
+    assert_eq!(it.family.wait(it.pid), Some(111), "{}", it.family.log());
+    assert_eq!(content(&mut it.family.client()), before);
     eventually("one is left", || it.family.alive().len() == 1);
 }
 

@@ -181,6 +181,8 @@ impl Server {
         for token in tokens {
             self.serve(token);
         }
+        // Nothing else may happen that would have it watched again.
+        self.watch_listener();
     }
 
     /// Whoever has taken a reply may have told others, who must find things accordingly.
@@ -195,17 +197,21 @@ impl Server {
         }
     }
 
-    /// Serves those whose replies have waited for followers, and need not any longer.
-    pub(super) fn serve_gated(&mut self) {
+    /// Serves those whose replies have waited for followers, and need not any longer. Returns
+    /// whether there were any.
+    pub(super) fn serve_gated(&mut self) -> bool {
+        let mut served_any = false;
         for token in std::mem::take(&mut self.gated) {
             match self.peers.get(token) {
                 Some(peer) if peer.is_gated(&self.hold.mirrors) => self.gated.push(token),
                 Some(_) => {
+                    served_any = true;
                     self.serve(token);
                 }
                 None => {}
             }
         }
+        served_any
     }
 
     /// Gives a client its time anew, if it has one and there is something to be in time for.
@@ -255,6 +261,11 @@ impl Server {
             _ if full => Accepting::Full,
             _ => Accepting::Yes,
         };
+        self.watch_listener();
+    }
+
+    /// Has the listening socket wake us while clients are let in, and only then.
+    fn watch_listener(&mut self) {
         let listen = self.accepting == Accepting::Yes && !self.is_handing_over;
         if listen != self.listening {
             let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };

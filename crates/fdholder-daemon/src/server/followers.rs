@@ -45,6 +45,8 @@ pub(super) struct Link {
     has_everything: bool,
     /// When it last took something, or told that it had carried something out.
     progress: Instant,
+    /// Since when there is something that it has not taken or carried out.
+    behind_since: Option<Instant>,
     /// When to try again, as there was no room for descriptors in flight.
     retry: Option<Instant>,
     watched: epoll::EventFlags,
@@ -138,6 +140,7 @@ impl Server {
             wants_over: None,
             has_everything: false,
             progress: Instant::now(),
+            behind_since: None,
             retry: None,
             watched,
         });
@@ -177,9 +180,8 @@ impl Server {
             for key in self.link_keys() {
                 self.tell(key, MIRROR_MESSAGES_PER_TURN);
             }
-            let waiting = self.gated.len();
-            self.serve_gated();
-            if waiting == self.gated.len() {
+            // Whoever was served may have changed more, and nothing else may wake us for that.
+            if !self.serve_gated() {
                 break;
             }
         }
@@ -330,6 +332,10 @@ impl Server {
     fn give_up_who_hangs(&mut self) {
         let now = Instant::now();
         for key in self.link_keys() {
+            if let Some(link) = self.links.get_mut(key) {
+                let is_behind = self.hold.mirrors.is_behind(link.mirror);
+                link.behind_since = is_behind.then(|| link.behind_since.unwrap_or(now));
+            }
             if self.hangs_at(key).is_some_and(|deadline| deadline <= now) {
                 self.lose(key, &Lost::Hangs);
             }
@@ -339,8 +345,8 @@ impl Server {
     /// When a follower is given up, if it takes nothing until then.
     fn hangs_at(&self, key: usize) -> Option<Instant> {
         let link = self.links.get(key)?;
-        let is_behind = self.hold.mirrors.is_behind(link.mirror);
-        is_behind.then(|| link.progress + FOLLOWER_PATIENCE)
+        // One that had nothing to do for long has not been taking nothing for long.
+        link.behind_since.map(|since| link.progress.max(since) + FOLLOWER_PATIENCE)
     }
 
     /// Nobody follows any more.

@@ -62,7 +62,9 @@ impl Server {
         let busy = self.peers.iter().filter(|(_, peer)| peer.hand_over().is_none());
         let busy: Vec<_> = busy.map(|(token, _)| token).collect();
         for token in busy {
-            warn!("{} is cut off in the middle of something", self.peers[token].who);
+            // Letting one go may have been the end of another.
+            let Some(peer) = self.peers.get(token) else { continue };
+            warn!("{} is cut off in the middle of something", peer.who);
             self.let_go(token, &Gone::Failed(Errno::CANCELED));
         }
     }

@@ -95,7 +95,12 @@ impl Server {
         match started {
             Ok(process) => {
                 info!("a standby is started");
+                // One that could not be let in has nobody to follow.
+                let is_let_in = process.token.is_some();
                 standby.process = Some(process);
+                if !is_let_in {
+                    standby.again(false);
+                }
             }
             Err(error) => {
                 warn!("unable to start a standby: {error}");

@@ -86,11 +86,13 @@ impl Server {
 
     fn upgrade_failed(&mut self, why: &str) {
         warn!("unable to upgrade: {why}; this program goes on");
-        let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
-        for token in tokens {
-            if self.peers[token].awaits_upgrade() {
-                self.peers[token].upgrade_ended(Err(why));
-                self.serve(token);
+        // Served in a turn of their own: whoever is served may let go of others, and may ask
+        // for the next upgrade, which fails in here, too.
+        let now = Instant::now();
+        for (token, peer) in &mut self.peers {
+            if peer.awaits_upgrade() {
+                peer.upgrade_ended(Err(why));
+                self.turns.set(token, &mut peer.turn, Some(now));
             }
         }
     }

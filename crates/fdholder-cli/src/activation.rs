@@ -30,10 +30,16 @@ pub fn given() -> Vec<(String, OwnedFd)> {
     given
 }
 
-/// Tells systemd, if it wants to know, that this process is ready.
-pub fn announce(status: &str) {
-    let said = [sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)];
-    if let Err(error) = sd_notify::notify(&said) {
+/// Tells systemd, if it wants to know, that this process is ready. Whoever is to be served
+/// does not wait until systemd reads that.
+pub fn announce(status: String) {
+    let announce = move || {
+        let said = [sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)];
+        if let Err(error) = sd_notify::notify(&said) {
+            warn!("unable to tell systemd that this is ready: {error}");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(announce) {
         warn!("unable to tell systemd that this is ready: {error}");
     }
 }

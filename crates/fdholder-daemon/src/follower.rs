@@ -29,6 +29,8 @@ pub enum FollowError {
     GivenUp,
     /// It says nothing.
     TimedOut,
+    /// This process was asked to end.
+    Stopped,
     /// It has gone before it had told everything.
     Gone,
     /// It speaks another language, or holds too much.
@@ -50,6 +52,7 @@ impl fmt::Display for FollowError {
             Self::Refused(Errno::SHUTDOWN) => f.write_str("it is about to end"),
             Self::Refused(errno) => write!(f, "it refuses: {}", strerror(*errno)),
             Self::GivenUp => f.write_str("it goes on by itself"),
+            Self::Stopped => f.write_str("this one was asked to end"),
             Self::TimedOut => f.write_str("it does not answer"),
             Self::Gone => f.write_str("it has ended before it had handed over everything"),
             Self::Replica(error) => error.fmt(f),
@@ -141,14 +144,17 @@ impl Follower {
     }
 
     /// Takes the place of the primary. Returns when it has ended, or at any rate serves no
-    /// longer.
+    /// longer. When `stop` becomes readable before that, it is left alone.
     ///
     /// # Errors
     ///
     /// [`FollowError`]; the primary serves then, or another who has taken its place.
-    pub fn take_over(mut self) -> Result<Inheritance, FollowError> {
+    pub fn take_over(mut self, stop: Option<BorrowedFd<'_>>) -> Result<Inheritance, FollowError> {
         let mut has_asked = false;
         while self.replica.is_ours().is_none() {
+            if stop.is_some_and(|stop| is_readable(stop)) {
+                return Err(FollowError::Stopped);
+            }
             if self.replica.is_synced() && !has_asked {
                 // If it cannot hear that, it has gone, which is heard next: then its place is ours.
                 let _ = self.say(Heard::TakeOver);
@@ -158,6 +164,9 @@ impl Follower {
             if !self.hear(Some(Instant::now() + PATIENCE))? {
                 break;
             }
+        }
+        if stop.is_some_and(|stop| is_readable(stop)) {
+            return Err(FollowError::Stopped);
         }
         if self.replica.is_ours().is_some() {
             // If it does not hear that any more it has gone.
@@ -252,6 +261,11 @@ impl Follower {
         let sent = transport::send(&self.socket, message.bytes(), &[], Wait::Yes);
         sent.map(drop).map_err(FollowError::System)
     }
+}
+
+fn is_readable(source: BorrowedFd<'_>) -> bool {
+    let mut source = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
+    matches!(poll(&mut source, Some(&Timespec::default())), Ok(1))
 }
 
 /// Reads once; false at the end.

@@ -287,8 +287,9 @@ impl Peer {
     pub fn serve(&mut self, hold: &mut Hold) -> Result<bool, Gone> {
         self.again = None;
         if self.is_gated(&hold.mirrors) {
-            // It will be served when they have passed; nothing else matters until then.
-            self.interest = EventFlags::empty();
+            // It will be served when they have passed; nothing else matters until then. That it
+            // has hung up is told once, not all the time.
+            self.interest = EventFlags::ET;
             return Ok(false);
         }
         // One that has waited for followers is watched, and not by edges, unless it waits

@@ -20,15 +20,17 @@ use crate::replication::{roll::Roll, Mirrors};
 use crate::room::Room;
 use crate::signals::Signals;
 use fdholder::link::HandedClient;
-use fdholder::{Errno, Timestamp};
+use fdholder::{strerror, Errno, Timestamp};
 use followers::Link;
 use rustix::event::{epoll, Timespec};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::set_socket_passcred;
 use slab::Slab;
 use standby::Standby;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::warn;
 use upgrade::Upgrade;
@@ -144,6 +146,26 @@ const CHILD: u64 = u64::MAX - 5;
 const COURIER: u64 = 1 << 62;
 const LINK: u64 = 1 << 61;
 
+/// How long to wait before something is tried again without which nothing can be served.
+const INSIST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Does what may fail for want of resources; for as long as it takes, if what is held would
+/// be lost otherwise.
+fn insist<T>(is_heir: bool, mut what: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    let mut is_said = false;
+    loop {
+        match what() {
+            Err(errno) if is_heir => {
+                if !std::mem::replace(&mut is_said, true) {
+                    warn!("unable to serve yet: {}; trying again", strerror(errno));
+                }
+                std::thread::sleep(INSIST_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Server {
     /// Prepares a server on a listening Unix stream socket. Raises the soft limit on open
     /// files, and lowers what is asked for to what that allows: see
@@ -175,6 +197,8 @@ impl Server {
     ) -> io::Result<Self> {
         let Inheritance { listener, store, clients, dropped: _ } = inheritance;
         let room = Room::make(&options)?;
+        // Nobody else may have what this one has been left.
+        let is_heir = !(store.is_empty() && clients.is_empty());
         // The listener is not one of the descriptors held for others.
         let flags = fcntl_getfl(&listener)?;
         if !flags.contains(OFlags::NONBLOCK) {
@@ -182,9 +206,9 @@ impl Server {
         }
         // Accepted sockets would inherit it, and credentials take the room of descriptors.
         set_socket_passcred(&listener, false)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = insist(is_heir, || epoll::create(epoll::CreateFlags::CLOEXEC))?;
         room.grow_descriptor_table(&epoll);
-        let expiry_timer = ExpiryTimer::new()?;
+        let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
         let sources: [(BorrowedFd<'_>, u64); 6] = [
             (listener.as_fd(), LISTENER),
             (signals.term(), TERM),
@@ -194,7 +218,8 @@ impl Server {
             (expiry_timer.as_fd(), EXPIRY),
         ];
         for (source, token) in sources {
-            epoll::add(&epoll, source, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+            let data = epoll::EventData::new_u64(token);
+            insist(is_heir, || epoll::add(&epoll, source, data, epoll::EventFlags::IN))?;
         }
         let hold = Hold {
             store,
@@ -250,7 +275,9 @@ impl Server {
         let Hold { store, mirrors, .. } = &mut self.hold;
         let mut told = Shelf::new(notifier, mirrors, store, past);
         if !has_listener {
-            told.keep_listener(self.listener.try_clone()?);
+            let is_heir = !self.hold.store.is_empty();
+            let listener = insist(is_heir, || fcntl_dupfd_cloexec(&self.listener, 0))?;
+            told.keep_listener(Arc::new(listener));
         }
         // Whoever was on that of the daemon before has been told by now.
         told.keep_roll(None);
@@ -263,7 +290,7 @@ impl Server {
 
     fn tell_systemd(&mut self) {
         if let Some(shelf) = &mut self.shelf {
-            while !shelf.tell(&mut self.hold.mirrors) {}
+            while !shelf.tell(&mut self.hold.mirrors, &self.hold.store) {}
         }
     }
 
@@ -364,6 +391,8 @@ impl Server {
         if matches!(self.accepting, Accepting::LameDuck(_)) {
             return;
         }
+        let timeout = self.options.lame_duck_timeout;
+        self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
         // Whoever is asked to end does not want to be followed.
         self.dismiss_followers();
         // What was sent before the signal is still answered.
@@ -376,15 +405,18 @@ impl Server {
                 }
             }
         }
-        let timeout = self.options.lame_duck_timeout;
-        self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
     }
 
     fn reload(&mut self) {
         if self.signals.take_hup() {
-            if let Err(refusal) = self.rules.reload() {
-                warn!("the rules in force stay: {refusal}");
-            }
+            self.reload_rules();
+        }
+    }
+
+    /// Reads the rules again; those in force stay when they cannot be read.
+    pub fn reload_rules(&mut self) {
+        if let Err(refusal) = self.rules.reload() {
+            warn!("the rules in force stay: {refusal}");
         }
     }
 

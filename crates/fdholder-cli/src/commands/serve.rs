@@ -347,6 +347,10 @@ impl Settings {
         };
         let mut server =
             Server::inherit(inheritance, rules, self.signals, self.options).map_err(prepare)?;
+        if is_promoted {
+            // They may have changed since this one began to stand by.
+            server.reload_rules();
+        }
         server = server.with_successor(self.successor);
         if let Some(launch) = self.standby {
             server = server.with_standby(launch);
@@ -364,7 +368,7 @@ impl Settings {
                 }
                 Err(error) => return Err(Failure::system("announce readiness on stdout", error)),
             }
-            activation::announce(&format!("serving {place}"));
+            activation::announce(format!("serving {place}"));
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {
             Ended::Stopped { held, kept, clients } => {
@@ -407,12 +411,10 @@ fn notifier(invocation: &Invocation) -> Result<Option<Notifier>, Failure> {
 /// closed, so that no held descriptor ever gets their numbers.
 fn give_up_standard_streams(announce: bool) -> std::io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
-    if announce {
-        let mut stdout = std::io::stdout();
-        stdout.write_all(b"\n")?;
-        stdout.flush()?;
-    }
+    let mut stdout = std::io::stdout();
+    let said =
+        if announce { stdout.write_all(b"\n").and_then(|()| stdout.flush()) } else { Ok(()) };
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    Ok(())
+    said
 }

@@ -3,6 +3,7 @@
 
 mod loans;
 mod s6;
+mod silent;
 mod standby;
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,7 +3,7 @@
 use super::about::{self, About};
 use super::unwrap;
 use crate::listen::check_inherited;
-use crate::replication::roll::{try_succeed, Succession, UNKNOWN};
+use crate::replication::roll::{try_recover, Succession};
 use crate::store::{Record, Store};
 use fdholder::{Entry, Errno};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -69,7 +69,7 @@ impl Past {
 ///
 /// Those of fcntl(2).
 pub fn is_ours(roll: &OwnedFd) -> Result<Option<bool>, Errno> {
-    let succession = try_succeed(roll, UNKNOWN)?;
+    let succession = try_recover(roll)?;
     Ok(succession.map(|succession| succession == Succession::Ours))
 }
 

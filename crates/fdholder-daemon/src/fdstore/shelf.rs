@@ -29,6 +29,12 @@ const MESSAGES_PER_TURN: usize = 64;
 /// How long to wait before systemd is tried again: its queue has room for a few messages.
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long to wait when it has not read for long.
+const LONG_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What changes nothing, to see whether systemd reads.
+const NOTHING: &str = "FDSTOREREMOVE=1\nFDNAME=nothing";
+
 /// A message to systemd.
 #[derive(Debug)]
 struct Letter {
@@ -59,7 +65,7 @@ struct Kept {
 /// What systemd keeps, and what it is still to be told.
 #[derive(Debug)]
 pub(crate) struct Shelf {
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
     /// Its key among the mirrors.
     mirror: usize,
     /// The highest number of what systemd was told of, or may have been by others.
@@ -82,18 +88,24 @@ pub(crate) struct Shelf {
     /// When to try again what systemd did not take, and since when it does not.
     pub retry_at: Option<Instant>,
     stalled: Option<Instant>,
+    /// It has taken nothing for too long: what it may have of what was held before. It is not
+    /// told of anything until it reads again, and then of everything.
+    lost: Option<BTreeSet<u64>>,
+    /// What it keeps of the daemon's own.
+    listener: Option<Arc<OwnedFd>>,
+    roll: Option<Arc<OwnedFd>>,
 }
 
 impl Shelf {
     /// A shelf for what is held, and then for what a mirror tells.
     pub fn new(
-        notifier: Notifier,
+        notifier: impl Into<Arc<Notifier>>,
         mirrors: &mut Mirrors<OwnedFd>,
         store: &Store<OwnedFd>,
         past: &Past,
     ) -> Self {
         let mut shelf = Self {
-            notifier,
+            notifier: notifier.into(),
             mirror: mirrors.add_shelf(),
             last: store.last_serial(),
             kept: BTreeMap::new(),
@@ -106,6 +118,9 @@ impl Shelf {
             unsure: BTreeSet::new(),
             retry_at: None,
             stalled: None,
+            lost: None,
+            listener: None,
+            roll: None,
         };
         let mut all = store.all();
         all.sort_unstable_by_key(|record| record.serial);
@@ -137,13 +152,15 @@ impl Shelf {
     }
 
     /// Has systemd keep the listening socket.
-    pub fn keep_listener(&mut self, fd: OwnedFd) {
+    pub fn keep_listener(&mut self, listener: Arc<OwnedFd>) {
         self.forget("l");
-        self.store("l", Fd::Own(fd));
+        self.store("l", Fd::Shared(Arc::clone(&listener)));
+        self.listener = Some(listener);
     }
 
     /// Has systemd keep the roll of followers, in the place of the one before; or none.
     pub fn keep_roll(&mut self, roll: Option<&Arc<OwnedFd>>) {
+        self.roll = roll.cloned();
         self.forget("r");
         if let Some(roll) = roll {
             self.store("r", Fd::Shared(Arc::clone(roll)));
@@ -162,17 +179,18 @@ impl Shelf {
 
     /// Tells systemd what there is to tell, as far as it reads. Returns false when there is
     /// more, for the next turn.
-    pub fn tell(&mut self, mirrors: &mut Mirrors<OwnedFd>) -> bool {
+    pub fn tell(&mut self, mirrors: &mut Mirrors<OwnedFd>, store: &Store<OwnedFd>) -> bool {
         self.retry_at = None;
+        if self.lost.is_some() && !self.begin_anew(mirrors, store) {
+            return true;
+        }
         for _ in 0..MESSAGES_PER_TURN {
             if !self.send_letters() {
                 self.wait_for_systemd(mirrors);
                 return true;
             }
             let Some(mirror) = mirrors.get_mut(self.mirror) else { return true };
-            if mirror.is_told(self.up_to) {
-                info!("systemd has everything again");
-            }
+            mirror.is_told(self.up_to);
             if let Some((number, goes_on, item)) = mirror.pop() {
                 self.up_to = number;
                 self.take(item, goes_on);
@@ -209,14 +227,35 @@ impl Shelf {
     fn wait_for_systemd(&mut self, mirrors: &mut Mirrors<OwnedFd>) {
         let now = Instant::now();
         self.retry_at = Some(now + RETRY_PAUSE);
-        let since = *self.stalled.get_or_insert(now);
-        if now - since < FOLLOWER_PATIENCE {
+        if now - *self.stalled.get_or_insert(now) < FOLLOWER_PATIENCE {
             return;
         }
-        if let Some(mirror) = mirrors.get_mut(self.mirror).filter(|mirror| mirror.counts()) {
-            warn!("systemd takes no descriptors: what is stored is not safe with it until it does");
-            mirror.does_not_count();
+        warn!("systemd takes no descriptors: what is stored is not safe with it until it does");
+        mirrors.remove(self.mirror);
+        // Nothing is kept open for it.
+        self.letters.clear();
+        self.group.clear();
+        self.by_file.clear();
+        self.lost = Some(std::mem::take(&mut self.kept).into_keys().collect());
+    }
+
+    /// Tells systemd of everything, if it reads again.
+    fn begin_anew(&mut self, mirrors: &mut Mirrors<OwnedFd>, store: &Store<OwnedFd>) -> bool {
+        if self.notifier.send(NOTHING, None).is_err() {
+            self.retry_at = Some(Instant::now() + LONG_RETRY_PAUSE);
+            return false;
         }
+        info!("systemd reads again, and is told of everything");
+        let held: BTreeSet<_> = store.all().iter().map(|record| record.serial).collect();
+        let lost = self.lost.take().unwrap_or_default();
+        let past = Past::unknown(lost.difference(&held).copied());
+        let (listener, roll) = (self.listener.take(), self.roll.take());
+        *self = Self::new(Arc::clone(&self.notifier), mirrors, store, &past);
+        if let Some(listener) = listener {
+            self.keep_listener(listener);
+        }
+        self.keep_roll(roll.as_ref());
+        true
     }
 
     fn take(&mut self, item: Item<OwnedFd>, goes_on: bool) {

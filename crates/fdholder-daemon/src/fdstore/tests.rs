@@ -79,7 +79,7 @@ impl Daemon {
     }
 
     fn tell(&mut self) {
-        while !self.shelf.tell(&mut self.mirrors) {}
+        while !self.shelf.tell(&mut self.mirrors, &self.store) {}
     }
 
     /// What is held: which file, and until when.

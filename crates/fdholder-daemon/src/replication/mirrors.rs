@@ -196,11 +196,6 @@ pub struct Mirror<F> {
 }
 
 impl<F> Mirror<F> {
-    /// Whether answers wait for it.
-    pub(crate) fn counts(&self) -> bool {
-        self.counts
-    }
-
     /// Whether it has been told that it has everything. For tests and simulators.
     #[cfg(test)]
     pub fn has_everything(&self) -> bool {
@@ -280,19 +275,10 @@ impl<F> Mirror<F> {
         self.queue.pop_front()
     }
 
-    /// It takes nothing: answers do not wait for it any more, until it has caught up.
-    pub(crate) fn does_not_count(&mut self) {
-        self.counts = false;
-    }
-
     /// It has been told everything up to this change, and has carried it out.
-    /// Returns whether answers wait for it again, who had been behind.
-    pub(crate) fn is_told(&mut self, up_to: u64) -> bool {
+    pub(crate) fn is_told(&mut self, up_to: u64) {
         self.sent = self.sent.max(up_to);
         self.carried_out = self.sent;
-        let has_caught_up = !self.counts && self.queue.is_empty();
-        self.counts |= has_caught_up;
-        has_caught_up
     }
 
     /// Says that so many bytes of [`front`](Self::front) were sent, and its descriptors.

@@ -22,6 +22,10 @@ use std::time::Duration;
 /// Where it is told that somebody has followed.
 const SUCCEEDED: u64 = 0;
 
+/// What stands there: a follower has, or one that has got everything in another way.
+const FOLLOWED: u8 = 1;
+const RECOVERED: u8 = 2;
+
 /// How long to wait before a lock is tried again that a process has which is ending.
 const RETRY_PAUSE: Duration = Duration::from_micros(200);
 
@@ -102,10 +106,6 @@ pub(crate) enum Succession {
     GivenUp,
 }
 
-/// The number of a follower that nobody knows of, and so nobody gives up: of one that has got
-/// everything in another way.
-pub(crate) const UNKNOWN: u32 = u32::MAX;
-
 /// Takes the place of a primary that has gone, or is going; waits until it has.
 ///
 /// # Errors
@@ -113,8 +113,11 @@ pub(crate) const UNKNOWN: u32 = u32::MAX;
 /// Those of fcntl(2), pread(2) and pwrite(2).
 pub(crate) fn succeed(roll: impl AsFd, number: u32) -> Result<Succession, Errno> {
     loop {
-        if let Some(succession) = try_succeed(&roll, number)? {
-            return Ok(succession);
+        match try_succeed(&roll, number) {
+            Ok(Some(succession)) => return Ok(succession),
+            // Whoever has everything does not go because there was no memory for a moment.
+            Ok(None) | Err(Errno::NOLCK | Errno::NOMEM | Errno::INTR) => {}
+            Err(errno) => return Err(errno),
         }
         std::thread::sleep(RETRY_PAUSE);
     }
@@ -127,18 +130,39 @@ pub(crate) fn succeed(roll: impl AsFd, number: u32) -> Result<Succession, Errno>
 /// As [`succeed`].
 pub(crate) fn try_succeed(roll: impl AsFd, number: u32) -> Result<Option<Succession>, Errno> {
     let roll = roll.as_fd();
-    let is_locked = match fcntl_lock(roll, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => true,
-        Err(Errno::AGAIN | Errno::ACCESS) => false,
-        Err(errno) => return Err(errno),
-    };
+    let is_locked = try_lock(roll)?;
     // Looked at with the lock, if it is ours: then nothing changes it any more.
     let is_given_up = is_set(roll, number.into())?;
     let succession = verdict(is_locked, is_given_up, is_set(roll, SUCCEEDED)?);
     if succession == Some(Succession::Ours) {
-        pwrite(roll, &[1], SUCCEEDED)?;
+        pwrite(roll, &[FOLLOWED], SUCCEEDED)?;
     }
     Ok(succession)
+}
+
+/// The same for one that has got everything in another way, and whose kind may have tried
+/// before: if that one did not come to serve, its successor may.
+///
+/// # Errors
+///
+/// As [`succeed`].
+pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> {
+    let roll = roll.as_fd();
+    let is_locked = try_lock(roll)?;
+    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | RECOVERED);
+    let succession = verdict(is_locked, false, has_been_followed);
+    if succession == Some(Succession::Ours) {
+        pwrite(roll, &[RECOVERED], SUCCEEDED)?;
+    }
+    Ok(succession)
+}
+
+fn try_lock(roll: BorrowedFd<'_>) -> Result<bool, Errno> {
+    match fcntl_lock(roll, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// What a follower makes of the roll; `None` while the primary is still there.
@@ -162,8 +186,14 @@ pub(crate) fn may_go_on(is_locked: bool, has_been_followed: bool) -> bool {
 }
 
 fn is_set(roll: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {
+    byte(roll, at).map(|byte| byte != 0)
+}
+
+/// What is not there is 0.
+fn byte(roll: BorrowedFd<'_>, at: u64) -> Result<u8, Errno> {
     let mut byte = [0];
-    Ok(pread(roll, &mut byte, at)? == 1 && byte != [0])
+    pread(roll, &mut byte, at)?;
+    Ok(byte[0])
 }
 
 #[cfg(test)]
@@ -181,5 +211,18 @@ mod tests {
         assert_eq!(succeed(file, third), Ok(Succession::Ours));
         assert_eq!(succeed(file, first), Ok(Succession::Anothers));
         assert_eq!(succeed(file, second), Ok(Succession::GivenUp));
+        assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
+    }
+
+    /// A start from what systemd has kept that fails does not keep the next one from trying;
+    /// but followers do not serve any more.
+    #[test]
+    fn a_recovery_may_be_tried_again() {
+        let mut roll = Roll::new().unwrap();
+        let first = roll.enter();
+        let file = roll.file().as_fd();
+        assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
+        assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
+        assert_eq!(succeed(file, first), Ok(Succession::Anothers));
     }
 }

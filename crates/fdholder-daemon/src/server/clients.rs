@@ -123,7 +123,7 @@ impl Server {
                 return false;
             }
         };
-        if peer.is_gated(&self.hold.mirrors) {
+        if peer.is_gated(&self.hold.mirrors) && !self.gated.contains(&token) {
             self.gated.push(token);
         }
         if peer.is_borrowing() && !self.borrowers.contains(&token) {

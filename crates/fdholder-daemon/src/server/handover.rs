@@ -42,6 +42,7 @@ impl Server {
     /// as it was, but for clients that did not finish what they had begun.
     fn hand_over(&mut self, key: usize, for_next: bool) -> Result<(), Broken> {
         self.leave_standby();
+        self.leave_successor();
         self.cut_off_busy_clients();
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
             return Err(Broken::Gone);

@@ -7,9 +7,10 @@
 
 use super::followers::{Lost, Role};
 use super::standby::ENDING_PATIENCE;
-use super::Server;
+use super::{Accepting, Server};
 use crate::limits::KEEP_PATIENCE;
 use crate::offspring::{start_alone, Offspring};
+use crate::peer::Gone;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -42,6 +43,9 @@ impl Server {
         if self.upgrade.is_some() {
             return;
         }
+        if matches!(self.accepting, Accepting::LameDuck(_)) {
+            return self.upgrade_failed("this daemon is about to end");
+        }
         let Some(launch) = self.successor.clone() else {
             return self.upgrade_failed("this daemon does not know its program");
         };
@@ -71,6 +75,14 @@ impl Server {
         let ended = upgrade.process.wait(ENDING_PATIENCE);
         let how = ended.unwrap_or_else(|| "it hangs, and is killed".to_owned());
         self.upgrade_failed(&format!("the new program did not get ready ({how}): see the log"));
+    }
+
+    /// The client that a new program is until it follows is not for the next daemon.
+    pub(super) fn leave_successor(&mut self) {
+        let token = self.upgrade.as_ref().and_then(|upgrade| upgrade.process.token);
+        if let Some(token) = token {
+            self.let_go(token, &Gone::Closed);
+        }
     }
 
     /// Gives up a new program that takes too long.
@@ -123,6 +135,10 @@ impl Server {
             self.lose(key, &Lost::Dismissed);
         }
         self.roll = None;
+        if let Some(shelf) = &mut self.shelf {
+            // It says that somebody else serves.
+            shelf.keep_roll(None);
+        }
         let program = launch.program.display();
         self.upgrade_failed(&format!("unable to become {program}: {error}"));
     }

@@ -15,7 +15,7 @@ use fdholder_daemon::privileges::{drop_to, Become};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Permissions;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -71,7 +71,8 @@ pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
     if let Some(socket) = socket_in(TAKE_OVER_VARIABLE)? {
         let follower = begin(socket)?;
         let pid = follower.head().pid;
-        let inheritance = follower.take_over().map_err(unable)?;
+        // The keeper would serve in its place, but under another pid.
+        let inheritance = follower.take_over(None).map_err(unable)?;
         return Ok(Some(Start::TakenOver { inheritance, pid }));
     }
     let Some(socket) = socket_in(FOLLOW_VARIABLE)? else { return Ok(None) };
@@ -145,7 +146,8 @@ pub fn at(
             become_user()?;
             has_become = true;
         }
-        let error = match take_over(&listen.path, uid, capacity) {
+        let stop = settings.signals.term_source();
+        let error = match take_over(&listen.path, uid, capacity, stop) {
             Ok(Some((inheritance, pid))) => {
                 let mode = Permissions::from_mode(listen.mode);
                 if let Err(error) = std::fs::set_permissions(&listen.path, mode) {
@@ -206,6 +208,7 @@ fn take_over(
     path: &Path,
     uid: u32,
     capacity: usize,
+    stop: BorrowedFd<'_>,
 ) -> Result<Option<(Inheritance, u32)>, FollowError> {
     // One that began to listen as root may have become another user since.
     if uid != User::this_process().uid && uid != 0 {
@@ -218,7 +221,7 @@ fn take_over(
     };
     let follower = Follower::begin(socket, capacity)?;
     let pid = follower.head().pid;
-    Ok(Some((follower.take_over()?, pid)))
+    Ok(Some((follower.take_over(Some(stop))?, pid)))
 }
 
 fn cannot_take_over(path: &Path, pid: Option<i32>, uid: u32, error: FollowError) -> Failure {

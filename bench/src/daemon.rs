@@ -97,12 +97,7 @@ impl Daemon {
 
     /// Has it hold so many descriptors, each without expiry.
     pub fn fill(&self, count: u32) -> Result<()> {
-        let null = File::open("/dev/null")?;
-        let mut client = self.connect()?;
-        for id in identifiers(count)? {
-            client.store(&id, Limit::never(), &null, Deadline::NEVER)?;
-        }
-        Ok(())
+        fill(&mut self.connect()?, count)
     }
 
     /// How many it says it holds.
@@ -116,6 +111,15 @@ impl Drop for Daemon {
         // The folder it is in will go anyway.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Has a holder hold so many descriptors, each without expiry.
+pub fn fill(client: &mut Client, count: u32) -> Result<()> {
+    let null = File::open("/dev/null")?;
+    for id in identifiers(count)? {
+        client.store(&id, Limit::never(), &null, Deadline::NEVER)?;
+    }
+    Ok(())
 }
 
 /// Identifiers as holders of listening sockets have them.

@@ -1,13 +1,13 @@
 //! A daemon and whoever follows it: processes that come and go at one path.
 
 use crate::bench::{Bench, DAEMON_FDS_MAX};
-use crate::daemon::identifiers;
+use crate::daemon::fill;
 use crate::Result;
-use fdholder::{Client, Deadline, Limit};
+use fdholder::{Client, Deadline};
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{kill_process, pidfd_open, Pid, PidfdFlags, Signal};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{pipe, BufRead, BufReader, PipeReader, PipeWriter, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -85,12 +85,7 @@ impl Family {
 
     /// Has it hold so many descriptors, each without expiry.
     pub fn fill(&self, count: u32) -> Result<()> {
-        let null = File::open("/dev/null")?;
-        let mut client = self.connect()?;
-        for id in identifiers(count)? {
-            client.store(&id, Limit::never(), &null, Deadline::NEVER)?;
-        }
-        Ok(())
+        fill(&mut self.connect()?, count)
     }
 
     /// How many whoever serves says it holds.

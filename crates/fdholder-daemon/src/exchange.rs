@@ -2,6 +2,7 @@
 //!
 //! Nothing else is done meanwhile: clients wait, and what they send stays in their sockets.
 
+use crate::reading::read;
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;
 use fdholder::frame::Decoder;
@@ -39,6 +40,15 @@ impl fmt::Display for Broken {
             Self::TimedOut => f.write_str("it takes too long"),
             Self::Malformed(malformed) => write!(f, "protocol error: {malformed}"),
             Self::Failed(errno) => f.write_str(&strerror(*errno)),
+        }
+    }
+}
+
+impl From<Errno> for Broken {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::TIMEDOUT => Self::TimedOut,
+            errno => Self::Failed(errno),
         }
     }
 }
@@ -126,15 +136,10 @@ impl Exchange<'_> {
     /// taken down.
     fn hear(&mut self) -> Result<Option<Heard>, Broken> {
         if !self.decoder.has_frame() {
-            match transport::receive(self.socket, self.buffer, Wait::No) {
-                Ok(received) if received.len == 0 => return Err(Broken::Gone),
-                Ok(received) => {
-                    let bytes = &self.buffer[..received.len];
-                    self.decoder.push(bytes, received.fds, received.fds_lost);
-                }
-                Err(Errno::AGAIN) => {}
-                Err(Errno::CONNRESET) => return Err(Broken::Gone),
-                Err(errno) => return Err(Broken::Failed(errno)),
+            match read(self.socket, self.decoder, self.buffer, Some(Instant::now())) {
+                Ok(true) | Err(Errno::TIMEDOUT) => {}
+                Ok(false) => return Err(Broken::Gone),
+                Err(errno) => return Err(errno.into()),
             }
         }
         let Some(frame) = self.decoder.next()? else { return Ok(None) };

@@ -3,6 +3,7 @@
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
 use crate::offspring::let_go_of;
+use crate::reading::read;
 use crate::replication::roll::{succeed, Succession};
 use crate::replication::{Replica, ReplicaError};
 use fdholder::extension::{self, Extension, VERSION};
@@ -72,6 +73,15 @@ impl From<ReplicaError> for FollowError {
 impl From<Malformed> for FollowError {
     fn from(malformed: Malformed) -> Self {
         Self::Replica(malformed.into())
+    }
+}
+
+impl From<Errno> for FollowError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::TIMEDOUT => Self::TimedOut,
+            errno => Self::System(errno),
+        }
     }
 }
 
@@ -258,42 +268,22 @@ impl Follower {
 
     fn say(&self, what: Heard) -> Result<(), FollowError> {
         let message = what.into_message::<BorrowedFd<'_>>();
-        let sent = transport::send(&self.socket, message.bytes(), &[], Wait::Yes);
-        sent.map(drop).map_err(FollowError::System)
+        loop {
+            match transport::send(&self.socket, message.bytes(), &[], Wait::No) {
+                Ok(_) => return Ok(()),
+                // It is short: there is room for all of it or none.
+                Err(Errno::AGAIN) => {}
+                Err(errno) => return Err(FollowError::System(errno)),
+            }
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(FollowError::System(errno)),
+            }
+        }
     }
 }
 
 fn is_readable(source: BorrowedFd<'_>) -> bool {
     let mut source = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
     matches!(poll(&mut source, Some(&Timespec::default())), Ok(1))
-}
-
-/// Reads once; false at the end.
-fn read(
-    socket: &OwnedFd,
-    decoder: &mut Decoder<OwnedFd>,
-    buffer: &mut [u8],
-    deadline: Option<Instant>,
-) -> Result<bool, FollowError> {
-    loop {
-        match transport::receive(socket, buffer, Wait::No) {
-            Ok(received) if received.len == 0 => return Ok(false),
-            Ok(received) => {
-                decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
-                return Ok(true);
-            }
-            Err(Errno::CONNRESET) => return Ok(false),
-            Err(Errno::AGAIN) => {}
-            Err(errno) => return Err(FollowError::System(errno)),
-        }
-        let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if span == Some(Duration::ZERO) {
-            return Err(FollowError::TimedOut);
-        }
-        let span = span.and_then(|span| Timespec::try_from(span).ok());
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(FollowError::System(errno)),
-        }
-    }
 }

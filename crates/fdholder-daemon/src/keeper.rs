@@ -6,8 +6,9 @@
 use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
 use crate::limits::{KEEP_PATIENCE, READ_LEN};
+use crate::reading::read;
 use crate::replication::roll::Roll;
-use crate::replication::Mirrors;
+use crate::replication::{self, Mirrors};
 use fdholder::extension::{self, Extension};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
@@ -15,7 +16,6 @@ use fdholder::link::{self, HandedClient, Head, Heard};
 use fdholder::request::Parsed;
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, Errno, Malformed, Request};
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,12 +55,7 @@ impl Kept<'_> {
                 _ => return Err(Malformed::INCOMPLETE.into()),
             }
         }
-        let head = Head {
-            number: roll.enter(),
-            pid: std::process::id(),
-            count: self.store.len() as u32,         // At most FDS_MAX.
-            capacity: self.store.capacity() as u32, // At most FDS_MAX.
-        };
+        let head = replication::head(&mut roll, self.store);
         let followed = self.be_followed(socket, head, &roll, &mut decoder, &mut buffer, deadline);
         if followed.is_err() {
             // It may only be slow, and must not serve beside us when it goes on.
@@ -97,22 +92,8 @@ fn next_request(
     deadline: Instant,
 ) -> Result<Extension<OwnedFd>, Broken> {
     while !decoder.has_frame() {
-        match transport::receive(socket, buffer, Wait::No) {
-            Ok(received) if received.len == 0 => return Err(Broken::Gone),
-            Ok(received) => {
-                decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
-            }
-            Err(Errno::AGAIN) => {
-                let span = deadline.saturating_duration_since(Instant::now());
-                if span.is_zero() {
-                    return Err(Broken::TimedOut);
-                }
-                let span = Timespec::try_from(span).ok();
-                // Whatever it is, it is tried again.
-                let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref());
-            }
-            Err(Errno::CONNRESET) => return Err(Broken::Gone),
-            Err(errno) => return Err(Broken::Failed(errno)),
+        if !read(socket, decoder, buffer, Some(deadline))? {
+            return Err(Broken::Gone);
         }
     }
     let frame = decoder.next()?.ok_or(Malformed::INCOMPLETE)?;

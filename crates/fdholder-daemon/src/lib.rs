@@ -28,6 +28,7 @@ mod offspring;
 mod outbox;
 mod peer;
 pub mod privileges;
+mod reading;
 mod replication;
 mod room;
 mod same_file;

@@ -111,7 +111,8 @@ pub const READ_LEN: usize = 64 * 1024;
 
 /// Descriptors kept free beside those held and one for each connection: standard streams,
 /// listener, epoll, timer, signals (about 24), files read for rules, followers and their roll,
-/// systemd, three for each courier, and a full message of descriptors that has been received but not yet stored or refused.
+/// systemd, three for each courier, and a full message of descriptors that has been received
+/// but not yet stored or refused.
 pub const FDS_RESERVED: usize = 48 + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
 
 /// Bytes of a file in a rules folder, as s6 reads them. A longer file is an error: cut

@@ -7,9 +7,23 @@
 //!
 //! Pure, but for [`roll`], where the kernel decides who serves.
 
+use crate::store::Store;
+use fdholder::link::Head;
+use roll::Roll;
+
 mod mirrors;
 mod replica;
 pub(crate) mod roll;
 
 pub use mirrors::{Carrier, Item, Mirror, Mirrors, Ticket};
 pub use replica::{Replica, ReplicaError};
+
+/// What a new follower is told first.
+pub(crate) fn head<F>(roll: &mut Roll, store: &Store<F>) -> Head {
+    Head {
+        number: roll.enter(),
+        pid: std::process::id(),
+        count: store.len() as u32,         // At most FDS_MAX.
+        capacity: store.capacity() as u32, // At most FDS_MAX.
+    }
+}

@@ -28,6 +28,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::set_socket_passcred;
 use slab::Slab;
 use standby::Standby;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -89,9 +90,9 @@ pub struct Server {
     user: User,
     peers: Slab<Peer>,
     /// Clients whose replies wait for followers.
-    gated: Vec<usize>,
+    gated: BTreeSet<usize>,
     /// Clients of whom it is not known yet whether they have what they were lent.
-    borrowers: Vec<usize>,
+    borrowers: BTreeSet<usize>,
     /// When clients in the middle of something are dropped.
     deadlines: Deadlines,
     /// When clients are served again although nothing happens.
@@ -236,8 +237,8 @@ impl Server {
             rules,
             user: User::this_process(),
             peers: Slab::new(),
-            gated: Vec::new(),
-            borrowers: Vec::new(),
+            gated: BTreeSet::new(),
+            borrowers: BTreeSet::new(),
             deadlines: Deadlines::default(),
             turns: Deadlines::default(),
             options: Options { connections_max: room.connections_max, ..options },

@@ -123,11 +123,11 @@ impl Server {
                 return false;
             }
         };
-        if peer.is_gated(&self.hold.mirrors) && !self.gated.contains(&token) {
-            self.gated.push(token);
+        if peer.is_gated(&self.hold.mirrors) {
+            self.gated.insert(token);
         }
-        if peer.is_borrowing() && !self.borrowers.contains(&token) {
-            self.borrowers.push(token);
+        if peer.is_borrowing() {
+            self.borrowers.insert(token);
         }
         let mut result = Ok(());
         if let Some(courier) = peer.new_courier() {
@@ -190,7 +190,9 @@ impl Server {
         for token in std::mem::take(&mut self.borrowers) {
             let Some(peer) = self.peers.get_mut(token) else { continue };
             match peer.settle(&mut self.hold) {
-                Ok(()) if peer.is_borrowing() => self.borrowers.push(token),
+                Ok(()) if peer.is_borrowing() => {
+                    self.borrowers.insert(token);
+                }
                 Ok(()) => {}
                 Err(gone) => self.let_go(token, &gone),
             }
@@ -203,7 +205,9 @@ impl Server {
         let mut served_any = false;
         for token in std::mem::take(&mut self.gated) {
             match self.peers.get(token) {
-                Some(peer) if peer.is_gated(&self.hold.mirrors) => self.gated.push(token),
+                Some(peer) if peer.is_gated(&self.hold.mirrors) => {
+                    self.gated.insert(token);
+                }
                 Some(_) => {
                     served_any = true;
                     self.serve(token);

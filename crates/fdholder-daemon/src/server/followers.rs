@@ -6,10 +6,11 @@ use crate::exchange::Broken;
 use crate::limits::{
     FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, MIRROR_MESSAGES_PER_TURN, SEND_PAUSE,
 };
-use crate::replication::roll::Roll;
+use crate::peer::Gone;
+use crate::replication::{self, roll::Roll};
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
-use fdholder::link::{self, Head, Heard};
+use fdholder::link::{self, Heard};
 use fdholder::transport::{self, Wait};
 use fdholder::{strerror, Errno};
 use rustix::event::epoll;
@@ -108,18 +109,20 @@ impl Server {
             self.roll = Some(roll);
         }
         let followers = self.roll.as_mut().ok_or(Errno::NOMEM)?;
-        let about = Head {
-            number: followers.enter(),
-            pid: std::process::id(),
-            count: held as u32,                          // At most FDS_MAX.
-            capacity: self.hold.store.capacity() as u32, // At most FDS_MAX.
-        };
+        let about = replication::head(followers, &self.hold.store);
         let first = link::head(about, self.listener.as_fd(), followers.file().as_fd());
-        let socket = self.peers.get(token).ok_or(Errno::BADF)?.socket();
-        if transport::send(socket, first.bytes(), first.fds(), Wait::No)? != first.bytes().len() {
-            return Err(Errno::MSGSIZE);
+        let peer = self.peers.get(token).ok_or(Errno::BADF)?;
+        let data = epoll::EventData::new_u64(self.links.vacant_key() as u64 | LINK);
+        let watched = epoll::EventFlags::IN;
+        epoll::modify(&self.epoll, peer.socket(), data, watched)?;
+        // From here on it is no client any more, whatever happens.
+        let sent = transport::send(peer.socket(), first.bytes(), first.fds(), Wait::No);
+        if sent != Ok(first.bytes().len()) {
+            let errno = sent.err().unwrap_or(Errno::MSGSIZE);
+            self.let_go(token, &Gone::Failed(errno));
+            return Ok(());
         }
-        let who = self.peers.get(token).ok_or(Errno::BADF)?.who;
+        let who = peer.who;
         let (role, pid) = self.take_for_offspring(token);
         // The other end of a pair was made by ourselves.
         let who = Credentials { pid: pid.or(who.pid), ..who };
@@ -127,9 +130,6 @@ impl Server {
         // Nothing else has it: it is in no message.
         let Some(socket) = peer.into_socket() else { return Ok(()) };
         let entry = self.links.vacant_entry();
-        let data = epoll::EventData::new_u64(entry.key() as u64 | LINK);
-        let watched = epoll::EventFlags::IN;
-        epoll::modify(&self.epoll, &socket, data, watched)?;
         entry.insert(Link {
             who,
             socket,

@@ -1,0 +1,44 @@
+//! Reading from a connection between two daemons.
+
+use fdholder::frame::Decoder;
+use fdholder::transport::{self, Wait};
+use fdholder::Errno;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+/// Reads once, and waits for something to come until a deadline, if there is one. False at
+/// the end.
+///
+/// # Errors
+///
+/// ETIMEDOUT, or those of recvmsg(2) and poll(2).
+pub(crate) fn read(
+    socket: &OwnedFd,
+    decoder: &mut Decoder<OwnedFd>,
+    buffer: &mut [u8],
+    deadline: Option<Instant>,
+) -> Result<bool, Errno> {
+    loop {
+        match transport::receive(socket, buffer, Wait::No) {
+            Ok(received) if received.len == 0 => return Ok(false),
+            Ok(received) => {
+                decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+                return Ok(true);
+            }
+            // It was closed with something of ours unread.
+            Err(Errno::CONNRESET) => return Ok(false),
+            Err(Errno::AGAIN) => {}
+            Err(errno) => return Err(errno),
+        }
+        let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if span.is_some_and(|span| span.is_zero()) {
+            return Err(Errno::TIMEDOUT);
+        }
+        let span = span.and_then(|span| Timespec::try_from(span).ok());
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}

@@ -48,3 +48,26 @@ fn a_systemd_that_does_not_read_harms_nobody() {
     crate::support::family::signal(pid, Signal::TERM);
     assert_eq!(family.wait(pid), Some(0), "systemd keeps it");
 }
+
+/// Whoever is to be served does not wait until systemd hears that somebody serves.
+#[test]
+fn a_systemd_that_does_not_hear_of_readiness_harms_nobody() {
+    let mut family = Family::new();
+    let address = family.folder.path().join("notify");
+    let systemd = UnixDatagram::bind(&address).unwrap();
+    let full = UnixDatagram::unbound().unwrap();
+    full.set_nonblocking(true).unwrap();
+    while full.send_to(b"STATUS=full", &address).is_ok() {}
+    let mut command = suite::fdholder(["serve", "-1"]);
+    command.arg(&family.path).env("NOTIFY_SOCKET", &address);
+    family.spawn(command);
+    assert_eq!(family.client().list(deadline()), Ok(vec![]));
+    // It does hear of it in the end.
+    let mut message = [0; 512];
+    loop {
+        let len = systemd.recv(&mut message).unwrap();
+        if message[..len].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+            break;
+        }
+    }
+}

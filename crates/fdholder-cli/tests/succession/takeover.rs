@@ -298,3 +298,49 @@ fn what_was_agreed_with_a_client_holds() {
     raw.read_exact(&mut said).unwrap();
     assert_eq!(&said, b"\0\0\0\x01\0\0\x11", "EEXIST");
 }
+
+/// One that is asked to end while it waits for its turn leaves the other alone.
+#[test]
+fn one_that_is_asked_to_end_leaves_it_be() {
+    let family = Family::with(&[]);
+    let (file, _) = marked_file(family.folder.path(), "x");
+    let entry = |name| [Entry { id: id(name), limit: Limit::never(), fd: file.as_fd() }];
+    let mut client = family.client();
+    // It is waited for, as it is in the middle of something.
+    let mut set = client.begin_setdump(2, deadline()).unwrap();
+    set.send_entries(&entry("a"), deadline()).unwrap();
+    let mut command = suite::fdholder(["serve", "-v0"]);
+    let mut other = command.arg(&family.path).spawn().unwrap();
+    // Nobody new is let in as soon as it has asked.
+    eventually("it has asked", || {
+        let soon = fdholder::Deadline::after(Duration::from_millis(20));
+        family.client().list(soon).is_err()
+    });
+    crate::support::family::signal(other.id(), Signal::TERM);
+    set.send_entries(&entry("b"), deadline()).unwrap();
+    assert_eq!(other.wait().unwrap().code(), Some(111));
+    assert_eq!(family.client().list(deadline()).unwrap().len(), 2);
+    assert_eq!(family.alive(), [family.primary()]);
+}
+
+/// When the system has nothing left for the new one, which has everything by then, it does
+/// not go.
+#[test]
+fn one_that_has_everything_insists() {
+    for call in ["epoll_create1", "timerfd_create", "epoll_ctl"] {
+        let mut family = Family::with(&[]);
+        let first = family.primary();
+        let mut client = family.client();
+        fill(&mut client, family.folder.path(), 30);
+        let before = content(&mut client);
+        let mut strace = std::process::Command::new("strace");
+        let inject = format!("inject={call}:error=ENFILE:when=1..3");
+        let trace = format!("trace={call}");
+        strace.args(["-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
+        strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1"]).arg(&family.path);
+        family.spawn(strace);
+        assert_eq!(family.wait(first), Some(0));
+        assert!(family.log().contains("trying again"), "{call}: {}", family.log());
+        assert_eq!(content(&mut client), before, "{call}");
+    }
+}

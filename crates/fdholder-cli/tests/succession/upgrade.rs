@@ -255,3 +255,27 @@ fn zombies_of(pid: u32) -> usize {
     let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
     stats.filter(|stat| stat.contains(&format!(") Z {pid} "))).count()
 }
+
+/// One that is about to end becomes nothing else.
+#[test]
+fn a_lame_duck_is_not_upgraded() {
+    let mut it = Upgradable::new(&["-T", "60000"]);
+    let file = fs::File::open("/dev/null").unwrap();
+    let mut client = it.family.client();
+    let entry =
+        |name| [fdholder::Entry { id: id(name), limit: fdholder::Limit::never(), fd: &file }];
+    let mut set = client.begin_setdump(2, deadline()).unwrap();
+    set.send_entries(&entry("a"), deadline()).unwrap();
+    let mut asking = fdholder::Client::connect_negotiated(&it.family.path, deadline());
+    let asking = asking.as_mut().unwrap();
+    signal(it.pid, Signal::TERM);
+    eventually("it is a lame duck", || {
+        let soon = fdholder::Deadline::after(Duration::from_millis(20));
+        it.family.client().list(soon).is_err()
+    });
+    let refused = asking.upgrade(deadline()).unwrap();
+    assert!(refused.unwrap_err().contains("about to end"));
+    set.send_entries(&entry("b"), deadline()).unwrap();
+    assert_eq!(it.family.wait(it.pid).map(|code| code & 1), Some(1));
+    assert!(it.family.alive().is_empty());
+}

@@ -22,6 +22,8 @@ fn main() {
         trial("a_restart_loses_nothing", a_restart_loses_nothing),
         trial("killing_everything_loses_nothing", killing_everything_loses_nothing),
         trial("two_identifiers_of_one_file", two_identifiers_of_one_file),
+        trial("what_has_hung_up_is_kept", what_has_hung_up_is_kept),
+        trial("a_failed_upgrade_does_not_keep_the_next_start_away", failed_upgrade),
         trial("clients_wait_during_a_restart", clients_wait_during_a_restart),
         trial("systemd_is_not_filled_up", systemd_is_not_filled_up),
         trial("no_more_is_held_than_systemd_keeps", no_more_is_held_than_systemd_keeps),
@@ -56,7 +58,10 @@ impl Service {
     }
 
     fn define(&self, options: &str, settings: &str) {
-        let program = env!("CARGO_BIN_EXE_fdholder");
+        self.define_by(env!("CARGO_BIN_EXE_fdholder"), options, settings);
+    }
+
+    fn define_by(&self, program: &str, options: &str, settings: &str) {
         let path = self.path.display();
         let unit = format!(
             "[Service]\nType=notify\nNotifyAccess=all\nRestart=always\nLimitNOFILE=20000\n\
@@ -179,6 +184,47 @@ fn two_identifiers_of_one_file() {
     // The listening socket and a list; two, if the last one got the name that the one before
     // had, until there is another.
     eventually("nothing is left", || service.manager.stored(UNIT) <= 3);
+}
+
+/// systemd drops what reports a hang-up, unless it is told not to look.
+fn what_has_hung_up_is_kept() {
+    let service = Service::start("--fdstore", KEPT);
+    let mut client = service.client();
+    let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    client.store(&id("socket"), Limit::never(), &socket, deadline()).unwrap();
+    client.store(&id("pipe"), Limit::never(), &reader, deadline()).unwrap();
+    drop((other, writer));
+    for whom in [Whom::All, Whom::Main] {
+        service.kill(whom);
+        let mut held = service.client().list(deadline()).unwrap();
+        held.sort();
+        assert_eq!(held, [id("pipe"), id("socket")]);
+    }
+}
+
+/// When the kernel refuses to let the daemon become another program, it had been followed by
+/// then; the next start must not believe that somebody serves.
+fn failed_upgrade() {
+    let service = Service::start("--fdstore", KEPT);
+    service.store(&mut service.client(), "x", Limit::never());
+    let before = content_at(&service.path);
+    // The one that is looked at stays the main process.
+    let strace =
+        "/usr/bin/strace -D -qq -o /dev/null -e trace=execve -e inject=execve:error=EACCES";
+    let program = env!("CARGO_BIN_EXE_fdholder");
+    service.define_by(&format!("{strace} {program}"), "--fdstore", KEPT);
+    service.manager.restart(UNIT);
+    let main = service.main_pid();
+    let upgrade = suite::fdholder(["upgrade", service.path.to_str().unwrap()]).output().unwrap();
+    assert_exit(&upgrade, 1);
+    assert!(stderr(&upgrade).contains("Permission denied"), "{upgrade:?}");
+    assert_eq!(service.main_pid(), main);
+    // Until systemd has been told.
+    service.store(&mut service.client(), "y", Limit::never());
+    service.define("--fdstore", KEPT);
+    service.kill(Whom::All);
+    assert_eq!(content_at(&service.path).len(), before.len() + 1);
 }
 
 /// Nobody is refused: the listening socket is kept, too.

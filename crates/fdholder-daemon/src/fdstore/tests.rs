@@ -82,15 +82,15 @@ impl Daemon {
         while !self.shelf.tell(&mut self.mirrors, &self.store) {}
     }
 
-    /// What is held: which file, and until when.
-    fn content(&self) -> BTreeMap<Identifier, (String, Limit)> {
+    /// What is held: which file, until when, and whose.
+    fn content(&self) -> Content {
         let what = |fd: &OwnedFd| {
             let mut bytes = [0; 16];
             let len = pread(fd, &mut bytes, 0).unwrap();
             String::from_utf8(bytes[..len].to_vec()).unwrap()
         };
         let all = self.store.all();
-        all.iter().map(|it| (it.id.clone(), (what(&it.fd), it.limit))).collect()
+        all.iter().map(|it| (it.id.clone(), (what(&it.fd), it.limit, it.owner))).collect()
     }
 }
 
@@ -137,7 +137,7 @@ fn file(number: usize) -> OwnedFd {
     file
 }
 
-type Content = BTreeMap<Identifier, (String, Limit)>;
+type Content = BTreeMap<Identifier, (String, Limit, u32)>;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
@@ -155,6 +155,7 @@ proptest! {
         let mut history: Vec<(Ticket, Content)> = vec![(daemon.mirrors.ticket(), BTreeMap::new())];
         let mut files: Vec<OwnedFd> = Vec::new();
         let mut dropped = Vec::new();
+        let mut owner = 0u32..;
         for op in ops {
             let mut pick = |file_of: Option<u8>| {
                 if file_of.is_none() || files.is_empty() {
@@ -167,7 +168,7 @@ proptest! {
             match op {
                 Op::Store { id, file } => {
                     let entry = entry(id, file);
-                    let outcome = daemon.store.store(entry, 7, now());
+                    let outcome = daemon.store.store(entry, owner.next().unwrap(), now());
                     dropped.extend(daemon.record(&outcome.changes));
                 }
                 Op::Delete(number) => {
@@ -176,7 +177,9 @@ proptest! {
                 }
                 Op::Set(set) => {
                     let set: Vec<_> = set.into_iter().map(|(id, of)| entry(id, of)).collect();
-                    let set = set.into_iter().map(|entry| daemon.store.stage(entry, 7)).collect();
+                    let set = set.into_iter();
+                    let set = set.map(|entry| daemon.store.stage(entry, owner.next().unwrap()));
+                    let set = set.collect();
                     let outcome = daemon.store.setdump(set, OnConflict::Replace, now());
                     dropped.extend(daemon.record(&outcome.changes));
                 }

@@ -181,9 +181,8 @@ fn two_identifiers_of_one_file() {
         service.kill(Whom::All);
     }
     assert!(content_at(&service.path).is_empty());
-    // The listening socket and a list; two, if the last one got the name that the one before
-    // had, until there is another.
-    eventually("nothing is left", || service.manager.stored(UNIT) <= 3);
+    // The listening socket and a list.
+    eventually("nothing else is left", || service.manager.stored(UNIT) == 2);
 }
 
 /// systemd drops what reports a hang-up, unless it is told not to look.

@@ -19,9 +19,8 @@ use tracing::{info, warn};
 /// descriptor of its own, a list one for all.
 pub(super) const DESCRIBED_MAX: usize = 64;
 
-/// How many lists have a name. A new one takes the next, and then all others are forgotten,
-/// whoever had them stored.
-const LISTS: u64 = 4;
+/// Names of lists. A new one takes the other name, and then those before it are forgotten.
+const LISTS: [&str; 2] = ["i0", "i1"];
 
 /// Messages in one turn of the loop.
 const MESSAGES_PER_TURN: usize = 64;
@@ -79,7 +78,7 @@ pub(crate) struct Shelf {
     /// one.
     described: BTreeMap<usize, Option<u64>>,
     /// Which of the names of lists is in use.
-    list: u64,
+    list: usize,
     letters: VecDeque<Letter>,
     /// The change after which they are the ones to send.
     up_to: u64,
@@ -112,7 +111,7 @@ impl Shelf {
             by_file: HashMap::new(),
             group: Vec::new(),
             described: BTreeMap::new(),
-            list: about::moment() % LISTS,
+            list: 0,
             letters: VecDeque::new(),
             up_to: mirrors.ticket().recorded(),
             unsure: BTreeSet::new(),
@@ -136,9 +135,11 @@ impl Shelf {
                 kept.is_wrapped |= wrapped || !past.is_known;
             }
         }
-        // Others may have used any of them.
+        // Others may have used any of the names: once with each, and none of theirs is left.
         shelf.described = (0..DESCRIBED_MAX).map(|name| (name, None)).collect();
-        shelf.make_list();
+        for _ in LISTS {
+            shelf.make_list();
+        }
         let stale = |serial: &&u64| !shelf.kept.contains_key(*serial);
         let stale_direct: Vec<_> = past.names.direct.iter().filter(stale).collect();
         let stale_wrapped: Vec<_> = past.names.wrapped.iter().filter(stale).collect();
@@ -358,12 +359,10 @@ impl Shelf {
                 return warn!("unable to describe what is held: {}", strerror(errno));
             }
         };
-        self.list = (self.list + 1) % LISTS;
-        self.store(&format!("i{}", self.list), Fd::Own(written));
-        let used = self.list;
-        for other in (0..LISTS).filter(|other| *other != used) {
-            self.forget(&format!("i{other}"));
-        }
+        let before = self.list;
+        self.list = (before + 1) % LISTS.len();
+        self.store(LISTS[self.list], Fd::Own(written));
+        self.forget(LISTS[before]);
         for name in std::mem::take(&mut self.described).into_keys() {
             self.forget(&format!("m{name}"));
         }

@@ -234,7 +234,7 @@ proptest! {
         }
         prop_assert!(daemon.mirrors.has_passed(daemon.mirrors.ticket()));
         let held = daemon.content();
-        prop_assert!(systemd.kept.len() <= held.len() + BESIDE_MAX + 24);
+        prop_assert!(systemd.kept.len() <= held.len() + BESIDE_MAX);
         let Recovered { store, past, .. } = recover(systemd.give(), CAPACITY);
         prop_assert_eq!(Daemon::new(notifier(), store, &past).content(), held);
         prop_assert!(fstat(&systemd.socket).is_ok());

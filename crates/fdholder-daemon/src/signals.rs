@@ -1,80 +1,89 @@
-//! Signals as readable sockets, for the event loop.
+//! Signals as readable descriptors, for the event loop.
 
-use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{eventfd, EventfdFlags};
+use rustix::io::{fcntl_dupfd_cloexec, read, write};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The signals a daemon heeds: SIGTERM ends it, and so does SIGINT (Ctrl-C, also as the
 /// first process of a container, where nothing else would); SIGHUP has it read its rules
 /// again; SIGUSR2 has it become the program that is now on disk. `server.rs` acts on them.
+///
+/// They are blocked and read with signalfd(2), not caught: what has come and was not read
+/// yet is still there for the program that this process becomes, see signal(7).
 #[derive(Debug)]
 pub struct Signals {
-    term: Pipe,
-    hup: Pipe,
-    usr2: Pipe,
-    child: Pipe,
+    term: Source,
+    hup: Source,
+    usr2: Source,
+    child: Source,
 }
 
-/// One signal: readable once it has come.
+/// Readable once a signal has come.
 #[derive(Debug)]
-struct Pipe {
-    read: UnixStream,
-    /// Where the handler writes. Kept for signals that a program sends itself.
-    write: UnixStream,
-}
+struct Source(OwnedFd);
 
-impl Pipe {
-    fn new() -> io::Result<Self> {
-        let (read, write) = UnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        write.set_nonblocking(true)?;
-        Ok(Self { read, write })
+impl Source {
+    fn of(signals: &[Signal]) -> io::Result<Self> {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals: SigSet = signals.iter().copied().collect();
+        Ok(Self(SignalFd::with_flags(&signals, flags)?.into()))
     }
 
-    fn register(&self, signal: i32) -> io::Result<()> {
-        signal_hook::low_level::pipe::register(signal, self.write.try_clone()?)?;
-        Ok(())
+    /// Of what only [`Stop`] sends.
+    fn silent() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
     }
 
     fn take(&self) -> bool {
-        let mut bytes = [0; 64];
-        matches!((&self.read).read(&mut bytes), Ok(1..))
+        // Room for one struct signalfd_siginfo.
+        matches!(read(&self.0, &mut [0; 128]), Ok(1..))
     }
 }
 
 impl Signals {
-    /// Catches SIGTERM, SIGINT, SIGHUP, SIGUSR2 and SIGCHLD from now on.
+    /// Takes SIGTERM, SIGINT, SIGHUP, SIGUSR2 and SIGCHLD from now on: they are blocked in
+    /// this thread, in those that it starts, and in programs that it becomes or starts. To be
+    /// called while there are no others.
     ///
     /// # Errors
     ///
     /// When the process has no descriptors left for them.
-    pub fn catch() -> io::Result<Self> {
-        let signals = Self::none()?;
-        signals.term.register(signal_hook::consts::SIGTERM)?;
-        signals.term.register(signal_hook::consts::SIGINT)?;
-        signals.hup.register(signal_hook::consts::SIGHUP)?;
-        signals.usr2.register(signal_hook::consts::SIGUSR2)?;
-        signals.child.register(signal_hook::consts::SIGCHLD)?;
-        Ok(signals)
+    pub fn take() -> io::Result<Self> {
+        use Signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+        let all: SigSet = [SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGCHLD].into_iter().collect();
+        all.thread_block()?;
+        Ok(Self {
+            term: Source::of(&[SIGTERM, SIGINT])?,
+            hup: Source::of(&[SIGHUP])?,
+            usr2: Source::of(&[SIGUSR2])?,
+            child: Source::of(&[SIGCHLD])?,
+        })
     }
 
-    /// Catches nothing: for a server inside another program, which stops it with
-    /// [`Stop`].
+    /// Takes nothing: for a server inside another program, which stops it with [`Stop`].
     ///
     /// # Errors
     ///
-    /// As [`catch`](Self::catch).
+    /// As [`take`](Self::take).
     pub fn none() -> io::Result<Self> {
-        Ok(Self { term: Pipe::new()?, hup: Pipe::new()?, usr2: Pipe::new()?, child: Pipe::new()? })
+        Ok(Self {
+            term: Source::silent()?,
+            hup: Source::silent()?,
+            usr2: Source::silent()?,
+            child: Source::silent()?,
+        })
     }
 
-    /// What stops the server, as SIGTERM would.
+    /// What stops a server that takes no signals, as SIGTERM would.
     ///
     /// # Errors
     ///
-    /// As [`catch`](Self::catch).
+    /// As [`take`](Self::take).
     pub fn stop(&self) -> io::Result<Stop> {
-        self.term.write.try_clone().map(Stop)
+        fcntl_dupfd_cloexec(&self.term.0, 0).map(Stop).map_err(io::Error::from)
     }
 
     /// What becomes readable when SIGTERM or SIGINT has come, and stays so until a server
@@ -84,19 +93,19 @@ impl Signals {
     }
 
     pub(crate) fn term(&self) -> BorrowedFd<'_> {
-        self.term.read.as_fd()
+        self.term.0.as_fd()
     }
 
     pub(crate) fn hup(&self) -> BorrowedFd<'_> {
-        self.hup.read.as_fd()
+        self.hup.0.as_fd()
     }
 
     pub(crate) fn usr2(&self) -> BorrowedFd<'_> {
-        self.usr2.read.as_fd()
+        self.usr2.0.as_fd()
     }
 
     pub(crate) fn child(&self) -> BorrowedFd<'_> {
-        self.child.read.as_fd()
+        self.child.0.as_fd()
     }
 
     /// Whether SIGCHLD has come since this was last asked.
@@ -122,12 +131,12 @@ impl Signals {
 
 /// Stops a server.
 #[derive(Debug)]
-pub struct Stop(UnixStream);
+pub struct Stop(OwnedFd);
 
 impl Stop {
     /// Begins the lame duck: no new clients, the others may finish.
     pub fn stop(&self) {
-        // Full means that it was told before, closed that it has ended.
-        let _ = io::Write::write(&mut &self.0, b"x");
+        // Full means that it was told before.
+        let _ = write(&self.0, &1_u64.to_ne_bytes());
     }
 }

@@ -324,7 +324,7 @@ impl Settings {
             );
         }
         let standby = invocation.matches.get_flag("standby").then(Launch::of_this_program);
-        let signals = Signals::catch().map_err(|error| Failure::system("catch signals", error))?;
+        let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor();
         Ok(Self { options, room, announce, standby, notifier, successor, signals })

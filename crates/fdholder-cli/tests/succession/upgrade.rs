@@ -199,6 +199,22 @@ fn a_slow_program_does_not_serve_beside_the_keeper() {
     eventually("one is left", || it.family.alive().len() == 1);
 }
 
+/// Signals that come while one program becomes the other are for the next.
+#[test]
+fn no_signal_is_lost_in_between() {
+    let mut it = Upgradable::new(&[]);
+    let ours = env!("CARGO_BIN_EXE_fdholder");
+    it.installed.replace_by_script(&format!(
+        "[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\n\
+         kill -HUP $$; kill -USR2 $$; kill -TERM $$\n\
+         exec {ours} \"$@\""
+    ));
+    signal(it.pid, Signal::USR2);
+    assert_eq!(it.family.wait(it.pid), Some(0), "{}", it.family.log());
+    assert!(it.family.log().contains("has taken over 0 from pid"), "{}", it.family.log());
+    eventually("nobody is left", || it.family.alive().is_empty());
+}
+
 /// When the kernel refuses in the last moment, the old program goes on.
 #[test]
 fn the_old_program_goes_on_when_it_cannot_become_another() {

@@ -2,11 +2,11 @@
 //! SIGTERM; a client it has accepted is always answered.
 
 use crate::failure::Failure;
+use fdholder_daemon::signals::Signals;
 use rustix::event::{poll, PollFd, PollFlags};
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 pub fn answer_on_stdin() -> Result<ExitCode, Failure> {
@@ -15,8 +15,8 @@ pub fn answer_on_stdin() -> Result<ExitCode, Failure> {
 
 fn serve() -> std::io::Result<()> {
     let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let (term, handler) = UnixStream::pair()?;
-    signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, handler)?;
+    let signals = Signals::take()?;
+    let term = signals.term_source();
     loop {
         let mut ready = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&term, PollFlags::IN)];
         match poll(&mut ready, None) {

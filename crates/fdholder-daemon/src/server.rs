@@ -167,6 +167,16 @@ fn insist<T>(is_heir: bool, mut what: impl FnMut() -> Result<T, Errno>) -> Resul
     }
 }
 
+fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
+    // The listener is not one of the descriptors held for others.
+    let flags = fcntl_getfl(listener)?;
+    if !flags.contains(OFlags::NONBLOCK) {
+        fcntl_setfl(listener, flags | OFlags::NONBLOCK)?;
+    }
+    // Accepted sockets would inherit it, and credentials take the room of descriptors.
+    set_socket_passcred(listener, false)
+}
+
 impl Server {
     /// Prepares a server on a listening Unix stream socket. Raises the soft limit on open
     /// files, and lowers what is asked for to what that allows: see
@@ -181,32 +191,34 @@ impl Server {
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
-        let Room { capacity, .. } = Room::make(&options)?;
-        Self::inherit(Inheritance::of(listener, capacity), rules, signals, options)
+        let room = Room::make(&options)?;
+        let inheritance = Inheritance::of(listener, room.capacity);
+        Self::inherit(inheritance, room, rules, signals, options)
     }
 
-    /// Prepares a server that goes on where another has ended.
+    /// Prepares a server that goes on where another has ended, with the room that was made
+    /// before: nothing that may fail is left for later.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
     pub fn inherit(
         inheritance: Inheritance,
+        room: Room,
         rules: Rules,
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
         let Inheritance { listener, store, clients, dropped: _ } = inheritance;
-        let room = Room::make(&options)?;
         // Nobody else may have what this one has been left.
         let is_heir = !(store.is_empty() && clients.is_empty());
-        // The listener is not one of the descriptors held for others.
-        let flags = fcntl_getfl(&listener)?;
-        if !flags.contains(OFlags::NONBLOCK) {
-            fcntl_setfl(&listener, flags | OFlags::NONBLOCK)?;
+        match prepare(&listener) {
+            // Whoever left it has prepared it.
+            Err(errno) if is_heir => {
+                warn!("unable to prepare the listening socket: {}", strerror(errno));
+            }
+            result => result?,
         }
-        // Accepted sockets would inherit it, and credentials take the room of descriptors.
-        set_socket_passcred(&listener, false)?;
         let epoll = insist(is_heir, || epoll::create(epoll::CreateFlags::CLOEXEC))?;
         room.grow_descriptor_table(&epoll);
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;

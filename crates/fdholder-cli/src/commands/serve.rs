@@ -345,8 +345,8 @@ impl Settings {
             }
             Start::NotNeeded => return Ok(ExitCode::SUCCESS),
         };
-        let mut server =
-            Server::inherit(inheritance, rules, self.signals, self.options).map_err(prepare)?;
+        let mut server = Server::inherit(inheritance, self.room, rules, self.signals, self.options)
+            .map_err(prepare)?;
         if is_promoted {
             // They may have changed since this one began to stand by.
             server.reload_rules();

@@ -1,17 +1,14 @@
 //! A second process that has everything, when one of the two is killed.
 
+use crate::follower::RawFollower;
 use crate::support::family::{is_alive, signal};
 use crate::support::{deadline, eventually, id, marked_file, path_of, Family};
 use crate::{content, fill, open_paths};
-use fdholder::extension::{self, Extension, VERSION};
-use fdholder::frame::{Decoder, Frame};
-use fdholder::link::{Fed, LINK_PAYLOAD_MAX};
-use fdholder::transport::{self, Wait};
+use fdholder::extension::{self, VERSION};
+use fdholder::link::Fed;
 use fdholder::{reply, Client, Entry, Limit, Request, Timestamp};
-use rustix::process::Signal;
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -90,27 +87,12 @@ fn what_is_acknowledged_survives() {
 fn a_follower_is_answered_in_order() {
     let family = Family::with(&["--standby"]);
     family.standby();
-    let raw = UnixStream::connect(&family.path).unwrap();
     let (file, _) = marked_file(family.folder.path(), "x");
     let entry = Entry { id: id("x"), limit: Limit::never(), fd: file.as_fd() };
-    let store = Request::Store(entry).into_message();
-    let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
-    let (hello, follow) = (Extension::Hello(VERSION), Extension::Follow { capacity: 1000 });
-    let bytes = [store.bytes(), ask(hello).bytes(), ask(follow).bytes()].concat();
-    transport::send(&raw, &bytes, store.fds(), Wait::Yes).unwrap();
-    let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
-    let mut next = |read: &dyn Fn(Frame<'_, OwnedFd>)| {
-        while !decoder.has_frame() {
-            let mut buffer = [0; 1024];
-            let received = transport::receive(&raw, &mut buffer, Wait::Yes).unwrap();
-            assert_ne!(received.len, 0);
-            decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
-        }
-        read(decoder.next().unwrap().unwrap());
-    };
-    next(&|frame| assert_eq!(reply::parse_status(&frame), Ok(Ok(()))));
-    next(&|frame| assert_eq!(extension::parse_hello(&frame), Ok(Ok(VERSION))));
-    next(&|frame| assert!(matches!(Fed::parse(frame), Ok(Fed::Head { .. }))));
+    let mut follower = RawFollower::behind(&family.path, &Request::Store(entry).into_message());
+    follower.next(|frame| assert_eq!(reply::parse_status(&frame), Ok(Ok(()))));
+    follower.next(|frame| assert_eq!(extension::parse_hello(&frame), Ok(Ok(VERSION))));
+    follower.next(|frame| assert!(matches!(Fed::parse(frame), Ok(Fed::Head { .. }))));
 }
 
 /// Who follows and takes nothing more is struck off before what it should have carried out
@@ -118,37 +100,13 @@ fn a_follower_is_answered_in_order() {
 #[test]
 fn whoever_is_given_up_must_not_serve() {
     let family = Family::with(&[]);
-    let raw = UnixStream::connect(&family.path).unwrap();
-    let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
-    let (hello, follow) = (Extension::Hello(VERSION), Extension::Follow { capacity: 1000 });
-    let bytes = [ask(hello).bytes(), ask(follow).bytes()].concat();
-    transport::send(&raw, &bytes, &[], Wait::Yes).unwrap();
-    let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
-    let (head, roll) = loop {
-        let mut buffer = [0; 1024];
-        let received = transport::receive(&raw, &mut buffer, Wait::Yes).unwrap();
-        assert_ne!(received.len, 0);
-        decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
-        let mut found = None;
-        while let Some(frame) = decoder.next().unwrap() {
-            if let Ok(Fed::Head { head, roll, .. }) = Fed::parse(frame) {
-                found = Some((head, File::from(roll)));
-            }
-        }
-        if let Some(found) = found {
-            break found;
-        }
-    };
-    let is_struck_off = || {
-        let mut byte = [0];
-        roll.read_at(&mut byte, head.number.into()).unwrap() == 1 && byte != [0]
-    };
+    let (_follower, place) = RawFollower::new(&family.path);
     let mut client = family.client();
     let (file, _) = marked_file(family.folder.path(), "x");
     client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
-    assert!(!is_struck_off());
+    assert!(!place.is_struck_off());
     client.delete(&id("x"), deadline()).unwrap();
-    assert!(is_struck_off());
+    assert!(place.is_struck_off());
 }
 
 /// Deleted is closed, in both of them.
@@ -213,6 +171,21 @@ fn a_standby_that_hangs_is_given_up() {
     client.delete(&id("x"), deadline()).unwrap();
     eventually("it is killed", || !is_alive(standby));
     assert_ne!(family.standby(), standby);
+}
+
+/// What would not be enough to start with is no reason not to serve.
+#[test]
+fn less_room_does_not_keep_the_standby_from_serving() {
+    let family = Family::with(&["--standby"]);
+    let mut client = family.client();
+    fill(&mut client, family.folder.path(), 10);
+    let before = content(&mut client);
+    let (primary, standby) = (family.primary(), family.standby());
+    let few = Rlimit { current: Some(100), maximum: Some(100) };
+    prlimit(Pid::from_raw(standby.cast_signed()), Resource::Nofile, few).unwrap();
+    signal(primary, Signal::KILL);
+    assert_eq!(content(&mut family.client()), before);
+    assert_eq!(family.primary(), standby);
 }
 
 /// A client that asks for much without waiting is not kept waiting in between.

@@ -1,10 +1,12 @@
 //! A daemon starts where another one serves.
 
+use crate::follower::RawFollower;
 use crate::support::{
     assert_exit, deadline, eventually, id, marked_file, path_of, stderr, suite, Family, Rules,
     Suite,
 };
 use crate::{content, fill};
+use fdholder::link::{Fed, Heard};
 use fdholder::{Client, Entry, Limit, OnConflict, Request, Timestamp};
 use rustix::process::Signal;
 use std::fs;
@@ -300,6 +302,26 @@ fn what_was_agreed_with_a_client_holds() {
     assert_eq!(&said, b"\0\0\0\x01\0\0\x11", "EEXIST");
 }
 
+/// One that was given everything and does not say that it serves never will: the old one goes
+/// on, and answers what has waited.
+#[test]
+fn one_that_never_commits_is_given_up() {
+    let family = Family::with(&["--standby"]);
+    let mut client = family.client();
+    fill(&mut client, family.folder.path(), 3);
+    let before = content(&mut client);
+    let standby = family.standby();
+    let (mut follower, place) = RawFollower::new(&family.path);
+    follower.hear_until(|fed| matches!(fed, Fed::Synced));
+    follower.say(Heard::Synced);
+    follower.say(Heard::TakeOver);
+    follower.hear_until(|fed| matches!(fed, Fed::Yours { .. }));
+    assert_eq!(content(&mut client), before);
+    assert!(place.is_struck_off());
+    assert_eq!(content(&mut family.client()), before);
+    assert_eq!((family.alive().len(), family.standby()), (2, standby));
+}
+
 /// One that is asked to end while it waits for its turn leaves the other alone.
 #[test]
 fn one_that_is_asked_to_end_leaves_it_be() {
@@ -328,20 +350,25 @@ fn one_that_is_asked_to_end_leaves_it_be() {
 /// not go.
 #[test]
 fn one_that_has_everything_insists() {
-    for call in ["epoll_create1", "timerfd_create", "epoll_ctl"] {
+    for (call, error, said) in [
+        ("epoll_create1", "ENFILE", "trying again"),
+        ("timerfd_create", "ENFILE", "trying again"),
+        ("epoll_ctl", "ENFILE", "trying again"),
+        ("setsockopt", "EACCES", "unable to prepare the listening socket"),
+    ] {
         let mut family = Family::with(&[]);
         let first = family.primary();
         let mut client = family.client();
         fill(&mut client, family.folder.path(), 30);
         let before = content(&mut client);
         let mut strace = std::process::Command::new("strace");
-        let inject = format!("inject={call}:error=ENFILE:when=1..3");
+        let inject = format!("inject={call}:error={error}:when=1..3");
         let trace = format!("trace={call}");
         strace.args(["-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
         strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1"]).arg(&family.path);
         family.spawn(strace);
         assert_eq!(family.wait(first), Some(0));
-        assert!(family.log().contains("trying again"), "{call}: {}", family.log());
+        assert!(family.log().contains(said), "{call}: {}", family.log());
         assert_eq!(content(&mut client), before, "{call}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing else is done meanwhile: clients wait, and what they send stays in their sockets.
 
-use crate::reading::read;
+use crate::reading::{has_hung_up, read};
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;
 use fdholder::frame::Decoder;
@@ -61,16 +61,33 @@ impl From<Malformed> for Broken {
 
 /// An exchange with one follower.
 pub(crate) struct Exchange<'a> {
-    pub socket: &'a OwnedFd,
-    pub decoder: &'a mut Decoder<OwnedFd>,
-    pub mirrors: &'a mut Mirrors<OwnedFd>,
+    socket: &'a OwnedFd,
+    decoder: &'a mut Decoder<OwnedFd>,
+    mirrors: &'a mut Mirrors<OwnedFd>,
     /// Its key among them.
-    pub mirror: usize,
-    pub buffer: &'a mut [u8],
-    pub deadline: Instant,
+    mirror: usize,
+    buffer: &'a mut [u8],
+    /// How long the follower may take nothing and say nothing.
+    patience: Duration,
+    /// When it last did.
+    progress: Instant,
 }
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
+    /// With the follower that is the mirror of this key.
+    pub fn new(
+        (socket, decoder): (&'a OwnedFd, &'a mut Decoder<OwnedFd>),
+        (mirrors, mirror): (&'a mut Mirrors<OwnedFd>, usize),
+        buffer: &'a mut [u8],
+        patience: Duration,
+    ) -> Self {
+        Self { socket, decoder, mirrors, mirror, buffer, patience, progress: Instant::now() }
+    }
+
+    fn is_late(&self) -> bool {
+        self.progress.elapsed() >= self.patience
+    }
+
     /// Hands over clients, and with them everything, or nothing: when this returns, the
     /// follower serves, or never will.
     pub fn hand_over(
@@ -104,7 +121,10 @@ impl Exchange<'_> {
             };
             let fds: Vec<_> = carriers.iter().map(|carrier| carrier.fd().as_fd()).collect();
             match transport::send(self.socket, bytes, &fds, Wait::No) {
-                Ok(len) => mirror.advance(len),
+                Ok(len) => {
+                    mirror.advance(len);
+                    self.progress = Instant::now();
+                }
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
                 Err(Errno::TOOMANYREFS) => self.wait(PollFlags::empty())?,
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Gone),
@@ -122,7 +142,7 @@ impl Exchange<'_> {
     }
 
     fn wait(&self, what: PollFlags) -> Result<(), Broken> {
-        if self.deadline <= Instant::now() {
+        if self.is_late() {
             return Err(Broken::TimedOut);
         }
         let pause = Timespec::try_from(RETRY_PAUSE).ok();
@@ -144,6 +164,7 @@ impl Exchange<'_> {
         }
         let Some(frame) = self.decoder.next()? else { return Ok(None) };
         let heard = Heard::parse(&frame)?;
+        self.progress = Instant::now();
         if let (Heard::UpTo(up_to), Some(mirror)) = (heard, self.mirrors.get_mut(self.mirror)) {
             mirror.has_carried_out(up_to);
         }
@@ -158,10 +179,8 @@ impl Exchange<'_> {
             if roll.has_been_followed() {
                 return Ok(());
             }
-            let mut socket = [PollFd::new(self.socket, PollFlags::empty())];
-            let has_gone = poll(&mut socket, Some(&Timespec::default())) == Ok(1);
-            let is_late = self.deadline <= Instant::now();
-            if (has_gone || is_late) && roll.take_back() {
+            let has_gone = has_hung_up(self.socket);
+            if (has_gone || self.is_late()) && roll.take_back() {
                 return Err(if has_gone { Broken::Gone } else { Broken::TimedOut });
             }
             std::thread::sleep(LOOK_PAUSE);

@@ -56,7 +56,7 @@ impl Kept<'_> {
             }
         }
         let head = replication::head(&mut roll, self.store);
-        let followed = self.be_followed(socket, head, &roll, &mut decoder, &mut buffer, deadline);
+        let followed = self.be_followed(socket, head, &roll, &mut decoder, &mut buffer);
         if followed.is_err() {
             // It may only be slow, and must not serve beside us when it goes on.
             roll.give_up(head.number).map_err(Broken::Failed)?;
@@ -72,13 +72,12 @@ impl Kept<'_> {
         roll: &Roll,
         decoder: &mut Decoder<OwnedFd>,
         buffer: &mut [u8],
-        deadline: Instant,
     ) -> Result<(), Broken> {
         say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd()))?;
         let mut mirrors = Mirrors::default();
         let mirror = mirrors.add(self.store);
-        let mut exchange =
-            Exchange { socket, decoder, mirrors: &mut mirrors, mirror, buffer, deadline };
+        let mirror = (&mut mirrors, mirror);
+        let mut exchange = Exchange::new((socket, decoder), mirror, buffer, KEEP_PATIENCE);
         exchange.tell_all()?;
         exchange.wait_for(Heard::TakeOver)?;
         exchange.hand_over(self.clients.iter().cloned(), false, roll)

@@ -76,16 +76,14 @@ pub const DROPPED_REMEMBERED: usize = 1024;
 /// Processes that follow at once: a standby, one that takes over, and one to spare.
 pub const FOLLOWERS_MAX: usize = 3;
 
-/// How long a follower may take nothing while answers wait for it. One that stands still so
-/// long hangs; it is killed, or given up.
+/// How long a follower may take nothing while answers wait for it, or say nothing while it is
+/// handed everything and nobody is served. One that stands still so long hangs; it is killed,
+/// or given up.
 pub const FOLLOWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long clients may go on with what they have begun before they are cut off for a
 /// daemon that takes over.
 pub const HANDOVER_GRACE: Duration = Duration::from_secs(1);
-
-/// How long a daemon that has everything may take to say that it serves.
-pub const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a new program may take to start and follow, and then to come for what is kept
 /// for it.

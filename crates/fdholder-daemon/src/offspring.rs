@@ -25,7 +25,7 @@ pub(crate) fn start_alone() -> MutexGuard<'static, ()> {
 }
 
 /// How long one that was killed may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 enum State {

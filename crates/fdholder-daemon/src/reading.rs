@@ -5,7 +5,10 @@ use fdholder::transport::{self, Wait};
 use fdholder::Errno;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long to wait when there was no memory.
+const RETRY_PAUSE: Duration = Duration::from_millis(2);
 
 /// Reads once, and waits for something to come until a deadline, if there is one. False at
 /// the end.
@@ -29,6 +32,8 @@ pub(crate) fn read(
             // It was closed with something of ours unread.
             Err(Errno::CONNRESET) => return Ok(false),
             Err(Errno::AGAIN) => {}
+            // The kernel has no memory at this moment; nothing was taken.
+            Err(Errno::NOMEM | Errno::NOBUFS) => std::thread::sleep(RETRY_PAUSE),
             Err(errno) => return Err(errno),
         }
         let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -41,4 +46,9 @@ pub(crate) fn read(
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Whether whoever is at the other end has hung up.
+pub(crate) fn has_hung_up(socket: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(socket, PollFlags::empty())], Some(&Timespec::default())) == Ok(1)
 }

@@ -354,6 +354,7 @@ fn one_that_has_everything_insists() {
         ("epoll_create1", "ENFILE", "trying again"),
         ("timerfd_create", "ENFILE", "trying again"),
         ("epoll_ctl", "ENFILE", "trying again"),
+        ("recvmsg", "ENOMEM", "has taken over"),
         ("setsockopt", "EACCES", "unable to prepare the listening socket"),
     ] {
         let mut family = Family::with(&[]);

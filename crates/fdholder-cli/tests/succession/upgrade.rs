@@ -215,17 +215,21 @@ fn no_signal_is_lost_in_between() {
     eventually("nobody is left", || it.family.alive().is_empty());
 }
 
+/// A daemon whose own execve(2) fails in this way, in the eyes of strace(1).
+fn unable_to_exec(family: &mut Family, inject: &str, options: &[&str]) -> u32 {
+    let mut strace = Command::new("strace");
+    // Its own start is not counted.
+    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=execve", "-e", inject]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1"]).args(options);
+    strace.arg(&family.path);
+    family.spawn(strace)
+}
+
 /// When the kernel refuses in the last moment, the old program goes on.
 #[test]
 fn the_old_program_goes_on_when_it_cannot_become_another() {
     let mut family = Family::new();
-    let mut strace = Command::new("strace");
-    // Its own start is not counted.
-    let refuse = "inject=execve:error=EACCES";
-    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=execve", "-e", refuse]);
-    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "--standby", "-1"]);
-    strace.arg(&family.path);
-    family.spawn(strace);
+    unable_to_exec(&mut family, "inject=execve:error=EACCES", &["--standby"]);
     let mut idle = family.client();
     fill(&mut idle, family.folder.path(), 300);
     let before = content(&mut idle);
@@ -244,6 +248,27 @@ fn the_old_program_goes_on_when_it_cannot_become_another() {
     signal(primary, Signal::KILL);
     assert_eq!(content(&mut family.client()), before);
     assert_eq!(family.primary(), standby);
+}
+
+/// Unless that takes so long that the keeper serves by then: what that one has acknowledged
+/// must not be lost.
+#[test]
+fn the_old_program_ends_when_the_keeper_serves() {
+    let mut family = Family::new();
+    let slow = "inject=execve:error=EACCES:delay_enter=11000000";
+    let strace = unable_to_exec(&mut family, slow, &[]);
+    let mut client = family.client();
+    fill(&mut client, family.folder.path(), 3);
+    signal(family.primary(), Signal::USR2);
+    // Whoever asks before it is handed over is answered by the old one.
+    eventually("a keeper serves", || {
+        client.delete(&id("0"), deadline()).ok();
+        family.log().contains("does not:")
+    });
+    client.delete(&id("1"), deadline()).unwrap();
+    assert_eq!(family.wait(strace), Some(111), "{}", family.log());
+    assert_eq!(family.client().list(deadline()).unwrap(), [id("2")]);
+    assert_eq!(family.alive().len(), 1);
 }
 
 /// With a standby it is the same, and the new program has one.

@@ -45,7 +45,7 @@ pub(super) struct Link {
     /// It has said that it has everything.
     has_everything: bool,
     /// When it last took something, or told that it had carried something out.
-    progress: Instant,
+    pub progress: Instant,
     /// Since when there is something that it has not taken or carried out.
     behind_since: Option<Instant>,
     /// When to try again, as there was no room for descriptors in flight.

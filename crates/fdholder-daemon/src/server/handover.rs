@@ -3,7 +3,7 @@
 use super::followers::{Lost, Role};
 use super::Server;
 use crate::exchange::{Broken, Exchange};
-use crate::limits::COMMIT_PATIENCE;
+use crate::limits::FOLLOWER_PATIENCE;
 use crate::peer::Gone;
 use fdholder::Errno;
 use std::time::Instant;
@@ -47,16 +47,17 @@ impl Server {
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
             return Err(Broken::Gone);
         };
-        let mut exchange = Exchange {
-            socket: &link.socket,
-            decoder: &mut link.decoder,
-            mirrors: &mut self.hold.mirrors,
-            mirror: link.mirror,
-            buffer: &mut self.hold.buffer,
-            deadline: Instant::now() + COMMIT_PATIENCE,
-        };
+        let connection = (&link.socket, &mut link.decoder);
+        let mirror = (&mut self.hold.mirrors, link.mirror);
+        let mut exchange =
+            Exchange::new(connection, mirror, &mut self.hold.buffer, FOLLOWER_PATIENCE);
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
-        exchange.hand_over(clients, for_next, roll)
+        let handed_over = exchange.hand_over(clients, for_next, roll);
+        // The others have not been heard meanwhile.
+        for (_, link) in &mut self.links {
+            link.progress = Instant::now();
+        }
+        handed_over
     }
 
     fn cut_off_busy_clients(&mut self) {

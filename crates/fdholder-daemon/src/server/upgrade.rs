@@ -9,8 +9,9 @@ use super::followers::{Lost, Role};
 use super::standby::ENDING_PATIENCE;
 use super::{Accepting, Server};
 use crate::limits::KEEP_PATIENCE;
-use crate::offspring::{start_alone, Offspring};
+use crate::offspring::{start_alone, Offspring, END_PATIENCE};
 use crate::peer::Gone;
+use crate::reading::has_hung_up;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -120,11 +121,14 @@ impl Server {
             Err(error) => error,
         };
         drop(alone);
-        // This is still the old program, and has everything; the keeper serves nobody, as
-        // we have not hung up. One that cannot be ended would serve some day.
+        // This is still the old program, and has everything. The keeper serves nobody yet, or
+        // it has hung up; and one that cannot be ended would serve some day.
         if let Some(upgrade) = self.upgrade.take() {
-            if !upgrade.process.end() {
-                warn!("the keeper of what is held cannot be ended: it is to serve");
+            let process = upgrade.process;
+            let serves = has_hung_up(&link.socket) && process.wait(END_PATIENCE).is_none();
+            if serves || !process.end() {
+                let program = launch.program.display();
+                warn!("unable to become {program}: {error}; the keeper of what is held serves");
                 std::process::exit(111);
             }
         }

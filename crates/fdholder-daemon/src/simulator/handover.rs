@@ -8,8 +8,8 @@ use fdholder::link::HandedClient;
 use fdholder::Errno;
 use std::sync::Arc;
 
-/// See [`crate::limits::COMMIT_PATIENCE`]; in steps.
-const COMMIT_PATIENCE: u64 = 300;
+/// See [`crate::limits::FOLLOWER_PATIENCE`]; in steps.
+const PATIENCE: u64 = 300;
 
 /// How far it is.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ enum Stage {
 
 impl HandingOver {
     pub fn new(key: usize, step: u64) -> Self {
-        Self { key, deadline: step + COMMIT_PATIENCE, stage: Stage::Changes }
+        Self { key, deadline: step + PATIENCE, stage: Stage::Changes }
     }
 }
 

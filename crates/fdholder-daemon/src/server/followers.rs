@@ -42,8 +42,8 @@ pub(super) struct Link {
     pub role: Role,
     /// It wants to serve in our place, since then.
     pub wants_over: Option<Instant>,
-    /// It has said that it has everything.
-    has_everything: bool,
+    /// When it has said that it has everything.
+    synced_at: Option<Instant>,
     /// When it last took something, or told that it had carried something out.
     pub progress: Instant,
     /// Since when there is something that it has not taken or carried out.
@@ -138,7 +138,7 @@ impl Server {
             number: about.number,
             role,
             wants_over: None,
-            has_everything: false,
+            synced_at: None,
             progress: Instant::now(),
             behind_since: None,
             retry: None,
@@ -271,7 +271,7 @@ impl Server {
                         }
                     }
                     Heard::Synced => {
-                        link.has_everything = true;
+                        link.synced_at = Some(Instant::now());
                         match link.role {
                             Role::Standby => {
                                 let pid = link.who.pid.unwrap_or_default();
@@ -323,7 +323,10 @@ impl Server {
             }
         }
         match (link.role, &mut self.standby) {
-            (Role::Standby, Some(standby)) => standby.again(link.has_everything),
+            (Role::Standby, Some(standby)) => {
+                let now = Instant::now();
+                standby.again(link.synced_at.map(|since| now - since), now);
+            }
             (Role::Successor, _) => self.successor_failed(),
             _ => {}
         }

@@ -10,8 +10,10 @@ use std::io;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// How long to wait before another standby is started when the last one never got ready;
-/// twice as long each time.
+/// How long a standby must have had everything for the next one to be started at once.
+const READY_FOR_LONG: Duration = Duration::from_secs(1);
+
+/// How long to wait otherwise; twice as long each time, if it never got ready.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 /// But never longer than this.
@@ -41,11 +43,17 @@ impl Standby {
         Self { launch, process: None, remains: None, start_at, pause: RESTART_PAUSE }
     }
 
-    /// Another one is to be started, sooner if this one was any good.
-    pub fn again(&mut self, was_good: bool) {
-        let pause = if was_good { Duration::ZERO } else { self.pause };
-        self.pause = if was_good { RESTART_PAUSE } else { (self.pause * 2).min(RESTART_PAUSE_MAX) };
-        self.start_at = Some(Instant::now() + pause);
+    /// Another one is to be started; at once, if this one has had everything for long.
+    pub fn again(&mut self, was_ready_for: Option<Duration>, now: Instant) {
+        let pause = match was_ready_for {
+            Some(span) if span >= READY_FOR_LONG => Duration::ZERO,
+            // If that goes on it must not take all the time there is.
+            Some(_) => RESTART_PAUSE,
+            None => self.pause,
+        };
+        let has_failed = was_ready_for.is_none();
+        self.pause = if has_failed { (pause * 2).min(RESTART_PAUSE_MAX) } else { RESTART_PAUSE };
+        self.start_at = Some(now + pause);
         self.remains = self.process.take();
         if let Some(remains) = &self.remains {
             remains.kill();
@@ -99,12 +107,12 @@ impl Server {
                 let is_let_in = process.token.is_some();
                 standby.process = Some(process);
                 if !is_let_in {
-                    standby.again(false);
+                    standby.again(None, Instant::now());
                 }
             }
             Err(error) => {
                 warn!("unable to start a standby: {error}");
-                standby.again(false);
+                standby.again(None, Instant::now());
             }
         }
     }
@@ -115,7 +123,7 @@ impl Server {
             if let Some(standby) = &mut self.standby {
                 let how = standby.process.as_ref().and_then(|p| p.wait(ENDING_PATIENCE));
                 warn!("the standby did not get ready: {}", how.unwrap_or_default());
-                standby.again(false);
+                standby.again(None, Instant::now());
             }
         }
         self.notice_successor(token);
@@ -126,5 +134,28 @@ impl Server {
         if let Some(token) = self.standby.as_ref().and_then(Standby::token) {
             self.let_go(token, &crate::peer::Gone::Closed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever becomes of them, they are not started in a loop.
+    #[test]
+    fn the_next_one_may_have_to_wait() {
+        let mut standby = Standby::new(Launch::of_this_program());
+        let now = Instant::now();
+        let mut pause_after = |was_ready_for: Option<u64>| {
+            standby.again(was_ready_for.map(Duration::from_millis), now);
+            (standby.start_at.unwrap() - now).as_millis()
+        };
+        assert_eq!(
+            [(); 9].map(|()| pause_after(None)),
+            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+        );
+        assert_eq!([0, 0, 999, 0].map(|age| pause_after(Some(age))), [100; 4]);
+        assert_eq!([1000, 100_000].map(|age| pause_after(Some(age))), [0; 2]);
+        assert_eq!([(); 2].map(|()| pause_after(None)), [100, 200]);
     }
 }

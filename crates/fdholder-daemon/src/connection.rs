@@ -12,7 +12,7 @@ use crate::store::{Change, Outcome, Record, Staged, Store};
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
-use fdholder::link::{HandedClient, UNREAD_MAX};
+use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
 use fdholder::{Entry, Errno, Malformed, Request, Timestamp};
@@ -122,6 +122,7 @@ impl<F> Connection<F> {
         let mut connection = Self::new(standing);
         connection.is_fdholder = handed.is_fdholder;
         connection.on_conflict = handed.on_conflict;
+        connection.taken.clone_from(&handed.taken);
         connection.decoder.push(&handed.unread, [], false);
         if handed.awaits_upgrade {
             connection.upgrade_ended(Ok(env!("CARGO_PKG_VERSION")));
@@ -136,11 +137,15 @@ impl<F> Connection<F> {
         if !begun || self.is_delivering() || self.is_borrowing() || self.follow.is_some() {
             return None;
         }
-        let unread = self.decoder.unread_without_fds()?;
-        let unread = (unread.len() <= UNREAD_MAX).then(|| unread.to_vec())?;
-        let Self { is_fdholder, on_conflict, .. } = *self;
-        let awaits_upgrade = self.awaits_upgrade();
-        Some(HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, unread })
+        let handed = HandedClient {
+            socket,
+            is_fdholder: self.is_fdholder,
+            awaits_upgrade: self.awaits_upgrade(),
+            on_conflict: self.on_conflict,
+            taken: self.taken.clone(),
+            unread: self.decoder.unread_without_fds()?.to_vec(),
+        };
+        handed.fits().then_some(handed)
     }
 
     /// It asks for an upgrade; [`upgrade_ended`](Self::upgrade_ended) tells it what came of

@@ -123,6 +123,20 @@ pub struct Taken {
     pub kept: Vec<u32>,
 }
 
+impl Taken {
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        [self.added, self.replaced].into_iter().chain(self.kept.iter().copied())
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let mut taken = Self { added: reader.u32()?, replaced: reader.u32()?, kept: Vec::new() };
+        while !reader.0.is_empty() {
+            taken.kept.push(reader.u32()?);
+        }
+        Ok(taken)
+    }
+}
+
 /// What a holder says of what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -229,7 +243,7 @@ fn put_runs(payload: &mut Vec<u8>, runs: &[Range<u32>]) {
 
 /// Encodes the answer to a hello.
 pub fn hello<F>() -> Message<F> {
-    numbers(&[VERSION])
+    numbers([VERSION])
 }
 
 /// Encodes the answer to a snapshot; EMSGSIZE when it is longer than a message may be.
@@ -260,12 +274,12 @@ pub fn delivered<F>(bytes: u64) -> Message<F> {
 
 /// Encodes the answer to a release.
 pub fn released<F>(count: u32) -> Message<F> {
-    numbers(&[count])
+    numbers([count])
 }
 
 /// Encodes what came of a set.
-pub fn taken<F>(Taken { added, replaced, kept }: &Taken) -> Message<F> {
-    numbers(&[&[*added, *replaced], &kept[..]].concat())
+pub fn taken<F>(taken: &Taken) -> Message<F> {
+    numbers(taken.numbers())
 }
 
 /// Encodes what came of an upgrade: the version that answers, or why there was none.
@@ -277,10 +291,10 @@ pub fn upgraded<F>(outcome: Result<&str, &str>) -> Message<F> {
     })
 }
 
-fn numbers<F>(numbers: &[u32]) -> Message<F> {
+fn numbers<F>(numbers: impl IntoIterator<Item = u32>) -> Message<F> {
     Message::new(Vec::new(), |bytes| {
         bytes.push(0);
-        bytes.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+        bytes.extend(numbers.into_iter().flat_map(u32::to_be_bytes));
     })
 }
 
@@ -357,13 +371,7 @@ pub fn parse_released<F>(frame: &Frame<'_, F>) -> Result<Answer<u32>, Malformed>
 ///
 /// [`Malformed`] when the frame is no such answer.
 pub fn parse_taken<F>(frame: &Frame<'_, F>) -> Result<Answer<Taken>, Malformed> {
-    parse(frame, |reader| {
-        let mut taken = Taken { added: reader.u32()?, replaced: reader.u32()?, kept: Vec::new() };
-        while !reader.0.is_empty() {
-            taken.kept.push(reader.u32()?);
-        }
-        Ok(taken)
-    })
+    parse(frame, Taken::read)
 }
 
 /// Reads what came of an upgrade.

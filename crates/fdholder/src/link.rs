@@ -5,7 +5,7 @@
 //! follower [`Heard`], both in frames. The layout is in `docs/protocol.md`, "Following".
 
 use crate::error::Malformed;
-use crate::extension::OnConflict;
+use crate::extension::{OnConflict, Taken};
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX};
@@ -21,9 +21,6 @@ pub const LINK_PAYLOAD_MAX: usize = 256 * 1024;
 
 /// Bytes of the changes in one message at most.
 const CHANGES_LEN_MAX: usize = MESSAGE_FDS_MAX * CHANGE_LEN_MAX;
-
-/// Bytes at most that a client has sent and that nobody has looked at.
-pub const UNREAD_MAX: usize = LINK_PAYLOAD_MAX - 64;
 
 /// The first byte of what a primary sends.
 mod fed {
@@ -89,16 +86,24 @@ pub struct HandedClient<F> {
     pub awaits_upgrade: bool,
     /// What is to become of conflicts in its sets.
     pub on_conflict: OnConflict,
+    /// What came of the last one, if that was taken.
+    pub taken: Option<Taken>,
     /// The beginning of a request, without descriptors.
     pub unread: Vec<u8>,
 }
 
 impl<S> HandedClient<S> {
+    /// Whether it fits into a message.
+    pub fn fits(&self) -> bool {
+        let kept = self.taken.as_ref().map_or(0, |taken| taken.kept.len());
+        kept * size_of::<u32>() + self.unread.len() <= LINK_PAYLOAD_MAX - 64
+    }
+
     /// The same client with its connection in another form.
     pub fn map<T>(self, into: impl FnOnce(S) -> Option<T>) -> Option<HandedClient<T>> {
-        let Self { socket, is_fdholder, awaits_upgrade, on_conflict, unread } = self;
+        let Self { socket, is_fdholder, awaits_upgrade, on_conflict, taken, unread } = self;
         let socket = into(socket)?;
-        Some(HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, unread })
+        Some(HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, taken, unread })
     }
 }
 
@@ -227,8 +232,14 @@ pub fn yours<F>(for_next: bool) -> Message<F> {
 pub fn client<F>(client: HandedClient<F>) -> Message<F> {
     Message::new(vec![client.socket], |bytes| {
         let on_conflict = client.on_conflict.to_byte();
-        let flags = u8::from(client.is_fdholder) | u8::from(client.awaits_upgrade) << 1;
+        let flags = u8::from(client.is_fdholder)
+            | u8::from(client.awaits_upgrade) << 1
+            | u8::from(client.taken.is_some()) << 2;
         bytes.extend_from_slice(&[fed::CLIENT, flags, on_conflict]);
+        if let Some(taken) = &client.taken {
+            bytes.extend_from_slice(&(taken.numbers().count() as u32).to_be_bytes()); // It fits.
+            bytes.extend(taken.numbers().flat_map(u32::to_be_bytes));
+        }
         bytes.extend_from_slice(&client.unread);
     })
 }
@@ -284,6 +295,7 @@ impl<F> Fed<F> {
                 let flags = reader.byte()?;
                 let (is_fdholder, awaits_upgrade) = (flags & 1 != 0, flags & 2 != 0);
                 let on_conflict = OnConflict::from_byte(reader.byte()?)?;
+                let taken = if flags & 4 == 0 { None } else { Some(read_taken(&mut reader)?) };
                 let socket = fds.next().ok_or(Malformed("a client without its connection"))?;
                 let unread = std::mem::take(&mut reader.0).to_vec();
                 Self::Client(HandedClient {
@@ -291,6 +303,7 @@ impl<F> Fed<F> {
                     is_fdholder,
                     awaits_upgrade,
                     on_conflict,
+                    taken,
                     unread,
                 })
             }
@@ -303,6 +316,13 @@ impl<F> Fed<F> {
         }
         Ok(fed)
     }
+}
+
+fn read_taken(reader: &mut Reader<'_>) -> Result<Taken, Malformed> {
+    let len = reader.u32()? as usize * size_of::<u32>();
+    let (taken, rest) = reader.0.split_at_checked(len).ok_or(Malformed::INCOMPLETE)?;
+    reader.0 = rest;
+    Taken::read(&mut Reader(taken))
 }
 
 impl Heard {
@@ -419,9 +439,18 @@ mod tests {
             is_fdholder: false,
             awaits_upgrade: true,
             on_conflict: OnConflict::Keep,
-            unread: vec![0; UNREAD_MAX],
+            taken: None,
+            unread: vec![0; LINK_PAYLOAD_MAX - 64],
         };
-        assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
+        assert!(handed.fits());
+        let taken = Some(Taken { added: 1, replaced: 2, kept: (3..4000).collect() });
+        let mut also = HandedClient { taken, ..handed.clone() };
+        assert!(!also.fits());
+        also.unread.truncate(LINK_PAYLOAD_MAX - 64 - 4 * 3997);
+        assert!(also.fits());
+        for handed in [handed, also] {
+            assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
+        }
         let all = [Heard::UpTo(9), Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop];
         for said in all {
             assert_eq!(through(said.into_message(), |frame| Heard::parse(&frame)), Ok(said));

@@ -144,6 +144,9 @@ fn what_came_of_a_set_is_of_the_last_one() {
     // One was added, none replaced, the second of the set kept out.
     let kept = b"\0\0\0\0\x01\0\0\0\0\0\0\0\x01";
     assert_eq!(answer(&mut client, &mut store, taken()), kept);
+    // The next daemon can tell as well.
+    client = Connection::resume(client.standing.clone(), &client.hand_over(()).unwrap());
+    assert_eq!(answer(&mut client, &mut store, taken()), kept);
     answer(&mut client, &mut store, extension(Extension::OnConflict(OnConflict::Fail)));
     answer(&mut client, &mut store, Request::Setdump(1));
     let refused = answer(&mut client, &mut store, Request::SetdumpData(vec![entry(1)]));

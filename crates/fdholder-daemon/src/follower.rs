@@ -2,7 +2,7 @@
 
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
-use crate::offspring::let_go_of;
+use crate::offspring::let_go_of_children;
 use crate::reading::read;
 use crate::replication::roll::{succeed, Succession};
 use crate::replication::{Replica, ReplicaError};
@@ -90,6 +90,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
+
+/// What a follower has in the place of its primary.
+struct Place {
+    inheritance: Inheritance,
+    /// What was its connection with that one.
+    socket: OwnedFd,
+    /// While it is open, we have the lock.
+    roll: OwnedFd,
+}
 
 /// A process that follows.
 #[derive(Debug)]
@@ -182,10 +191,9 @@ impl Follower {
             // If it does not hear that any more it has gone.
             let _ = self.say(Heard::Commit);
         }
-        let pid = self.head.pid;
-        let (inheritance, _) = self.succeed()?;
-        // If this process has just become another program, the keeper is a child of ours.
-        let_go_of(pid);
+        let Place { inheritance, .. } = self.succeed(false)?;
+        // If this process has just become another program, it has children of that one.
+        let_go_of_children();
         Ok(inheritance)
     }
 
@@ -218,28 +226,28 @@ impl Follower {
             if self.replica.is_ours().is_some() {
                 // It is for somebody else, unless that one does not come.
                 let _ = self.say(Heard::Commit);
-                let (inheritance, socket) = self.succeed()?;
-                return Ok(keep(&socket, inheritance));
+                let Place { inheritance, socket, roll } = self.succeed(true)?;
+                return keep(&socket, &roll, inheritance).map_err(FollowError::System);
             }
         }
-        match self.succeed() {
+        match self.succeed(false) {
             Ok(_) if has_passed_on => Ok(None),
-            Ok((inheritance, _)) => Ok(Some(inheritance)),
+            Ok(place) => Ok(Some(place.inheritance)),
             Err(FollowError::GivenUp) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn succeed(self) -> Result<(Inheritance, OwnedFd), FollowError> {
+    fn succeed(self, keeps: bool) -> Result<Place, FollowError> {
         if !self.replica.is_synced() {
             return Err(FollowError::Gone);
         }
-        match succeed(&self.roll, self.head.number).map_err(FollowError::System)? {
+        match succeed(&self.roll, self.head.number, keeps).map_err(FollowError::System)? {
             Succession::Ours => {
                 let (store, clients, dropped) = self.replica.into_parts();
-                let listener = self.listener;
+                let Self { listener, socket, roll, .. } = self;
                 let inheritance = Inheritance { listener, store, clients, dropped };
-                Ok((inheritance, self.socket))
+                Ok(Place { inheritance, socket, roll })
             }
             Succession::Anothers | Succession::GivenUp => Err(FollowError::GivenUp),
         }

@@ -167,14 +167,22 @@ fn ending_of(child: &Child) -> String {
     }
 }
 
-/// Waits for the end of a process that the program which we have become had started.
-pub(crate) fn let_go_of(pid: u32) {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+/// Waits for the ends of the processes that the program which we have become had started.
+/// Without it, what is left of them stays as long as this one.
+pub(crate) fn let_go_of_children() {
+    // Those of this thread, the only one so far. Without such a file there are just those remains.
+    let Ok(children) = std::fs::read_to_string("/proc/thread-self/children") else { return };
+    let children: Vec<_> =
+        children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();
+    if children.is_empty() {
+        return;
+    }
     let wait = move || {
-        // If it is no child of ours, there is nothing to wait for.
-        let _ = waitpid(Some(pid), WaitOptions::empty());
+        for pid in children {
+            // Somebody else may have waited for it.
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
     };
-    // Without it, what is left of that process stays as long as this one.
     drop(std::thread::Builder::new().stack_size(COURIER_STACK_LEN).spawn(wait));
 }
 

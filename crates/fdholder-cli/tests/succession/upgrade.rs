@@ -284,10 +284,33 @@ fn a_daemon_with_a_standby_is_upgraded() {
         assert_eq!(it.family.primary(), it.pid);
         assert_ne!(it.family.standby(), standby);
         eventually("two are left", || it.family.alive().len() == 2);
+        eventually("nothing is left of the others", || zombies_of(it.pid) == 0);
     }
     signal(it.pid, Signal::KILL);
     assert_eq!(content(&mut it.family.client()), before);
     assert!(is_alive(it.family.primary()));
+}
+
+/// While one program becomes the other, the standby is still there: if the keeper is killed, and
+/// the new program finds nobody to take over from, the standby serves.
+#[test]
+fn the_keeper_may_be_killed_when_there_is_a_standby() {
+    let mut it = Upgradable::new(&["--standby"]);
+    fill(&mut it.family.client(), it.family.folder.path(), 30);
+    let before = content(&mut it.family.client());
+    let standby = it.family.standby();
+    let ours = env!("CARGO_BIN_EXE_fdholder");
+    let keeper = it.family.folder.path().join("keeper");
+    it.installed.replace_by_script(&format!(
+        "if [ -z \"$FDHOLDER_TAKE_OVER\" ]; then echo $$ > {keeper}; else kill -KILL $(cat {keeper}); fi\n\
+         exec {ours} \"$@\"",
+        keeper = keeper.display()
+    ));
+    signal(it.pid, Signal::USR2);
+    assert_eq!(it.family.wait(it.pid), Some(111), "{}", it.family.log());
+    assert_eq!(content(&mut it.family.client()), before);
+    assert_eq!(it.family.primary(), standby);
+    it.family.pair();
 }
 
 /// How many children of a process have ended and were not waited for.

@@ -6,11 +6,15 @@
 //!
 //! | byte | not 0 |
 //! | --- | --- |
-//! | 0 | somebody has followed this primary already |
+//! | 0 | somebody has followed this primary already; or keeps everything, see below |
 //! | n | follower n was given up, and may not have everything |
 //!
 //! A primary gives a follower up here before it stops waiting for it, and before it hangs
 //! up. So the end of a link by itself means that the primary has gone, or is going.
+//!
+//! Who keeps everything for the next program changes nothing, and has the lock meanwhile. So
+//! the others stay what they were: if it goes, whoever gets the lock next serves. Before it
+//! lets anybody serve, itself or that program, it has followed like any other.
 
 use crate::bugs::{active, Bug};
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
@@ -22,9 +26,11 @@ use std::time::Duration;
 /// Where it is told that somebody has followed.
 const SUCCEEDED: u64 = 0;
 
-/// What stands there: a follower has, or one that has got everything in another way.
+/// What stands there: a follower serves, or one that has got everything in another way; or a
+/// follower has everything, and serves nobody.
 const FOLLOWED: u8 = 1;
 const RECOVERED: u8 = 2;
+const KEPT: u8 = 3;
 
 /// How long to wait before a lock is tried again that a process has which is ending.
 const RETRY_PAUSE: Duration = Duration::from_micros(200);
@@ -106,16 +112,30 @@ pub(crate) enum Succession {
     GivenUp,
 }
 
-/// Takes the place of a primary that has gone, or is going; waits until it has.
+/// Takes the place of a primary that has gone, or is going; waits until it has. To serve, or
+/// only to keep everything: then the lock must be kept, too.
 ///
 /// # Errors
 ///
 /// Those of fcntl(2), pread(2) and pwrite(2).
-pub(crate) fn succeed(roll: impl AsFd, number: u32) -> Result<Succession, Errno> {
+pub(crate) fn succeed(roll: impl AsFd, number: u32, keeps: bool) -> Result<Succession, Errno> {
+    insist(|| try_succeed(&roll, number, keeps))
+}
+
+/// Whoever has only kept everything so far has followed from now on.
+///
+/// # Errors
+///
+/// Those of pwrite(2).
+pub(crate) fn follow_at_last(roll: impl AsFd) -> Result<(), Errno> {
+    insist(|| pwrite(&roll, &[FOLLOWED], SUCCEEDED).map(|_| Some(())))
+}
+
+/// Whoever has everything does not go because there was no memory for a moment.
+fn insist<T>(mut what: impl FnMut() -> Result<Option<T>, Errno>) -> Result<T, Errno> {
     loop {
-        match try_succeed(&roll, number) {
-            Ok(Some(succession)) => return Ok(succession),
-            // Whoever has everything does not go because there was no memory for a moment.
+        match what() {
+            Ok(Some(done)) => return Ok(done),
             Ok(None) | Err(Errno::NOLCK | Errno::NOMEM | Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
@@ -123,19 +143,16 @@ pub(crate) fn succeed(roll: impl AsFd, number: u32) -> Result<Succession, Errno>
     }
 }
 
-/// The same without waiting: `None` while the primary is there.
-///
-/// # Errors
-///
-/// As [`succeed`].
-pub(crate) fn try_succeed(roll: impl AsFd, number: u32) -> Result<Option<Succession>, Errno> {
+/// The same without waiting: `None` while the primary is there, or who keeps everything.
+fn try_succeed(roll: impl AsFd, number: u32, keeps: bool) -> Result<Option<Succession>, Errno> {
     let roll = roll.as_fd();
     let is_locked = try_lock(roll)?;
     // Looked at with the lock, if it is ours: then nothing changes it any more.
     let is_given_up = is_set(roll, number.into())?;
-    let succession = verdict(is_locked, is_given_up, is_set(roll, SUCCEEDED)?);
+    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | KEPT);
+    let succession = verdict(is_locked, is_given_up, has_been_followed);
     if succession == Some(Succession::Ours) {
-        pwrite(roll, &[FOLLOWED], SUCCEEDED)?;
+        pwrite(roll, &[if keeps { KEPT } else { FOLLOWED }], SUCCEEDED)?;
     }
     Ok(succession)
 }
@@ -149,7 +166,7 @@ pub(crate) fn try_succeed(roll: impl AsFd, number: u32) -> Result<Option<Success
 pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> {
     let roll = roll.as_fd();
     let is_locked = try_lock(roll)?;
-    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | RECOVERED);
+    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | RECOVERED | KEPT);
     let succession = verdict(is_locked, false, has_been_followed);
     if succession == Some(Succession::Ours) {
         pwrite(roll, &[RECOVERED], SUCCEEDED)?;
@@ -207,10 +224,10 @@ mod tests {
         let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
         roll.give_up(second).unwrap();
         let file = roll.file().as_fd();
-        assert_eq!(succeed(file, second), Ok(Succession::GivenUp));
-        assert_eq!(succeed(file, third), Ok(Succession::Ours));
-        assert_eq!(succeed(file, first), Ok(Succession::Anothers));
-        assert_eq!(succeed(file, second), Ok(Succession::GivenUp));
+        assert_eq!(succeed(file, second, false), Ok(Succession::GivenUp));
+        assert_eq!(succeed(file, third, false), Ok(Succession::Ours));
+        assert_eq!(succeed(file, first, false), Ok(Succession::Anothers));
+        assert_eq!(succeed(file, second, false), Ok(Succession::GivenUp));
         assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
     }
 
@@ -223,6 +240,23 @@ mod tests {
         let file = roll.file().as_fd();
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
-        assert_eq!(succeed(file, first), Ok(Succession::Anothers));
+        assert_eq!(succeed(file, first, false), Ok(Succession::Anothers));
+    }
+
+    /// Whoever keeps everything changes nothing: when it goes, others may serve, until it has
+    /// let one serve.
+    #[test]
+    fn a_keeper_has_not_followed_yet() {
+        let mut roll = Roll::new().unwrap();
+        let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
+        let file = roll.file().as_fd();
+        assert_eq!(succeed(file, first, true), Ok(Succession::Ours));
+        assert!(roll.has_been_followed(), "the primary does not go on beside it");
+        assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
+        pwrite(file, &[KEPT], SUCCEEDED).unwrap();
+        assert_eq!(succeed(file, second, true), Ok(Succession::Ours));
+        follow_at_last(file).unwrap();
+        assert_eq!(succeed(file, third, false), Ok(Succession::Anothers));
+        assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
     }
 }

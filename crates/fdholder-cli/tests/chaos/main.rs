@@ -18,7 +18,7 @@ mod world;
 use fdholder::Client;
 use load::Load;
 use random::Random;
-use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit, Signal};
 use std::hash::{BuildHasher, RandomState};
 use std::net::TcpStream;
 use std::panic::AssertUnwindSafe;
@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::family::signal;
 use support::{assert_exit, deadline, eventually, id, suite, Family, Installed};
 use world::{spin, World, CLIENTS, LIVE};
 
@@ -48,14 +49,24 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn kills() {
     let kills = number_in("FDHOLDER_KILLS").unwrap_or(KILLS);
-    let (mut killed, mut restarts) = ([0, 0], 0);
+    let (mut killed, mut upgrading, mut restarts) = ([0, 0], 0, 0);
     under_load(true, |family, world, random| {
         for _ in 0..kills {
             let (primary, standby) = family.pair();
             wait_at_random(random);
-            let of_standby = random.one_in(2);
-            family.kill(if of_standby { standby } else { primary });
-            killed[usize::from(of_standby)] += 1;
+            if random.one_in(4) {
+                // An upgrade takes about as long.
+                signal(primary, Signal::USR2);
+                wait_at_random(random);
+                let alive = family.alive();
+                let any = alive[random.below(alive.len() as u64) as usize];
+                family.kill(any);
+                upgrading += 1;
+            } else {
+                let of_standby = random.one_in(2);
+                family.kill(if of_standby { standby } else { primary });
+                killed[usize::from(of_standby)] += 1;
+            }
             if random.one_in(4) {
                 // As a supervisor does, which does not know that another one goes on.
                 let next = family.serve(&OPTIONS);
@@ -66,7 +77,8 @@ fn kills() {
         }
     });
     let [primaries, standbys] = killed;
-    println!("killed: {primaries} primaries, {standbys} standbys; restarts: {restarts}");
+    println!("killed: {primaries} primaries, {standbys} standbys, {upgrading} amid an upgrade");
+    println!("restarts: {restarts}");
 }
 
 #[test]

@@ -77,9 +77,12 @@ impl Family {
             let log = self.log();
             // Whatever was said before the last one has begun to serve, or a standby was
             // lost, is of no use.
-            let since = |said: &str| log.rfind(said).unwrap_or_default();
-            let now = &log[since(": ready on ").max(since(") has gone"))..];
-            let line = now.lines().rfind(|line| line.contains(" has everything"));
+            let is_over = |line: &str| {
+                line.contains(": ready on ")
+                    || line.contains(": the standby (") && line.contains(") has gone")
+            };
+            let mut now = log.lines().rev().take_while(|line| !is_over(line));
+            let line = now.find(|line| line.contains(" has everything"));
             standby = line.and_then(pid_in).filter(|pid| is_alive(*pid));
             standby.is_some()
         });

@@ -17,7 +17,7 @@ pub(crate) mod about;
 pub mod recovery;
 pub(crate) mod shelf;
 
-pub use recovery::{is_ours, recover, Past, Recovered};
+pub use recovery::{may_recover, recover, Past, Recovered};
 
 use fdholder::transport::{self, Wait};
 use rustix::io::Errno;

@@ -4,7 +4,7 @@ use crate::inheritance::Inheritance;
 use crate::keeper::keep;
 use crate::offspring::let_go_of_children;
 use crate::reading::read;
-use crate::replication::roll::{succeed, Succession};
+use crate::replication::roll::{succeed, Place, Succession};
 use crate::replication::{Replica, ReplicaError};
 use fdholder::extension::{self, Extension, VERSION};
 use fdholder::frame::Decoder;
@@ -90,15 +90,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
-
-/// What a follower has in the place of its primary.
-struct Place {
-    inheritance: Inheritance,
-    /// What was its connection with that one.
-    socket: OwnedFd,
-    /// While it is open, we have the lock.
-    roll: OwnedFd,
-}
 
 /// A process that follows.
 #[derive(Debug)]
@@ -191,7 +182,7 @@ impl Follower {
             // If it does not hear that any more it has gone.
             let _ = self.say(Heard::Commit);
         }
-        let Place { inheritance, .. } = self.succeed(false)?;
+        let (inheritance, _) = self.succeed(false)?;
         // If this process has just become another program, it has children of that one.
         let_go_of_children();
         Ok(inheritance)
@@ -226,19 +217,19 @@ impl Follower {
             if self.replica.is_ours().is_some() {
                 // It is for somebody else, unless that one does not come.
                 let _ = self.say(Heard::Commit);
-                let Place { inheritance, socket, roll } = self.succeed(true)?;
-                return keep(&socket, &roll, inheritance).map_err(FollowError::System);
+                let (inheritance, socket) = self.succeed(true)?;
+                return keep(&socket, inheritance).map_err(FollowError::System);
             }
         }
         match self.succeed(false) {
             Ok(_) if has_passed_on => Ok(None),
-            Ok(place) => Ok(Some(place.inheritance)),
+            Ok((inheritance, _)) => Ok(Some(inheritance)),
             Err(FollowError::GivenUp) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn succeed(self, keeps: bool) -> Result<Place, FollowError> {
+    fn succeed(self, keeps: bool) -> Result<(Inheritance, OwnedFd), FollowError> {
         if !self.replica.is_synced() {
             return Err(FollowError::Gone);
         }
@@ -246,8 +237,9 @@ impl Follower {
             Succession::Ours => {
                 let (store, clients, dropped) = self.replica.into_parts();
                 let Self { listener, socket, roll, .. } = self;
-                let inheritance = Inheritance { listener, store, clients, dropped };
-                Ok(Place { inheritance, socket, roll })
+                let place = Some(Place::of(roll));
+                let inheritance = Inheritance { listener, store, clients, dropped, place };
+                Ok((inheritance, socket))
             }
             Succession::Anothers | Succession::GivenUp => Err(FollowError::GivenUp),
         }

@@ -1,5 +1,6 @@
 //! What one daemon leaves to the next.
 
+use crate::replication::roll::Place;
 use crate::store::Store;
 use fdholder::link::HandedClient;
 use std::collections::VecDeque;
@@ -16,12 +17,14 @@ pub struct Inheritance {
     pub clients: Vec<HandedClient<OwnedFd>>,
     /// The numbers of what went last, of which others may not have been told.
     pub dropped: VecDeque<u64>,
+    /// Of the daemon that had all that.
+    pub place: Option<Place>,
 }
 
 impl Inheritance {
     /// A new socket, and room for so many descriptors.
     pub fn of(listener: OwnedFd, capacity: usize) -> Self {
         let store = Store::new(capacity);
-        Self { listener, store, clients: Vec::new(), dropped: VecDeque::new() }
+        Self { listener, store, clients: Vec::new(), dropped: VecDeque::new(), place: None }
     }
 }

@@ -7,7 +7,7 @@ use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
 use crate::limits::{KEEP_PATIENCE, READ_LEN};
 use crate::reading::read;
-use crate::replication::roll::{follow_at_last, Roll};
+use crate::replication::roll::{Place, Roll};
 use crate::replication::{self, Mirrors};
 use fdholder::extension::{self, Extension};
 use fdholder::frame::{Decoder, Message};
@@ -22,33 +22,32 @@ use std::time::Instant;
 use tracing::warn;
 
 /// Keeps everything until it is taken over; or gives it back, to be served. Until then others
-/// on the roll, of which this one has the lock, may have to serve in its place.
+/// may have to serve in its place.
 ///
 /// # Errors
 ///
 /// Those of pwrite(2): nobody can be told that this one serves.
 pub(crate) fn keep(
     socket: &OwnedFd,
-    roll: &OwnedFd,
     inheritance: Inheritance,
 ) -> Result<Option<Inheritance>, Errno> {
-    let Inheritance { listener, store, clients, dropped } = inheritance;
+    let Inheritance { listener, store, clients, dropped, place } = inheritance;
     let share = |client: HandedClient<OwnedFd>| client.map(|socket| Some(Arc::new(socket)));
     let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
-    let kept = Kept { listener: &listener, store: &store, clients: &clients, roll };
+    let kept =
+        Kept { listener: &listener, store: &store, clients: &clients, place: place.as_ref() };
     let Err(broken) = kept.wait_for_next(socket) else { return Ok(None) };
     warn!("the new program was to take over, and does not: {broken}");
-    follow_at_last(roll)?;
+    place.as_ref().map_or(Ok(()), Place::follow)?;
     let clients = clients.into_iter().filter_map(|client| client.map(Arc::into_inner));
-    Ok(Some(Inheritance { clients: clients.collect(), listener, store, dropped }))
+    Ok(Some(Inheritance { clients: clients.collect(), listener, store, dropped, place }))
 }
 
 struct Kept<'a> {
     listener: &'a OwnedFd,
     store: &'a crate::Store<OwnedFd>,
     clients: &'a [HandedClient<Arc<OwnedFd>>],
-    /// Where this one has the lock.
-    roll: &'a OwnedFd,
+    place: Option<&'a Place>,
 }
 
 impl Kept<'_> {
@@ -93,7 +92,7 @@ impl Kept<'_> {
         exchange.tell_all()?;
         exchange.wait_for(Heard::TakeOver)?;
         // From here on the new program may serve, whatever becomes of this one.
-        follow_at_last(self.roll).map_err(Broken::Failed)?;
+        self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
         exchange.hand_over(self.clients.iter().cloned(), false, roll)
     }
 }

@@ -16,7 +16,8 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN, SERIALS_SKIPPED};
 use crate::peer::{Hold, Peer};
-use crate::replication::{roll::Roll, Mirrors};
+use crate::replication::roll::{Place, Roll};
+use crate::replication::Mirrors;
 use crate::room::Room;
 use crate::signals::Signals;
 use fdholder::link::HandedClient;
@@ -103,8 +104,12 @@ pub struct Server {
     listening: bool,
     /// Processes that follow.
     links: Slab<Link>,
-    /// Who of them may serve when we are gone; `None` while there never was one.
+    /// Who of them may serve when we are gone; `None` while nobody has to know.
     roll: Option<Roll>,
+    /// The place of the daemon before, which is ours for as long as we live.
+    place: Option<Place>,
+    /// Nothing has changed since that one had it.
+    is_new: bool,
     /// The one that we see to ourselves.
     standby: Option<Standby>,
     /// The program to become when that is asked for.
@@ -209,7 +214,7 @@ impl Server {
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
-        let Inheritance { listener, store, clients, dropped: _ } = inheritance;
+        let Inheritance { listener, store, clients, dropped: _, place } = inheritance;
         // Nobody else may have what this one has been left.
         let is_heir = !(store.is_empty() && clients.is_empty());
         match prepare(&listener) {
@@ -258,6 +263,8 @@ impl Server {
             listening: true,
             links: Slab::new(),
             roll: None,
+            place,
+            is_new: true,
             standby: None,
             successor: None,
             upgrade: None,
@@ -292,8 +299,10 @@ impl Server {
             let listener = insist(is_heir, || fcntl_dupfd_cloexec(&self.listener, 0))?;
             told.keep_listener(Arc::new(listener));
         }
-        // Whoever was on that of the daemon before has been told by now.
-        told.keep_roll(None);
+        let roll = insist(!self.hold.store.is_empty(), Roll::new)?;
+        // Whoever starts with what systemd has sees by it whether we serve.
+        told.keep_roll(roll.file());
+        self.roll = Some(roll);
         if past.is_known {
             told.begin();
         }
@@ -301,9 +310,18 @@ impl Server {
         Ok(self)
     }
 
+    /// Tells systemd what there is to tell, before anything else is done that depends on it.
     fn tell_systemd(&mut self) {
         if let Some(shelf) = &mut self.shelf {
             while !shelf.tell(&mut self.hold.mirrors, &self.hold.store) {}
+            if !shelf.is_begun() {
+                return;
+            }
+        }
+        if std::mem::take(&mut self.is_new) {
+            if let Some(place) = &self.place {
+                place.serve();
+            }
         }
     }
 
@@ -331,6 +349,7 @@ impl Server {
     /// Only when the loop itself cannot go on.
     pub fn run(mut self) -> io::Result<Ended> {
         let mut events = Vec::with_capacity(256);
+        self.tell_systemd();
         for client in std::mem::take(&mut self.handed) {
             self.resume(client);
         }

@@ -30,7 +30,7 @@ fn a_systemd_that_does_not_read_harms_nobody() {
     // Now it reads.
     systemd.set_nonblocking(true).unwrap();
     let mut kept = BTreeSet::new();
-    eventually("it has one descriptor, the socket and a list", || {
+    eventually("it has one descriptor, the socket, the roll and a list", || {
         let mut message = [0; 512];
         while let Ok(len) = systemd.recv(&mut message) {
             let text = std::str::from_utf8(&message[..len]).unwrap();
@@ -42,7 +42,7 @@ fn a_systemd_that_does_not_read_harms_nobody() {
             }
         }
         let kinds: String = kept.iter().map(|name| &name[..1]).collect();
-        kinds == "hil"
+        kinds == "hilr"
     });
     drop(client);
     crate::support::family::signal(pid, Signal::TERM);

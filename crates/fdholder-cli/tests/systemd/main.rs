@@ -7,9 +7,11 @@ mod support;
 
 use fdholder::{Client, Entry, Limit, Timestamp};
 use libtest_mimic::{Arguments, Trial};
-use rustix::process::Signal;
+use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::systemd::{Manager, Whom};
@@ -30,6 +32,9 @@ fn main() {
         trial("readiness_and_status", readiness_and_status),
         trial("a_standby_is_taken_over_from", a_standby_is_taken_over_from),
         trial("a_standby_and_the_store_of_systemd", a_standby_and_the_store_of_systemd),
+        trial("a_standby_that_is_alone_is_taken_over_from", lonely_standby),
+        trial("whoever_takes_over_may_die_before_it_serves", takeover_that_fails),
+        trial("what_was_deleted_elsewhere_does_not_come_back", older_than_what_was_held),
         trial("an_upgrade_keeps_the_main_process", an_upgrade_keeps_the_main_process),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -181,8 +186,8 @@ fn two_identifiers_of_one_file() {
         service.kill(Whom::All);
     }
     assert!(content_at(&service.path).is_empty());
-    // The listening socket and a list.
-    eventually("nothing else is left", || service.manager.stored(UNIT) == 2);
+    // The listening socket, the roll and a list.
+    eventually("nothing else is left", || service.manager.stored(UNIT) == 3);
 }
 
 /// systemd drops what reports a hang-up, unless it is told not to look.
@@ -347,6 +352,82 @@ fn a_standby_and_the_store_of_systemd() {
         service.kill(if round % 2 == 0 { Whom::Main } else { Whom::All });
         assert_eq!(content_at(&service.path), expected, "round {round}");
     }
+}
+
+/// Also when nobody follows that one: it has a standby no more than it has room for one.
+fn lonely_standby() {
+    let settings = format!("KillMode=process\nExecStartPre=sleep 1\n{KEPT}");
+    let service = Service::start("--standby --fdstore", &settings);
+    service.store(&mut service.client(), "a", Limit::never());
+    service.has_standby();
+    let main = service.main_pid();
+    let standby = service.manager.pids(UNIT).into_iter().find(|pid| *pid != main).unwrap();
+    let few = Rlimit { current: Some(100), maximum: Some(100) };
+    prlimit(Pid::from_raw(standby.cast_signed()), Resource::Nofile, few).unwrap();
+    service.manager.kill(UNIT, Signal::KILL, Whom::Main);
+    service.store(&mut service.client(), "b", Limit::never());
+    let before = content_at(&service.path);
+    assert_eq!(before.len(), 2);
+    let next = service.manager.successor(UNIT, main);
+    let taken_over = format!("has taken over 2 from pid {standby}");
+    eventually("it is taken over from", || service.manager.output().contains(&taken_over));
+    eventually("it has gone", || !service.manager.pids(UNIT).contains(&standby));
+    assert_eq!(service.main_pid(), next);
+    assert_eq!(content_at(&service.path), before);
+}
+
+/// One that has everything, and then does not come to serve: what systemd has still counts.
+fn takeover_that_fails() {
+    let service = Service::start("--fdstore", KEPT);
+    for number in 0..5 {
+        service.store(&mut service.client(), &format!("{number}"), Limit::never());
+    }
+    let before = content_at(&service.path);
+    let main = service.main_pid();
+    let mut strace = std::process::Command::new("strace");
+    let never = "inject=epoll_create1:error=ENFILE";
+    strace.args(["-qq", "-D", "-o", "/dev/null", "-e", "trace=epoll_create1", "-e", never]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).arg("serve").arg(&service.path);
+    let (mut said, stderr) = std::io::pipe().unwrap();
+    let mut other = strace.stderr(stderr).spawn().unwrap();
+    drop(strace);
+    let mut text = Vec::new();
+    while !text.ends_with(b"trying again\n") {
+        let mut byte = [0];
+        assert_eq!(said.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));
+        text.extend(byte);
+    }
+    // The service starts again, and waits for that one.
+    eventually("there is another main process", || {
+        service.manager.main_pid(UNIT).is_some_and(|pid| pid != main)
+    });
+    other.kill().unwrap();
+    other.wait().unwrap();
+    service.manager.successor(UNIT, main);
+    assert_eq!(content_at(&service.path), before);
+}
+
+/// A daemon that has nothing kept by systemd takes over, changes things, and is killed: what
+/// systemd has is not what was held.
+fn older_than_what_was_held() {
+    let service = Service::start("--fdstore", &format!("ExecStartPre=sleep 1\n{KEPT}"));
+    service.store(&mut service.client(), "a", Limit::never());
+    service.store(&mut service.client(), "b", Limit::never());
+    let main = service.main_pid();
+    let mut other = suite::fdholder(["serve", "-1"]);
+    let mut other = other.arg(&service.path).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(other.stdout.take().unwrap().read(&mut [0]).unwrap(), 1);
+    service.client().delete(&id("a"), deadline()).unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    service.manager.successor(UNIT, main);
+    assert!(content_at(&service.path).is_empty());
+    assert!(service.manager.output().contains("older than what was held last, and is dropped"));
+    service.store(&mut service.client(), "c", Limit::never());
+    let before = content_at(&service.path);
+    service.kill(Whom::All);
+    assert_eq!(content_at(&service.path), before);
+    eventually("nothing else is left", || service.manager.stored(UNIT) <= 5);
 }
 
 /// systemd sees the same main process before and after, and goes on keeping.

@@ -15,12 +15,21 @@ use tracing::warn;
 pub struct Recovered {
     /// The listening socket; also one that systemd itself listens on for this service.
     pub listener: Option<OwnedFd>,
-    /// Who may serve, if anybody followed the daemon before.
+    /// Who may serve.
     pub roll: Option<OwnedFd>,
     /// What is held.
     pub store: Store<OwnedFd>,
     /// What else systemd has.
     pub past: Past,
+}
+
+impl Recovered {
+    /// Holds nothing, and has systemd forget what it has.
+    pub fn drop_what_is_held(&mut self) {
+        let mut empty = Store::new(self.store.capacity());
+        empty.skip_serials(self.store.last_serial());
+        self.store = empty;
+    }
 }
 
 /// The numbers under which it has descriptors.
@@ -56,19 +65,25 @@ impl Past {
         Self { names: Names { direct, wrapped }, ..Self::default() }
     }
 
+    /// Whether it has the listening socket, from a daemon that had it keep descriptors.
+    pub fn has_listener(&self) -> bool {
+        self.has_listener
+    }
+
     /// There was none.
     pub fn none() -> Self {
         Self { is_known: true, ..Self::default() }
     }
 }
 
-/// Whether it is on us to serve: neither does the primary whose roll this is, nor anybody who
-/// has followed it. `None` while that primary is there, be it that it is about to end.
+/// Whether it is on us to serve what systemd has given back: the primary whose roll this is
+/// has gone, and whoever has followed it had not served yet; when it had, false. `None` while
+/// one of them is there, be it that it is about to end.
 ///
 /// # Errors
 ///
 /// Those of fcntl(2).
-pub fn is_ours(roll: &OwnedFd) -> Result<Option<bool>, Errno> {
+pub fn may_recover(roll: &OwnedFd) -> Result<Option<bool>, Errno> {
     let succession = try_recover(roll)?;
     Ok(succession.map(|succession| succession == Succession::Ours))
 }

@@ -159,13 +159,19 @@ impl Shelf {
         self.listener = Some(listener);
     }
 
-    /// Has systemd keep the roll of followers, in the place of the one before; or none.
-    pub fn keep_roll(&mut self, roll: Option<&Arc<OwnedFd>>) {
-        self.roll = roll.cloned();
+    /// Has systemd keep the roll of followers, in the place of the one before; before anything
+    /// else, as it says who serves.
+    pub fn keep_roll(&mut self, roll: &Arc<OwnedFd>) {
+        self.roll = Some(Arc::clone(roll));
+        let told = std::mem::take(&mut self.letters);
         self.forget("r");
-        if let Some(roll) = roll {
-            self.store("r", Fd::Shared(Arc::clone(roll)));
-        }
+        self.store("r", Fd::Shared(Arc::clone(roll)));
+        self.letters.extend(told);
+    }
+
+    /// Whether systemd has been told what is so at the start; or does not want to hear it.
+    pub fn is_begun(&self) -> bool {
+        self.letters.is_empty() || self.lost.is_some()
     }
 
     /// Tells systemd what there is to tell at the start, before anything changes: what systemd
@@ -255,7 +261,9 @@ impl Shelf {
         if let Some(listener) = listener {
             self.keep_listener(listener);
         }
-        self.keep_roll(roll.as_ref());
+        if let Some(roll) = roll {
+            self.keep_roll(&roll);
+        }
         true
     }
 

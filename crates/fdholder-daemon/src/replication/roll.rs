@@ -26,11 +26,12 @@ use std::time::Duration;
 /// Where it is told that somebody has followed.
 const SUCCEEDED: u64 = 0;
 
-/// What stands there: a follower serves, or one that has got everything in another way; or a
-/// follower has everything, and serves nobody.
+/// What stands there: a follower is about to serve, or one that has got everything in another
+/// way; a follower has everything, and serves nobody; it serves.
 const FOLLOWED: u8 = 1;
 const RECOVERED: u8 = 2;
 const KEPT: u8 = 3;
+const SERVES: u8 = 4;
 
 /// How long to wait before a lock is tried again that a process has which is ending.
 const RETRY_PAUSE: Duration = Duration::from_micros(200);
@@ -122,15 +123,6 @@ pub(crate) fn succeed(roll: impl AsFd, number: u32, keeps: bool) -> Result<Succe
     insist(|| try_succeed(&roll, number, keeps))
 }
 
-/// Whoever has only kept everything so far has followed from now on.
-///
-/// # Errors
-///
-/// Those of pwrite(2).
-pub(crate) fn follow_at_last(roll: impl AsFd) -> Result<(), Errno> {
-    insist(|| pwrite(&roll, &[FOLLOWED], SUCCEEDED).map(|_| Some(())))
-}
-
 /// Whoever has everything does not go because there was no memory for a moment.
 fn insist<T>(mut what: impl FnMut() -> Result<Option<T>, Errno>) -> Result<T, Errno> {
     loop {
@@ -157,21 +149,53 @@ fn try_succeed(roll: impl AsFd, number: u32, keeps: bool) -> Result<Option<Succe
     Ok(succession)
 }
 
-/// The same for one that has got everything in another way, and whose kind may have tried
-/// before: if that one did not come to serve, its successor may.
+/// The same for one that has got in another way what the primary had: whoever has followed
+/// that one and has gone before it came to serve has changed nothing. `None` while it is
+/// there.
 ///
 /// # Errors
 ///
 /// As [`succeed`].
 pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> {
     let roll = roll.as_fd();
-    let is_locked = try_lock(roll)?;
-    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | RECOVERED | KEPT);
-    let succession = verdict(is_locked, false, has_been_followed);
-    if succession == Some(Succession::Ours) {
-        pwrite(roll, &[RECOVERED], SUCCEEDED)?;
+    if !try_lock(roll)? {
+        return Ok(None);
     }
-    Ok(succession)
+    if byte(roll, SUCCEEDED)? == SERVES {
+        return Ok(Some(Succession::Anothers));
+    }
+    pwrite(roll, &[RECOVERED], SUCCEEDED)?;
+    Ok(Some(Succession::Ours))
+}
+
+/// The place of a primary that has gone. While it is kept, whoever looks sees that somebody
+/// has it.
+#[derive(Debug)]
+pub struct Place {
+    /// Where we have the lock, until it is closed.
+    roll: OwnedFd,
+}
+
+impl Place {
+    pub(crate) fn of(roll: OwnedFd) -> Self {
+        Self { roll }
+    }
+
+    /// Whoever has only kept everything so far is about to serve, or has another do so.
+    ///
+    /// # Errors
+    ///
+    /// Those of pwrite(2).
+    pub(crate) fn follow(&self) -> Result<(), Errno> {
+        insist(|| pwrite(&self.roll, &[FOLLOWED], SUCCEEDED).map(|_| Some(())))
+    }
+
+    /// From now on what the primary had is not what is held.
+    pub(crate) fn serve(&self) {
+        // Refused by a kernel without memory, it says less than there is to say: then what
+        // somebody finds who recovers may be older.
+        let _ = pwrite(&self.roll, &[SERVES], SUCCEEDED);
+    }
 }
 
 fn try_lock(roll: BorrowedFd<'_>) -> Result<bool, Errno> {
@@ -228,11 +252,10 @@ mod tests {
         assert_eq!(succeed(file, third, false), Ok(Succession::Ours));
         assert_eq!(succeed(file, first, false), Ok(Succession::Anothers));
         assert_eq!(succeed(file, second, false), Ok(Succession::GivenUp));
-        assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
     }
 
-    /// A start from what systemd has kept that fails does not keep the next one from trying;
-    /// but followers do not serve any more.
+    /// Whoever dies before it serves does not keep others from recovering; but followers do
+    /// not serve any more. Once somebody has served, there is nothing to recover.
     #[test]
     fn a_recovery_may_be_tried_again() {
         let mut roll = Roll::new().unwrap();
@@ -241,6 +264,13 @@ mod tests {
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
         assert_eq!(succeed(file, first, false), Ok(Succession::Anothers));
+        let mut roll = Roll::new().unwrap();
+        let first = roll.enter();
+        let file = roll.file().as_fd();
+        assert_eq!(succeed(file, first, false), Ok(Succession::Ours));
+        assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
+        Place::of(file.try_clone_to_owned().unwrap()).serve();
+        assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
     }
 
     /// Whoever keeps everything changes nothing: when it goes, others may serve, until it has
@@ -255,8 +285,7 @@ mod tests {
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
         pwrite(file, &[KEPT], SUCCEEDED).unwrap();
         assert_eq!(succeed(file, second, true), Ok(Succession::Ours));
-        follow_at_last(file).unwrap();
+        Place::of(file.try_clone_to_owned().unwrap()).follow().unwrap();
         assert_eq!(succeed(file, third, false), Ok(Succession::Anothers));
-        assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
     }
 }

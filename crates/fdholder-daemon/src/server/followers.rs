@@ -102,11 +102,7 @@ impl Server {
             return Err(Errno::NFILE);
         }
         if self.roll.is_none() {
-            let roll = Roll::new()?;
-            if let Some(shelf) = &mut self.shelf {
-                shelf.keep_roll(Some(roll.file()));
-            }
-            self.roll = Some(roll);
+            self.renew_roll()?;
         }
         let followers = self.roll.as_mut().ok_or(Errno::NOMEM)?;
         let about = replication::head(followers, &self.hold.store);
@@ -144,6 +140,16 @@ impl Server {
             retry: None,
             watched,
         });
+        Ok(())
+    }
+
+    /// A new roll, with nobody on it.
+    pub(super) fn renew_roll(&mut self) -> Result<(), Errno> {
+        let roll = Roll::new()?;
+        if let Some(shelf) = &mut self.shelf {
+            shelf.keep_roll(roll.file());
+        }
+        self.roll = Some(roll);
         Ok(())
     }
 

@@ -139,9 +139,10 @@ impl Server {
             self.lose(key, &Lost::Dismissed);
         }
         self.roll = None;
-        if let Some(shelf) = &mut self.shelf {
-            // It says that somebody else serves.
-            shelf.keep_roll(None);
+        if self.shelf.is_some() {
+            // What systemd has says that somebody else serves. If there is no memory for another,
+            // there will be when the next one wants to follow.
+            let _ = self.renew_roll();
         }
         let program = launch.program.display();
         self.upgrade_failed(&format!("unable to become {program}: {error}"));

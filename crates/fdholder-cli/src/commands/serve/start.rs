@@ -6,7 +6,7 @@ use crate::failure::{exit, Failure};
 use crate::inherited;
 use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
-use fdholder_daemon::fdstore::{is_ours, recover, Past, Recovered};
+use fdholder_daemon::fdstore::{may_recover, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
@@ -106,12 +106,14 @@ pub fn at(
 ) -> Result<Start, Failure> {
     let capacity = settings.room.capacity;
     let become_user = || drop_to(user).map_err(|(doing, errno)| Failure::system(doing, errno));
-    let Recovered { listener, roll, store, past } = recover(given, capacity);
-    // A process that had everything, too, may serve already. Then that is taken over from.
-    let is_ours = match &roll {
-        Some(roll) => is_on_us(roll, &listen.path)?,
-        None => true,
-    };
+    let mut recovered = recover(given, capacity);
+    let whose = whose(&recovered, &listen.path)?;
+    if whose == Whose::Nobodys {
+        warn!("what systemd has kept is older than what was held last, and is dropped");
+        recovered.drop_what_is_held();
+    }
+    let is_ours = whose != Whose::Anothers;
+    let Recovered { listener, roll, store, past } = recovered;
     if let Some(listener) =
         listener.filter(|listener| is_ours && listens_on(listener, &listen.path))
     {
@@ -119,10 +121,19 @@ pub fn at(
         let inheritance = Inheritance { store, ..Inheritance::of(listener, capacity) };
         return Ok(Start::Anew(inheritance, past));
     }
+    // Whoever serves may have changed since what systemd has given to this process.
     let mut kept = is_ours.then_some((store, past));
     let give_up_at = Instant::now() + PATIENCE;
     let mut has_become = false;
     loop {
+        let may_be_followed =
+            || is_ours || roll.as_ref().is_none_or(|roll| matches!(may_recover(roll), Ok(None)));
+        if !may_be_followed() {
+            return Err(Failure::new(
+                exit::SYSTEM,
+                "the daemon that served has gone before it was taken over from: start this one again",
+            ));
+        }
         let (pid, uid) = match listen_at(listen) {
             Ok(listener) => {
                 if !has_become {
@@ -176,17 +187,34 @@ pub fn at(
     }
 }
 
-/// Whether nobody serves at a path, and nobody will, of those whose roll systemd has kept.
-fn is_on_us(roll: &OwnedFd, path: &Path) -> Result<bool, Failure> {
-    loop {
-        let is_ours = is_ours(roll).map_err(|errno| Failure::system("see who may serve", errno))?;
-        if let Some(is_ours) = is_ours {
-            return Ok(is_ours);
-        }
-        // Either it serves, or it is about to end: then there is nobody to answer.
+/// Who is to serve with what systemd has given back.
+#[derive(Debug, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    /// A process that had everything, too, serves. That is taken over from.
+    Anothers,
+    /// Such a process has served, and is gone.
+    Nobodys,
+}
+
+fn whose(recovered: &Recovered, path: &Path) -> Result<Whose, Failure> {
+    // Either it serves, or it is about to begin, or to end: then there is nobody to answer.
+    let answers = || {
         let client = Client::connect_negotiated(path, Deadline::after(ANSWER_PATIENCE));
-        if client.is_ok_and(|client| client.version().is_some()) {
-            return Ok(false);
+        client.is_ok_and(|client| client.version().is_some())
+    };
+    let Some(roll) = &recovered.roll else {
+        // Whoever has kept something with systemd has its roll there, but for a moment when
+        // it has just begun.
+        let was_served = recovered.past.has_listener();
+        return Ok(if was_served && answers() { Whose::Anothers } else { Whose::Ours });
+    };
+    loop {
+        match may_recover(roll).map_err(|errno| Failure::system("see who may serve", errno))? {
+            Some(true) => return Ok(Whose::Ours),
+            Some(false) => return Ok(Whose::Nobodys),
+            None if answers() => return Ok(Whose::Anothers),
+            None => std::thread::sleep(RETRY_PAUSE),
         }
     }
 }

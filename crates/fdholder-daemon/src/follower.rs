@@ -88,6 +88,13 @@ impl From<Errno> for FollowError {
 /// How long a primary may say nothing when it is asked something.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// When so many times in a row nothing had to be confirmed, the primary does not wait for us.
+const CALM: u32 = 8;
+
+/// How long to rest then before more is read: to be woken for each message takes more time
+/// than what is in it, also the primary's. Something to confirm that comes meanwhile waits.
+const REST: Duration = Duration::from_micros(200);
+
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
@@ -101,6 +108,8 @@ pub struct Follower {
     listener: OwnedFd,
     roll: OwnedFd,
     replica: Replica<OwnedFd>,
+    /// How many times in a row nothing had to be confirmed.
+    calm: u32,
 }
 
 impl Follower {
@@ -145,7 +154,7 @@ impl Follower {
             return Err(Malformed::INCOMPLETE.into());
         };
         let replica = Replica::new(capacity);
-        Ok(Self { socket, decoder, buffer, head, listener, roll, replica })
+        Ok(Self { socket, decoder, buffer, head, listener, roll, replica, calm: 0 })
     }
 
     /// Whom it follows.
@@ -202,7 +211,14 @@ impl Follower {
                 PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
             ];
             let watched = if has_passed_on { &mut sources[..1] } else { &mut sources[..] };
-            match poll(watched, None) {
+            let at_once = Timespec::default();
+            match poll(watched, (self.calm >= CALM).then_some(&at_once)) {
+                Ok(0) => {
+                    // Everything was read.
+                    self.calm = CALM - 1;
+                    std::thread::sleep(REST);
+                    continue;
+                }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(FollowError::System(errno)),
             }
@@ -260,7 +276,9 @@ impl Follower {
                 None => {}
             }
         }
+        self.calm = self.calm.saturating_add(1);
         if let Some(answer) = up_to {
+            self.calm = 0;
             let _ = self.say(answer);
         }
         Ok(true)

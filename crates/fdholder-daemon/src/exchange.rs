@@ -93,7 +93,6 @@ impl<'a> Exchange<'a> {
     pub fn hand_over(
         &mut self,
         clients: impl IntoIterator<Item = HandedClient<Arc<OwnedFd>>>,
-        for_next: bool,
         roll: &Roll,
     ) -> Result<(), Broken> {
         self.tell_all()?;
@@ -101,7 +100,7 @@ impl<'a> Exchange<'a> {
             self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.hand_over(client);
             self.tell_all()?;
         }
-        self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours(for_next);
+        self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours();
         self.tell_all()?;
         self.wait_for(Heard::Commit)?;
         self.let_serve(roll)

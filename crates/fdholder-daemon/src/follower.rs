@@ -170,7 +170,7 @@ impl Follower {
     /// [`FollowError`]; the primary serves then, or another who has taken its place.
     pub fn take_over(mut self, stop: Option<BorrowedFd<'_>>) -> Result<Inheritance, FollowError> {
         let mut has_asked = false;
-        while self.replica.is_ours().is_none() {
+        while !self.replica.is_ours() {
             if stop.is_some_and(|stop| is_readable(stop)) {
                 return Err(FollowError::Stopped);
             }
@@ -187,7 +187,7 @@ impl Follower {
         if stop.is_some_and(|stop| is_readable(stop)) {
             return Err(FollowError::Stopped);
         }
-        if self.replica.is_ours().is_some() {
+        if self.replica.is_ours() {
             // If it does not hear that any more it has gone.
             let _ = self.say(Heard::Commit);
         }
@@ -230,7 +230,7 @@ impl Follower {
             if !sources[0].revents().is_empty() && !self.hear(None)? {
                 break;
             }
-            if self.replica.is_ours().is_some() {
+            if self.replica.is_ours() {
                 // It is for somebody else, unless that one does not come.
                 let _ = self.say(Heard::Commit);
                 let (inheritance, socket) = self.succeed(true)?;

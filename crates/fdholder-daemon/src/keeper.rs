@@ -93,7 +93,7 @@ impl Kept<'_> {
         exchange.wait_for(Heard::TakeOver)?;
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
-        exchange.hand_over(self.clients.iter().cloned(), false, roll)
+        exchange.hand_over(self.clients.iter().cloned(), roll)
     }
 }
 

@@ -132,12 +132,9 @@ pub enum Fed<F> {
     Synced,
     /// A client that the follower is to serve.
     Client(HandedClient<F>),
-    /// That was all. Whoever says [`Heard::Commit`] now serves.
-    Yours {
-        /// Not at once, but when the process at the other end of this link, which will be
-        /// another program by then, has not come to take over.
-        for_next: bool,
-    },
+    /// That was all. Whoever says [`Heard::Commit`] now has it: to serve, if it has asked for
+    /// that, or to keep for the next program, if it was started for one.
+    Yours,
 }
 
 /// From a follower to its primary.
@@ -224,8 +221,8 @@ pub fn synced<F>() -> Message<F> {
 }
 
 /// Encodes [`Fed::Yours`].
-pub fn yours<F>(for_next: bool) -> Message<F> {
-    Message::new(Vec::new(), |bytes| bytes.extend_from_slice(&[fed::YOURS, u8::from(for_next)]))
+pub fn yours<F>() -> Message<F> {
+    Message::new(Vec::new(), |bytes| bytes.push(fed::YOURS))
 }
 
 /// Encodes [`Fed::Client`].
@@ -307,7 +304,7 @@ impl<F> Fed<F> {
                     unread,
                 })
             }
-            fed::YOURS => Self::Yours { for_next: reader.byte()? != 0 },
+            fed::YOURS => Self::Yours,
             _ => return Err(Malformed("an unknown message of a primary")),
         };
         reader.end()?;
@@ -431,9 +428,7 @@ mod tests {
         let first = through(head(about, 5, 6), Fed::parse);
         assert_eq!(first, Ok(Fed::Head { head: about, listener: 5, roll: 6 }));
         assert_eq!(through(synced(), Fed::parse), Ok(Fed::Synced));
-        for for_next in [false, true] {
-            assert_eq!(through(yours(for_next), Fed::parse), Ok(Fed::Yours { for_next }));
-        }
+        assert_eq!(through(yours(), Fed::parse), Ok(Fed::Yours));
         let handed = HandedClient {
             socket: 7,
             is_fdholder: false,

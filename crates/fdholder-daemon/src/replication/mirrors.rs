@@ -296,8 +296,8 @@ impl<F> Mirror<F> {
     }
 
     /// The end of that.
-    pub fn is_yours(&mut self, for_next: bool) {
-        self.departing = Some(link::yours(for_next).into());
+    pub fn is_yours(&mut self) {
+        self.departing = Some(link::yours().into());
     }
 }
 

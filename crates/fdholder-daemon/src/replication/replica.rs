@@ -15,7 +15,7 @@ pub struct Replica<F> {
     group: Vec<Mirrored<F>>,
     clients: Vec<HandedClient<F>>,
     is_synced: bool,
-    yours: Option<bool>,
+    is_ours: bool,
     /// The numbers of what went last: whoever else was to be told of that may not have been.
     dropped: VecDeque<u64>,
 }
@@ -54,7 +54,7 @@ impl<F> Replica<F> {
             group: Vec::new(),
             clients: Vec::new(),
             is_synced: false,
-            yours: None,
+            is_ours: false,
             dropped: VecDeque::new(),
         }
     }
@@ -64,10 +64,9 @@ impl<F> Replica<F> {
         self.is_synced
     }
 
-    /// Whether it was told that it may serve, and if so, whether only after another
-    /// program did not.
-    pub fn is_ours(&self) -> Option<bool> {
-        self.yours
+    /// Whether it was told that all this is its own.
+    pub fn is_ours(&self) -> bool {
+        self.is_ours
     }
 
     /// Takes in what the primary says, and tells what to say to it.
@@ -89,7 +88,7 @@ impl<F> Replica<F> {
                 return Ok(Some(Heard::Synced));
             }
             Fed::Client(client) => self.clients.push(client),
-            Fed::Yours { for_next } => self.yours = Some(for_next),
+            Fed::Yours => self.is_ours = true,
         }
         Ok(None)
     }

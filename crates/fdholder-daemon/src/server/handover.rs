@@ -27,7 +27,7 @@ impl Server {
         }
         let Some(link) = self.links.get(key) else { return };
         let (pid, is_successor) = (link.who.pid, link.role == Role::Successor);
-        match self.hand_over(key, is_successor) {
+        match self.hand_over(key) {
             Ok(()) if is_successor => self.become_successor(key),
             Ok(()) => self.was_taken_over(pid),
             Err(broken) => self.lose(key, &Lost::DidNotServe(broken)),
@@ -40,7 +40,7 @@ impl Server {
 
     /// Hands everything over to a follower; or, when it fails, nothing: then everything is
     /// as it was, but for clients that did not finish what they had begun.
-    fn hand_over(&mut self, key: usize, for_next: bool) -> Result<(), Broken> {
+    fn hand_over(&mut self, key: usize) -> Result<(), Broken> {
         self.leave_standby();
         self.leave_successor();
         self.cut_off_busy_clients();
@@ -52,7 +52,7 @@ impl Server {
         let mut exchange =
             Exchange::new(connection, mirror, &mut self.hold.buffer, FOLLOWER_PATIENCE);
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
-        let handed_over = exchange.hand_over(clients, for_next, roll);
+        let handed_over = exchange.hand_over(clients, roll);
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {
             link.progress = Instant::now();

@@ -151,7 +151,7 @@ impl Following {
 
     /// See `Follower::take_over`.
     fn take_over(&mut self, turn: &mut Turn<'_>) -> Fate {
-        if self.replica.is_ours().is_some() {
+        if self.replica.is_ours() {
             let _ = self.say(Heard::Commit, turn);
             self.stage = Stage::Succeeding;
             return Fate::Follows;

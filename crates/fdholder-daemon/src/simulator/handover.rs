@@ -105,7 +105,7 @@ impl Server {
                 if let Some(client) = clients.next() {
                     told.hand_over(client);
                 } else {
-                    told.is_yours(false);
+                    told.is_yours();
                     handing.stage = Stage::Yours;
                 }
             }

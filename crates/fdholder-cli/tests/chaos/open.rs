@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 /// What is open, and how often. Numbers that say which one it is are left out.
 type Open = BTreeMap<String, usize>;
 
-/// Fails unless the two processes have open what two have that have just started.
+/// Fails unless the two processes have open what two have that have just started, the first
+/// in the place of another: it has the roll of that one.
 pub fn nothing_leaks(family: &Family, options: &[&str]) {
-    let fresh = Family::with(options);
+    let mut fresh = Family::with(options);
+    fresh.serve(options);
     let mut told = None;
     eventually("two processes with nothing more open than new ones", || {
         // A standby that has been sent everything may not have read it yet.

@@ -423,6 +423,8 @@ impl Server {
         if matches!(self.accepting, Accepting::LameDuck(_)) {
             return;
         }
+        // Who has come before the signal may be told of behind it.
+        self.accept();
         let timeout = self.options.lame_duck_timeout;
         self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
         // Whoever is asked to end does not want to be followed.

@@ -3,7 +3,7 @@
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
 use crate::offspring::let_go_of_children;
-use crate::reading::read;
+use crate::reading::{is_readable, read};
 use crate::replication::roll::{succeed, Place, Succession};
 use crate::replication::{Replica, ReplicaError};
 use fdholder::extension::{self, Extension, VERSION};
@@ -299,9 +299,4 @@ impl Follower {
             }
         }
     }
-}
-
-fn is_readable(source: BorrowedFd<'_>) -> bool {
-    let mut source = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
-    matches!(poll(&mut source, Some(&Timespec::default())), Ok(1))
 }

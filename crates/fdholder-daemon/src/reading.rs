@@ -4,7 +4,7 @@ use fdholder::frame::Decoder;
 use fdholder::transport::{self, Wait};
 use fdholder::Errno;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long to wait when there was no memory.
@@ -51,4 +51,10 @@ pub(crate) fn read(
 /// Whether whoever is at the other end has hung up.
 pub(crate) fn has_hung_up(socket: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(socket, PollFlags::empty())], Some(&Timespec::default())) == Ok(1)
+}
+
+/// Whether there is something to read.
+pub(crate) fn is_readable(source: BorrowedFd<'_>) -> bool {
+    let mut source = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
+    matches!(poll(&mut source, Some(&Timespec::default())), Ok(1))
 }

@@ -1,5 +1,6 @@
 //! Signals as readable descriptors, for the event loop.
 
+use crate::reading::is_readable;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{eventfd, EventfdFlags};
@@ -90,6 +91,11 @@ impl Signals {
     /// heeds it.
     pub fn term_source(&self) -> BorrowedFd<'_> {
         self.term()
+    }
+
+    /// Whether SIGTERM or SIGINT has come that no server has heeded.
+    pub fn is_to_end(&self) -> bool {
+        is_readable(self.term())
     }
 
     pub(crate) fn term(&self) -> BorrowedFd<'_> {

@@ -11,7 +11,7 @@ use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::systemd::{Manager, Whom};
@@ -34,6 +34,7 @@ fn main() {
         trial("a_standby_and_the_store_of_systemd", a_standby_and_the_store_of_systemd),
         trial("a_standby_that_is_alone_is_taken_over_from", lonely_standby),
         trial("whoever_takes_over_may_die_before_it_serves", takeover_that_fails),
+        trial("a_start_that_waits_may_be_stopped", start_that_waits),
         trial("what_was_deleted_elsewhere_does_not_come_back", older_than_what_was_held),
         trial("an_upgrade_keeps_the_main_process", an_upgrade_keeps_the_main_process),
     ];
@@ -96,6 +97,29 @@ impl Service {
     fn store(&self, client: &mut Client, name: &str, limit: Limit) {
         let (file, _) = marked_file(self.manager.folder(), name);
         client.store(&id(name), limit, &file, deadline()).unwrap();
+    }
+
+    /// Takes over from the service by a daemon that has everything then, and never comes to
+    /// serve. Returns once the service starts again.
+    fn takeover_that_hangs(&self) -> Child {
+        let main = self.main_pid();
+        let mut strace = Command::new("strace");
+        let never = "inject=epoll_create1:error=ENFILE";
+        strace.args(["-qq", "-D", "-o", "/dev/null", "-e", "trace=epoll_create1", "-e", never]);
+        strace.arg(env!("CARGO_BIN_EXE_fdholder")).arg("serve").arg(&self.path);
+        let (mut said, stderr) = std::io::pipe().unwrap();
+        let other = strace.stderr(stderr).spawn().unwrap();
+        drop(strace);
+        let mut text = Vec::new();
+        while !text.ends_with(b"trying again\n") {
+            let mut byte = [0];
+            assert_eq!(said.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));
+            text.extend(byte);
+        }
+        eventually("there is another main process", || {
+            self.manager.main_pid(UNIT).is_some_and(|pid| pid != main)
+        });
+        other
     }
 
     fn has_standby(&self) {
@@ -384,27 +408,22 @@ fn takeover_that_fails() {
     }
     let before = content_at(&service.path);
     let main = service.main_pid();
-    let mut strace = std::process::Command::new("strace");
-    let never = "inject=epoll_create1:error=ENFILE";
-    strace.args(["-qq", "-D", "-o", "/dev/null", "-e", "trace=epoll_create1", "-e", never]);
-    strace.arg(env!("CARGO_BIN_EXE_fdholder")).arg("serve").arg(&service.path);
-    let (mut said, stderr) = std::io::pipe().unwrap();
-    let mut other = strace.stderr(stderr).spawn().unwrap();
-    drop(strace);
-    let mut text = Vec::new();
-    while !text.ends_with(b"trying again\n") {
-        let mut byte = [0];
-        assert_eq!(said.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));
-        text.extend(byte);
-    }
-    // The service starts again, and waits for that one.
-    eventually("there is another main process", || {
-        service.manager.main_pid(UNIT).is_some_and(|pid| pid != main)
-    });
+    let mut other = service.takeover_that_hangs();
     other.kill().unwrap();
     other.wait().unwrap();
     service.manager.successor(UNIT, main);
     assert_eq!(content_at(&service.path), before);
+}
+
+/// A start that waits for another daemon ends when it is asked to.
+fn start_that_waits() {
+    let service = Service::start("--fdstore", KEPT);
+    service.store(&mut service.client(), "a", Limit::never());
+    let mut other = service.takeover_that_hangs();
+    service.manager.stop(UNIT);
+    assert_ne!(service.manager.property(UNIT, "Result"), "timeout");
+    other.kill().unwrap();
+    other.wait().unwrap();
 }
 
 /// A daemon that has nothing kept by systemd takes over, changes things, and is killed: what

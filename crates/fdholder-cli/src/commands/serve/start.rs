@@ -105,60 +105,81 @@ pub fn at(
     given: Vec<(String, OwnedFd)>,
 ) -> Result<Start, Failure> {
     let capacity = settings.room.capacity;
-    let become_user = || drop_to(user).map_err(|(doing, errno)| Failure::system(doing, errno));
     let mut recovered = recover(given, capacity);
-    let whose = whose(&recovered, &listen.path)?;
+    let whose = whose(&recovered, &listen.path, settings)?;
     if whose == Whose::Nobodys {
         warn!("what systemd has kept is older than what was held last, and is dropped");
         recovered.drop_what_is_held();
     }
-    let is_ours = whose != Whose::Anothers;
     let Recovered { listener, roll, store, past } = recovered;
-    if let Some(listener) =
-        listener.filter(|listener| is_ours && listens_on(listener, &listen.path))
-    {
-        become_user()?;
-        let inheritance = Inheritance { store, ..Inheritance::of(listener, capacity) };
-        return Ok(Start::Anew(inheritance, past));
+    if whose == Whose::Anothers {
+        drop(listener);
+        // It may have changed things since what systemd has given to this process.
+        let is_there = || roll.as_ref().is_none_or(|roll| matches!(may_recover(roll), Ok(None)));
+        return listen_or_take_over(listen, user, settings, is_there, |_| {
+            Err(Failure::new(exit::SYSTEM, GONE))
+        });
     }
-    // Whoever serves may have changed since what systemd has given to this process.
-    let mut kept = is_ours.then_some((store, past));
+    let with = |listener, store| Inheritance { store, ..Inheritance::of(listener, capacity) };
+    match listener.filter(|listener| listens_on(listener, &listen.path)) {
+        Some(listener) => {
+            become_user(user)?;
+            Ok(Start::Anew(with(listener, store), past))
+        }
+        None => listen_or_take_over(
+            listen,
+            user,
+            settings,
+            || true,
+            |listener| Ok(Start::Anew(with(listener, store), past)),
+        ),
+    }
+}
+
+/// What is said when systemd is to give what it has by now.
+const GONE: &str =
+    "the daemon that served has gone before it was taken over from: start this one again";
+
+fn become_user(user: &Become) -> Result<(), Failure> {
+    drop_to(user).map_err(|(doing, errno)| Failure::system(doing, errno))
+}
+
+/// Begins with a new socket on a path; or takes over from the fdholder that is there, as long as
+/// it may be.
+fn listen_or_take_over(
+    listen: &Listen,
+    user: &Become,
+    settings: &Settings,
+    is_there: impl Fn() -> bool,
+    begin: impl FnOnce(OwnedFd) -> Result<Start, Failure>,
+) -> Result<Start, Failure> {
     let give_up_at = Instant::now() + PATIENCE;
     let mut has_become = false;
     loop {
-        let may_be_followed =
-            || is_ours || roll.as_ref().is_none_or(|roll| matches!(may_recover(roll), Ok(None)));
-        if !may_be_followed() {
-            return Err(Failure::new(
-                exit::SYSTEM,
-                "the daemon that served has gone before it was taken over from: start this one again",
-            ));
+        if !is_there() {
+            return Err(Failure::new(exit::SYSTEM, GONE));
         }
         let (pid, uid) = match listen_at(listen) {
             Ok(listener) => {
                 if !has_become {
-                    if let Err(failure) = become_user() {
+                    if let Err(failure) = become_user(user) {
                         // No daemon, no socket; if it cannot be removed, the next one will.
                         let _ = std::fs::remove_file(&listen.path);
                         return Err(failure);
                     }
                 }
-                let inheritance = Inheritance::of(listener, capacity);
-                return Ok(match kept.take() {
-                    Some((store, past)) => Start::Anew(Inheritance { store, ..inheritance }, past),
-                    None => Start::Anew(inheritance, Past::unknown([])),
-                });
+                return begin(listener);
             }
             Err(ListenError::InUse { pid, uid, .. }) => (pid, uid),
             Err(error) => return Err(Failure::new(exit::SYSTEM, error)),
         };
         // It decides by who we are.
         if !has_become {
-            become_user()?;
+            become_user(user)?;
             has_become = true;
         }
         let stop = settings.signals.term_source();
-        let error = match take_over(&listen.path, uid, capacity, stop) {
+        let error = match take_over(&listen.path, uid, settings.room.capacity, stop) {
             Ok(Some((inheritance, pid))) => {
                 let mode = Permissions::from_mode(listen.mode);
                 if let Err(error) = std::fs::set_permissions(&listen.path, mode) {
@@ -176,12 +197,8 @@ pub fn at(
             Err(error) => return Err(cannot_take_over(&listen.path, pid, uid, error)),
         };
         if Instant::now() >= give_up_at {
-            return Err(cannot_take_over(
-                &listen.path,
-                pid,
-                uid,
-                error.unwrap_or(FollowError::TimedOut),
-            ));
+            let error = error.unwrap_or(FollowError::TimedOut);
+            return Err(cannot_take_over(&listen.path, pid, uid, error));
         }
         std::thread::sleep(RETRY_PAUSE);
     }
@@ -197,7 +214,7 @@ enum Whose {
     Nobodys,
 }
 
-fn whose(recovered: &Recovered, path: &Path) -> Result<Whose, Failure> {
+fn whose(recovered: &Recovered, path: &Path, settings: &Settings) -> Result<Whose, Failure> {
     // Either it serves, or it is about to begin, or to end: then there is nobody to answer.
     let answers = || {
         let client = Client::connect_negotiated(path, Deadline::after(ANSWER_PATIENCE));
@@ -214,6 +231,9 @@ fn whose(recovered: &Recovered, path: &Path) -> Result<Whose, Failure> {
             Some(true) => return Ok(Whose::Ours),
             Some(false) => return Ok(Whose::Nobodys),
             None if answers() => return Ok(Whose::Anothers),
+            None if settings.signals.is_to_end() => {
+                return Err(Failure::new(exit::SYSTEM, "asked to end while another one serves"));
+            }
             None => std::thread::sleep(RETRY_PAUSE),
         }
     }

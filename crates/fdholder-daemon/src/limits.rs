@@ -90,7 +90,7 @@ pub const HANDOVER_GRACE: Duration = Duration::from_secs(1);
 pub const KEEP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Messages to one follower in one turn of the loop: 253 descriptors each take some 50 to
-/// 100 microseconds, and clients must not wait for more than a few milliseconds.
+/// 100 microseconds, and clients must not wait for much longer than a millisecond.
 pub const MIRROR_MESSAGES_PER_TURN: usize = 6;
 
 /// How long to wait before descriptors are sent again that had no room in flight

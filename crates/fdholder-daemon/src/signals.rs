@@ -89,17 +89,13 @@ impl Signals {
 
     /// What becomes readable when SIGTERM or SIGINT has come, and stays so until a server
     /// heeds it.
-    pub fn term_source(&self) -> BorrowedFd<'_> {
-        self.term()
+    pub fn term(&self) -> BorrowedFd<'_> {
+        self.term.0.as_fd()
     }
 
     /// Whether SIGTERM or SIGINT has come that no server has heeded.
     pub fn is_to_end(&self) -> bool {
         is_readable(self.term())
-    }
-
-    pub(crate) fn term(&self) -> BorrowedFd<'_> {
-        self.term.0.as_fd()
     }
 
     pub(crate) fn hup(&self) -> BorrowedFd<'_> {

@@ -16,7 +16,7 @@ pub fn answer_on_stdin() -> Result<ExitCode, Failure> {
 fn serve() -> std::io::Result<()> {
     let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let signals = Signals::take()?;
-    let term = signals.term_source();
+    let term = signals.term();
     loop {
         let mut ready = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&term, PollFlags::IN)];
         match poll(&mut ready, None) {

@@ -80,7 +80,7 @@ pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
     let _ = rustix::thread::set_name(c"fdholder");
     let follower = begin(socket)?;
     let pid = follower.head().pid;
-    match follower.stand_by(settings.signals.term_source()).map_err(unable)? {
+    match follower.stand_by(settings.signals.term()).map_err(unable)? {
         Some(inheritance) => Ok(Some(Start::Promoted { inheritance, pid })),
         None => Ok(Some(Start::NotNeeded)),
     }
@@ -178,7 +178,7 @@ fn listen_or_take_over(
             become_user(user)?;
             has_become = true;
         }
-        let stop = settings.signals.term_source();
+        let stop = settings.signals.term();
         let error = match take_over(&listen.path, uid, settings.room.capacity, stop) {
             Ok(Some((inheritance, pid))) => {
                 let mode = Permissions::from_mode(listen.mode);

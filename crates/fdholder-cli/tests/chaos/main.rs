@@ -58,10 +58,14 @@ fn kills() {
                 // An upgrade takes about as long.
                 signal(primary, Signal::USR2);
                 wait_at_random(random);
-                let alive = family.alive();
-                let any = alive[random.below(alive.len() as u64) as usize];
-                family.kill(any);
-                upgrading += 1;
+                // Not the primary: it may be upgraded by now, and its standby may not have
+                // everything yet.
+                let mut alive = family.alive();
+                alive.retain(|pid| *pid != primary);
+                if !alive.is_empty() {
+                    family.kill(alive[random.below(alive.len() as u64) as usize]);
+                    upgrading += 1;
+                }
             } else {
                 let of_standby = random.one_in(2);
                 family.kill(if of_standby { standby } else { primary });

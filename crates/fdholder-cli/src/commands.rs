@@ -1,7 +1,9 @@
 //! The programs, each a thin layer over the library.
 
+mod bind;
 mod delete;
 mod demo;
+mod exec;
 mod getdump;
 mod list;
 mod retrieve;
@@ -18,6 +20,8 @@ use crate::program::Program;
 pub const ALL: &[Program] = &[
     serve::DAEMON,
     serve::SERVER,
+    bind::PROGRAM,
+    exec::PROGRAM,
     store::PROGRAM,
     retrieve::PROGRAM,
     list::PROGRAM,

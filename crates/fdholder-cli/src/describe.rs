@@ -3,6 +3,7 @@
 use rustix::fs::{fstat, FileType};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{getsockname, AddressFamily, SocketAddrUnix, SocketType};
+use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -11,6 +12,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 pub struct Description {
     pub kind: String,
     pub address: String,
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.as_str())?;
+        if self.address.is_empty() {
+            return Ok(());
+        }
+        write!(f, " {}", self.address)
+    }
 }
 
 /// Describes a descriptor as well as the kernel lets us.

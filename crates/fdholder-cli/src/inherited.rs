@@ -1,9 +1,12 @@
-//! Descriptors that this process was started with, by their numbers.
+//! Descriptors that this process was started with, and those that it leaves to the program
+//! that it becomes, by their numbers.
 //!
 //! The only `unsafe` of the programs: numbers become descriptors.
 #![allow(unsafe_code)]
 
-use rustix::io::{fcntl_getfd, fcntl_setfd, Errno, FdFlags};
+use rustix::io::{dup2, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
+use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The descriptor `number`, which must have been open when this process started; so it is
@@ -34,4 +37,41 @@ pub fn take(number: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: it is open, as was just seen, and whoever started this process has left it to
     // us alone, by a variable that is read once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Has the program that this process becomes inherit nothing from this number on, but what is
+/// kept.
+///
+/// # Errors
+///
+/// When /proc cannot be read.
+pub fn close_on_exec_from(first: u32, kept: &[u32]) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let Some(number) = number.filter(|number| *number >= first && !kept.contains(number))
+        else {
+            continue;
+        };
+        match descriptor(number).and_then(|fd| fcntl_setfd(fd, FdFlags::CLOEXEC)) {
+            // The one that the folder was read by.
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Leaves a descriptor to the program that this process becomes, as this number. What has the
+/// number is closed: nothing of this process may.
+///
+/// # Errors
+///
+/// Those of dup2(2): EBADF for a number that the limit on open files does not allow.
+pub fn leave(fd: OwnedFd, number: u32) -> Result<(), Errno> {
+    let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
+    // SAFETY: dup2 does not mind whether it is open, and it is never closed by this: from now
+    // on the number belongs to the next program. That nothing of this process has it is the
+    // caller's promise.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    dup2(&fd, &mut place)
 }

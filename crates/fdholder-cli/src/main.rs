@@ -8,14 +8,17 @@ mod activation;
 mod commands;
 mod connect;
 mod describe;
+mod endpoint;
 mod exec;
 mod failure;
 mod inherited;
 mod log;
 mod options;
 mod output;
+mod passing;
 mod program;
 mod progress;
+mod sockopt;
 
 use program::Invocation;
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! A holder inside another program, for tests and examples.
 
 use crate::access::Rules;
-use crate::listen::{listen_at, Listen, BACKLOG_DEFAULT};
+use crate::listen::{listen_at, Listen};
 use crate::signals::{Signals, Stop};
 use crate::{Options, Server};
 use std::io;
@@ -32,14 +32,7 @@ impl Holder {
     ///
     /// When there can be no listening socket, or the server cannot start.
     pub fn start(path: impl AsRef<Path>) -> io::Result<Self> {
-        let listen = Listen {
-            path: path.as_ref().to_owned(),
-            backlog: BACKLOG_DEFAULT,
-            mode: 0o600,
-            reuse: true,
-            owner: None,
-        };
-        let listener = listen_at(&listen).map_err(io::Error::other)?;
+        let listener = listen_at(&Listen::stream_at(path.as_ref())).map_err(io::Error::other)?;
         let signals = Signals::none()?;
         let stop = signals.stop()?;
         let server = Server::new(listener, Rules::owner_only(), signals, Options::default())?;

@@ -36,6 +36,25 @@ pub struct Listen {
     pub reuse: bool,
     /// Give the socket to this user, for a daemon that drops privileges afterwards.
     pub owner: Option<User>,
+    /// What kind of socket. One for datagrams is bound, but nothing listens.
+    pub kind: SocketType,
+    /// Whether accept(2) and recv(2) on it fail with EAGAIN rather than wait.
+    pub nonblocking: bool,
+}
+
+impl Listen {
+    /// A daemon's own socket: a stream, in the place of one that is dead.
+    pub fn stream_at(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            backlog: BACKLOG_DEFAULT,
+            mode: 0o600,
+            reuse: true,
+            owner: None,
+            kind: SocketType::STREAM,
+            nonblocking: true,
+        }
+    }
 }
 
 /// Why there is no listening socket.
@@ -107,16 +126,16 @@ impl std::error::Error for ListenError {}
 ///
 /// [`ListenError`].
 pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
-    let Listen { path, backlog, mode, reuse, owner } = wanted;
+    let Listen { path, backlog, mode, reuse, owner, kind, nonblocking } = wanted;
     let doing = || format!("bind to {}", path.display());
     let address = SocketAddrUnix::new(path).map_err(ListenError::system(doing()))?;
     // What is looked at must still be true when it is acted upon.
     let _turn = lock_folder_of(path);
     if *reuse {
-        remove_dead(path, &address)?;
+        remove_dead(path, &address, *kind)?;
     }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+    let waits = if *nonblocking { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
+    let socket = socket_with(AddressFamily::UNIX, *kind, SocketFlags::CLOEXEC | waits, None)
         .map_err(ListenError::system("create a socket"))?;
     let mode = Mode::from_raw_mode(*mode);
     let umask = rustix::process::umask(Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO) - mode);
@@ -127,8 +146,10 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
         chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .map_err(ListenError::system(format!("give {} to uid {uid}", path.display())))?;
     }
-    listen(&socket, *backlog)
-        .map_err(ListenError::system(format!("listen to {}", path.display())))?;
+    if *kind != SocketType::DGRAM {
+        listen(&socket, *backlog)
+            .map_err(ListenError::system(format!("listen to {}", path.display())))?;
+    }
     Ok(socket)
 }
 
@@ -185,7 +206,7 @@ fn lock_folder_of(path: &Path) -> Option<OwnedFd> {
 }
 
 /// Removes the socket at `path` if nobody listens on it.
-fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
+fn remove_dead(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Result<(), ListenError> {
     match lstat(path) {
         Err(_) => return Ok(()), // What is wrong with the path, bind will say.
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
@@ -194,7 +215,7 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError>
         Ok(_) => {}
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+    let probe = socket_with(AddressFamily::UNIX, kind, flags, None)
         .map_err(ListenError::system("create a socket"))?;
     match connect(&probe, address) {
         Err(Errno::CONNREFUSED) => {
@@ -220,7 +241,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn at(path: &Path) -> Listen {
-        Listen { path: path.into(), backlog: 8, mode: 0o600, reuse: true, owner: None }
+        Listen { backlog: 8, ..Listen::stream_at(path) }
     }
 
     #[test]

@@ -170,7 +170,6 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let own = User::this_process();
     // With rules, they alone decide, as with s6; without, the file system does.
     let listen = Listen {
-        path,
         backlog: invocation
             .optional::<u32>("backlog")
             .map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX)),
@@ -178,6 +177,7 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
         reuse: !invocation.matches.get_flag("no-reuse"),
         owner: owner_only
             .then_some(User { uid: user.uid.unwrap_or(own.uid), gid: user.gid.unwrap_or(own.gid) }),
+        ..Listen::stream_at(path)
     };
     let settings = Settings::of(invocation)?;
     let start = match start::by_following(&settings)? {

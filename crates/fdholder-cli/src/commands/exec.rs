@@ -1,0 +1,272 @@
+//! `exec`: become a program that has held descriptors open, and knows of them.
+
+use crate::activation;
+use crate::connect::connect;
+use crate::exec::become_program;
+use crate::failure::{exit, Failure};
+use crate::inherited;
+use crate::options::{
+    milliseconds_option, number, path_operand, timeout_option, Milliseconds, EXIT_CODES_EXEC,
+};
+use crate::passing::{
+    assign, is_fd_name, leave, natural, stand_in, variables, EnvStyle, Passed, Pids,
+};
+use crate::program::{Invocation, Program};
+use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
+use clap::{Arg, ArgAction, Command};
+use fdholder::{Cause, Client, Deadline, Errno, Identifier};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub const PROGRAM: Program = Program { subcommand: "exec", s6_name: "", s6_usage: "", define, run };
+
+/// How often it is looked whether something is held that is waited for: the protocol has
+/// nobody told.
+const WAIT_PAUSE: Duration = Duration::from_millis(20);
+
+fn define(command: Command) -> Command {
+    let text = |id: &'static str, name: &'static str| Arg::new(id).long(id).value_name(name);
+    let many = |arg: Arg| arg.action(ArgAction::Append);
+    command
+        .about("Become a program that has held descriptors open, as if systemd had passed them")
+        .override_usage("fdholder exec [OPTIONS] [PATH] -- PROG...")
+        .after_help(format!(
+            "PROG gets the descriptors in the order of the options, from 3 on, and the \
+             variables LISTEN_FDS, LISTEN_FDNAMES and LISTEN_PID; or others, by --env-style. \
+             Besides those it has standard input, output and error, and nothing else.\n\n\
+             In LISTEN_FDNAMES a descriptor has its identifier as its name; a byte that cannot \
+             stand there is written as % and two digits: tcp:80 is tcp%3A80.\n\n\
+             Examples:\n  \
+             fdholder exec --fd web /run/holder -- gunicorn app\n  \
+             fdholder exec --fd web --env-style nginx /run/holder -- nginx\n  \
+             fdholder exec --fd web=10 /run/holder -- my-server --listen-fd 10\n  \
+             fdholder exec --fd web /run/holder -- wrapper fdholder exec --inherited -- PROG\n\n\
+             {EXIT_CODES_EXEC}"
+        ))
+        .arg(
+            many(text("fd", "ID[=N|=NAME]"))
+                .value_parser(OsStringValueParser::new().try_map(|text| wanted(&text)))
+                .help("Pass on what is held under ID; as number N, or under another NAME"),
+        )
+        .arg(
+            many(text("fd-prefix", "PREFIX")).value_parser(clap::value_parser!(OsString)).help(
+                "Pass on all whose identifiers begin so, in their order (web/2 before web/10)",
+            ),
+        )
+        .arg(Arg::new("inherited").long("inherited").action(ArgAction::SetTrue).help(
+            "First pass on what LISTEN_FDS gave to this process, whatever LISTEN_PID says: \
+                 behind a program that forks, or to add to what systemd gives",
+        ))
+        .arg(
+            text("env-style", "STYLE")
+                .value_parser(EnumValueParser::<EnvStyle>::new())
+                .default_value("systemd")
+                .help("How PROG is told"),
+        )
+        .arg(
+            Arg::new("no-pid")
+                .long("no-pid")
+                .action(ArgAction::SetTrue)
+                .help("Leave LISTEN_PID unset, for a PROG that starts another one"),
+        )
+        .arg(
+            many(text("keep", "N"))
+                .value_parser(OsStringValueParser::new().try_map(|text| number(&text)))
+                .help("Pass on descriptor N as it is: the notification fd of s6, say"),
+        )
+        .arg(
+            milliseconds_option("wait", 'w', "wait")
+                .help("Wait so long for what is not held yet [default: 0, not at all]"),
+        )
+        .arg(timeout_option())
+        .arg(path_operand().required(false))
+        .arg(
+            Arg::new("prog")
+                .value_name("PROG")
+                .num_args(1..)
+                .required(true)
+                .last(true)
+                .value_parser(clap::value_parser!(OsString))
+                .help("Program to become, and its arguments"),
+        )
+}
+
+/// What `--fd` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    id: Identifier,
+    name: Option<String>,
+    number: Option<u32>,
+}
+
+/// `ID`, `ID=N` or `ID=NAME`. The last `=` counts, and one at the end ends an identifier that
+/// has one.
+fn wanted(text: &OsStr) -> Result<Wanted, String> {
+    let bytes = text.as_bytes();
+    let cut = bytes.iter().rposition(|&byte| byte == b'=');
+    let (id, suffix) = cut.map_or((bytes, &b""[..]), |at| (&bytes[..at], &bytes[at + 1..]));
+    let id = Identifier::new(id).map_err(|bad| bad.to_string())?;
+    let suffix = std::str::from_utf8(suffix).map_err(|_| "that is no name".to_owned())?;
+    if suffix.is_empty() {
+        return Ok(Wanted { id, name: None, number: None });
+    }
+    if suffix.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(Wanted { id, name: None, number: Some(number(suffix)?) });
+    }
+    if !is_fd_name(suffix) {
+        return Err(format!("'{suffix}' is no name: printable ASCII without colons"));
+    }
+    Ok(Wanted { id, name: Some(suffix.to_owned()), number: None })
+}
+
+/// One thing to pass on, as the command line says it.
+enum Choice {
+    One(Wanted),
+    Prefix(OsString),
+}
+
+/// What was asked for, in the order it was.
+fn choices(invocation: &Invocation) -> Vec<Choice> {
+    let matches = &invocation.matches;
+    let places = |id: &str| matches.indices_of(id).into_iter().flatten();
+    let ones = matches.get_many::<Wanted>("fd").into_iter().flatten().cloned().map(Choice::One);
+    let prefixes = matches.get_many::<OsString>("fd-prefix").into_iter().flatten().cloned();
+    let mut choices: Vec<_> = places("fd")
+        .zip(ones)
+        .chain(places("fd-prefix").zip(prefixes.map(Choice::Prefix)))
+        .collect();
+    choices.sort_by_key(|(place, _)| *place);
+    choices.into_iter().map(|(_, choice)| choice).collect()
+}
+
+fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    // Before anything else is opened here.
+    let inherited = if flag("inherited") { activation::passed_on()? } else { Vec::new() };
+    let kept: Vec<u32> =
+        invocation.matches.get_many("keep").into_iter().flatten().copied().collect();
+    for &number in &kept {
+        inherited::descriptor(number)
+            .map_err(|errno| Failure::system(format!("keep descriptor {number}"), errno))?;
+    }
+    let mut passed = Vec::new();
+    for (name, fd) in inherited {
+        let id = Identifier::new(name.as_bytes()).or_else(|_| Identifier::new("unknown"));
+        let id = id.map_err(|bad| Failure::new(exit::SYSTEM, bad))?;
+        passed.push(Passed { fd, id, name, number: None });
+    }
+    let choices = choices(invocation);
+    if !choices.is_empty() {
+        if !invocation.matches.contains_id("path") {
+            return Err(Failure::new(exit::USAGE, "no PATH: where does the holder listen?"));
+        }
+        passed.append(&mut Source::of(invocation)?.get(choices)?);
+    } else if passed.is_empty() {
+        let problem = "nothing to pass on: say --fd ID, --fd-prefix PREFIX or --inherited";
+        return Err(Failure::new(exit::USAGE, problem));
+    }
+    let style = invocation.required("env-style")?;
+    let numbers = assign(&passed, &kept, style)?;
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let own = (!flag("no-pid")).then(std::process::id);
+    let pids = Pids { own, parent: parent.unsigned_abs() };
+    let variables = variables(&passed, &numbers, style, pids)?;
+    leave(passed, &numbers, &kept)?;
+    Err(become_program(invocation, variables))
+}
+
+/// A holder that descriptors are taken from.
+struct Source {
+    holder: Client,
+    deadline: Deadline,
+    /// Until when to wait for what is not held.
+    wait: Deadline,
+}
+
+impl Source {
+    fn of(invocation: &Invocation) -> Result<Self, Failure> {
+        let (holder, deadline) = connect(invocation)?;
+        let wait = invocation.optional("wait").and_then(|Milliseconds(wait)| wait);
+        let wait = Deadline::after(wait.unwrap_or_default());
+        Ok(Self { holder, deadline, wait })
+    }
+
+    fn get(mut self, choices: Vec<Choice>) -> Result<Vec<Passed<OwnedFd>>, Failure> {
+        let mut passed = Vec::new();
+        for choice in choices {
+            match choice {
+                Choice::One(Wanted { id, name, number }) => {
+                    let fd = self.one(&id)?;
+                    let name = name.unwrap_or_else(|| stand_in(id.as_bytes()));
+                    passed.push(Passed { fd, id, name, number });
+                }
+                Choice::Prefix(prefix) => {
+                    for id in self.ids(prefix.as_bytes())? {
+                        let fd = self.one(&id)?;
+                        let name = stand_in(id.as_bytes());
+                        passed.push(Passed { fd, id, name, number: None });
+                    }
+                }
+            }
+        }
+        Ok(passed)
+    }
+
+    fn one(&mut self, id: &Identifier) -> Result<OwnedFd, Failure> {
+        loop {
+            match self.holder.retrieve(id, self.deadline) {
+                Err(error)
+                    if matches!(error.cause(), Cause::Denied(Errno::NOENT))
+                        && !self.wait.passed() =>
+                {
+                    std::thread::sleep(WAIT_PAUSE);
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// The identifiers that begin in one way, ordered; at least one.
+    fn ids(&mut self, prefix: &[u8]) -> Result<Vec<Identifier>, Failure> {
+        loop {
+            let mut ids = self.holder.list(self.deadline)?;
+            ids.retain(|id| id.as_bytes().starts_with(prefix));
+            ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
+            if !ids.is_empty() {
+                return Ok(ids);
+            }
+            if self.wait.passed() {
+                let prefix = prefix.escape_ascii();
+                return Err(Failure::new(
+                    exit::DENIED,
+                    format_args!("nothing is held under ids that begin with {prefix}"),
+                ));
+            }
+            std::thread::sleep(WAIT_PAUSE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_is_read() {
+        let read = |text: &str| wanted(OsStr::new(text));
+        let id = |text: &str| Identifier::new(text).unwrap();
+        let plain = |text: &str| Wanted { id: id(text), name: None, number: None };
+        assert_eq!(read("web"), Ok(plain("web")));
+        assert_eq!(read("web=7"), Ok(Wanted { number: Some(7), ..plain("web") }));
+        let named = Wanted { name: Some("http".into()), ..plain("web") };
+        assert_eq!(read("web=http"), Ok(named));
+        assert_eq!(read("a=b="), Ok(plain("a=b")));
+        assert_eq!(read("a=b=5"), Ok(Wanted { number: Some(5), ..plain("a=b") }));
+        for text in ["", "=5", "web=a:b", "web=4294967296"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Our daemon and our programs as processes, beyond what s6's can do as well.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod bind;
+mod exec;
 mod lifecycle;
 mod limits;
 mod programs;

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-const SUBCOMMANDS: [&str; 10] = [
+const SUBCOMMANDS: [&str; 12] = [
     "serve",
+    "bind",
+    "exec",
     "store",
     "retrieve",
     "list",

@@ -15,7 +15,7 @@ use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
-use fdholder::{Entry, Errno, Malformed, Request, Timestamp};
+use fdholder::{Entry, Errno, Malformed, Request, Tenure, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -393,8 +393,8 @@ impl<F> Connection<F> {
         now: Timestamp,
     ) -> Result<Vec<Change<F>>, Malformed> {
         let mut set = self.set.take().ok_or(Malformed::UNANNOUNCED_SET)?;
-        let owner = self.standing.uid;
-        set.entries.extend(entries.into_iter().map(|entry| store.stage(entry, owner)));
+        let (owner, tenure) = (self.standing.uid, Tenure::from(now));
+        set.entries.extend(entries.into_iter().map(|entry| store.stage(entry, owner, tenure)));
         if set.entries.len() > set.announced {
             return Err(Malformed::SET_TOO_LONG);
         }

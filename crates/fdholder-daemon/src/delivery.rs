@@ -52,13 +52,14 @@ impl<F> Delivery<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fdholder::{Entry, Identifier, Limit};
+    use fdholder::{Entry, Identifier, Limit, Origin, Tenure};
 
     #[test]
     fn runs_are_cut_into_messages() {
         let entry = |fd: u32| {
             let id = Identifier::new(fd.to_string()).unwrap();
-            Arc::new(Record { entry: Entry { id, limit: Limit::never(), fd }, owner: 0, serial: 0 })
+            let origin = Origin { owner: 0, tenure: Tenure::from_bits(0), serial: 0 };
+            Arc::new(Record { entry: Entry { id, limit: Limit::never(), fd }, origin })
         };
         let snapshot = Arc::new((0..1000).map(entry).collect());
         let delivery = Delivery::new(9, snapshot, vec![0..3, 500..900]);

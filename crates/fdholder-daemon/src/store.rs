@@ -5,7 +5,7 @@
 
 use fdholder::extension::{OnConflict, Taken};
 use fdholder::reply::Answer;
-use fdholder::{Entry, Errno, Identifier, Timestamp};
+use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
 use hashbrown::hash_table::{Entry as TableEntry, HashTable};
 use slab::Slab;
 use std::collections::{BTreeSet, HashSet};
@@ -17,10 +17,8 @@ use std::sync::Arc;
 pub struct Record<F> {
     /// Its identifier and limit, and the descriptor.
     pub entry: Entry<F>,
-    /// The user who gave it.
-    pub owner: u32,
-    /// Its number: nothing else that this holder, or one before it, has held has it.
-    pub serial: u64,
+    /// Who gave it, since when it has been held, and its number.
+    pub origin: Origin,
 }
 
 impl<F> std::ops::Deref for Record<F> {
@@ -140,13 +138,24 @@ impl<F> Store<F> {
     /// Holds what a user gives. ENFILE when the store is full, EBUSY when the identifier
     /// is taken.
     pub fn store(&mut self, entry: Entry<F>, owner: u32, now: Timestamp) -> Outcome<(), F> {
+        self.store_for(entry, owner, Tenure::from(now), now)
+    }
+
+    /// The same for as long as is said beside its limit.
+    pub fn store_for(
+        &mut self,
+        entry: Entry<F>,
+        owner: u32,
+        tenure: Tenure,
+        now: Timestamp,
+    ) -> Outcome<(), F> {
         let mut changes = self.expire(now);
         let answer = if self.len() >= self.capacity {
             Err(Errno::NFILE)
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
-            let staged = self.stage(entry, owner);
+            let staged = self.stage(entry, owner, tenure);
             changes.push(Change::Held(Arc::clone(&staged.entry)));
             self.put(staged);
             Ok(())
@@ -213,10 +222,10 @@ impl<F> Store<F> {
     }
 
     /// Prepares an entry of a set for [`setdump`](Self::setdump).
-    pub fn stage(&mut self, entry: Entry<F>, owner: u32) -> Staged<F> {
-        let serial = self.next_serial;
+    pub fn stage(&mut self, entry: Entry<F>, owner: u32, tenure: Tenure) -> Staged<F> {
+        let origin = Origin { owner, tenure, serial: self.next_serial };
         self.next_serial += 1;
-        Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, owner, serial }) }
+        Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, origin }) }
     }
 
     /// Adds a set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
@@ -278,7 +287,7 @@ impl<F> Store<F> {
         if self.len() >= self.capacity && self.slot_of(&record.id).is_none() {
             return Err(Errno::NFILE);
         }
-        self.next_serial = self.next_serial.max(record.serial.saturating_add(1));
+        self.next_serial = self.next_serial.max(record.origin.serial.saturating_add(1));
         let staged = Staged { hash: self.hash(&record.id), entry: Arc::new(record) };
         Ok(self.put(staged).1)
     }

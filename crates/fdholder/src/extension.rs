@@ -17,7 +17,7 @@ use std::ops::Range;
 
 /// The version of the extensions that this library speaks. Each version has all that the
 /// ones before it had.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The first payload byte of an extension.
 pub(crate) const COMMAND: u8 = b'+';

@@ -9,11 +9,12 @@ use crate::extension::{OnConflict, Taken};
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX};
+use crate::origin::{Origin, ORIGIN_LEN};
 use crate::payload::{put_id, put_limit_and_id, Entry, Reader};
 use crate::time::Limit;
 
 /// Bytes that one change takes at most: what an entry takes, its kind, owner and number.
-const CHANGE_LEN_MAX: usize = 1 + 4 + 8 + DUMP_ENTRY_LEN_MAX;
+const CHANGE_LEN_MAX: usize = 1 + ORIGIN_LEN + DUMP_ENTRY_LEN_MAX;
 
 /// Payload bytes of a message on a link at most: a full message of changes takes 76,000, and
 /// a client may have sent the largest request and more behind it.
@@ -66,10 +67,8 @@ pub enum Mirrored<F> {
     Held {
         /// What.
         entry: Entry<F>,
-        /// The user who gave it.
-        owner: u32,
-        /// Its number: no other descriptor of this holder has it, or had it.
-        serial: u64,
+        /// Where it comes from.
+        origin: Origin,
     },
     /// Nothing is held under this identifier any more.
     Released(Identifier),
@@ -188,11 +187,10 @@ impl<F> Changes<F> {
         self.bytes.is_empty()
     }
 
-    /// Adds what is held, with its owner and number.
-    pub fn held(&mut self, id: &Identifier, limit: Limit, (owner, serial): (u32, u64), fd: F) {
+    /// Adds what is held.
+    pub fn held(&mut self, id: &Identifier, limit: Limit, origin: Origin, fd: F) {
         self.bytes.push(change::HELD);
-        self.bytes.extend_from_slice(&owner.to_be_bytes());
-        self.bytes.extend_from_slice(&serial.to_be_bytes());
+        origin.put(&mut self.bytes);
         put_limit_and_id(&mut self.bytes, limit, id);
         self.fds.push(fd);
     }
@@ -275,11 +273,11 @@ impl<F> Fed<F> {
                 while !reader.0.is_empty() {
                     changes.push(match reader.byte()? {
                         change::HELD => {
-                            let (owner, serial) = (reader.u32()?, reader.u64()?);
+                            let origin = Origin::read(&mut reader)?;
                             let (limit, id) = (reader.limit()?, reader.id()?);
                             let fd =
                                 fds.next().ok_or(Malformed("a change lacks its descriptor"))?;
-                            Mirrored::Held { entry: Entry { id, limit, fd }, owner, serial }
+                            Mirrored::Held { entry: Entry { id, limit, fd }, origin }
                         }
                         change::RELEASED => Mirrored::Released(reader.id()?),
                         _ => return Err(Malformed("an unknown change")),
@@ -363,6 +361,7 @@ mod tests {
     use super::*;
     use crate::frame::Decoder;
     use crate::request::tests::any_entry;
+    use crate::Tenure;
     use proptest::prelude::*;
 
     fn through<T>(message: Message<u32>, read: impl FnOnce(Frame<'_, u32>) -> T) -> T {
@@ -375,8 +374,10 @@ mod tests {
 
     fn any_change() -> impl Strategy<Value = Mirrored<u32>> {
         prop_oneof![
-            (any_entry(), any::<(u32, u64)>())
-                .prop_map(|(entry, (owner, serial))| Mirrored::Held { entry, owner, serial }),
+            (any_entry(), any::<(u32, u32, u64)>()).prop_map(|(entry, (owner, bits, serial))| {
+                let origin = Origin { owner, tenure: Tenure::from_bits(bits), serial };
+                Mirrored::Held { entry, origin }
+            }),
             any_entry().prop_map(|entry| Mirrored::Released(entry.id)),
         ]
     }
@@ -394,9 +395,8 @@ mod tests {
                 let mut message = Changes::default();
                 while !message.is_full() {
                     match rest.next() {
-                        Some(Mirrored::Held { entry, owner, serial }) => {
-                            let about = (*owner, *serial);
-                            message.held(&entry.id, entry.limit, about, entry.fd);
+                        Some(Mirrored::Held { entry, origin }) => {
+                            message.held(&entry.id, entry.limit, *origin, entry.fd);
                         }
                         Some(Mirrored::Released(id)) => message.released(id),
                         None => break,
@@ -457,7 +457,8 @@ mod tests {
     fn what_is_cut_short_or_too_long_is_refused() {
         let mut changes = Changes::default();
         let entry = Entry { id: Identifier::new("ab").unwrap(), limit: Limit::never(), fd: 1 };
-        changes.held(&entry.id, entry.limit, (9, 7), entry.fd);
+        let origin = Origin { owner: 9, tenure: Tenure::from_bits(8), serial: 7 };
+        changes.held(&entry.id, entry.limit, origin, entry.fd);
         let (bytes, _) = changes.into_message(1, false).into_parts();
         let payload = &bytes[crate::limits::HEADER_LEN..];
         let parse = |payload, fds: &[u32]| {

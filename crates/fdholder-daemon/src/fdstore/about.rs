@@ -1,7 +1,7 @@
-//! What systemd's names cannot hold: identifiers, limits, owners; in sealed files in memory.
+//! What systemd's names cannot hold: identifiers, limits, origins; in sealed files in memory.
 
 use fdholder::limits::TIMESTAMP_LEN;
-use fdholder::{Identifier, Limit, Timestamp};
+use fdholder::{Identifier, Limit, Origin, Tenure, Timestamp};
 use rustix::fs::{fcntl_add_seals, fcntl_get_seals, fstat, memfd_create, MemfdFlags, SealFlags};
 use rustix::io::{pread, pwrite, Errno};
 use rustix::time::{clock_gettime, ClockId};
@@ -11,15 +11,14 @@ use std::os::fd::{AsFd, OwnedFd};
 const MAGIC: &[u8; 8] = b"fdholder";
 
 /// Bytes at most: a list of as many as are kept, each with the longest identifier.
-const LEN_MAX: u64 = 8 + 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (8 + 4 + 12 + 1 + 255);
+const LEN_MAX: u64 =
+    8 + 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (8 + 4 + 4 + 12 + 1 + 255);
 
 /// What one number is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
-    /// Its number.
-    pub serial: u64,
-    /// Who gave it.
-    pub owner: u32,
+    /// Its number, who gave it, since when it has been held.
+    pub origin: Origin,
     /// When it expires.
     pub limit: Limit,
     /// What it is held under.
@@ -49,9 +48,10 @@ pub fn write<'a>(last: u64, all: impl Iterator<Item = &'a About>) -> Result<Owne
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&moment().to_be_bytes());
     bytes.extend_from_slice(&last.to_be_bytes());
-    for About { serial, owner, limit, id } in all {
-        bytes.extend_from_slice(&serial.to_be_bytes());
-        bytes.extend_from_slice(&owner.to_be_bytes());
+    for About { origin, limit, id } in all {
+        bytes.extend_from_slice(&origin.serial.to_be_bytes());
+        bytes.extend_from_slice(&origin.owner.to_be_bytes());
+        bytes.extend_from_slice(&origin.tenure.to_bits().to_be_bytes());
         bytes.extend_from_slice(&limit.timestamp().to_wire());
         bytes.push(id.as_bytes().len() as u8); // At most 255.
         bytes.extend_from_slice(id.as_bytes());
@@ -94,11 +94,13 @@ fn parse(bytes: &[u8]) -> Option<Written> {
     while !rest.is_empty() {
         let serial = u64::from_be_bytes(take(&mut rest)?);
         let owner = u32::from_be_bytes(take(&mut rest)?);
+        let tenure = Tenure::from_bits(u32::from_be_bytes(take(&mut rest)?));
+        let origin = Origin { owner, tenure, serial };
         let limit = Limit::at(Timestamp::from_wire(&take::<TIMESTAMP_LEN>(&mut rest)?).ok()?);
         let [len] = take(&mut rest)?;
         let (id, tail) = rest.split_at_checked(usize::from(len))?;
         rest = tail;
-        all.push(About { serial, owner, limit, id: Identifier::new(id).ok()? });
+        all.push(About { origin, limit, id: Identifier::new(id).ok()? });
     }
     Some(Written { moment, last, all })
 }
@@ -116,10 +118,12 @@ mod tests {
 
     fn any_about() -> impl Strategy<Value = About> {
         let id = proptest::collection::vec(1u8..=255, 1..=255);
-        (any::<(u64, u32, u64)>(), 0u32..1_000_000_000, id).prop_map(|(numbers, nanos, id)| {
-            let (serial, owner, label) = numbers;
+        let numbers = any::<(u64, u32, u32, u64)>();
+        (numbers, 0u32..1_000_000_000, id).prop_map(|(numbers, nanos, id)| {
+            let (serial, owner, bits, label) = numbers;
+            let origin = Origin { owner, tenure: Tenure::from_bits(bits), serial };
             let limit = Limit::at(Timestamp::new(label, nanos).unwrap());
-            About { serial, owner, limit, id: Identifier::new(id).unwrap() }
+            About { origin, limit, id: Identifier::new(id).unwrap() }
         })
     }
 

@@ -120,9 +120,9 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
     // The last list counts, and what came after it.
     let list = lists.into_iter().max_by_key(|written| written.moment);
     let (up_to, listed) = list.map_or((0, Vec::new()), |written| (written.last, written.all));
-    let newer = single.into_iter().filter(|about| about.serial > up_to);
+    let newer = single.into_iter().filter(|about| about.origin.serial > up_to);
     let known: Vec<_> = listed.into_iter().chain(newer).collect();
-    let numbers = known.iter().map(|about| about.serial);
+    let numbers = known.iter().map(|about| about.origin.serial);
     let numbers = numbers.chain(fds.keys().copied()).chain(wrapped.keys().copied());
     let highest = numbers.max().unwrap_or(0).max(up_to);
     let names =
@@ -143,10 +143,11 @@ fn restore(
     let mut store = Store::new(capacity);
     store.skip_serials(last);
     // Of several under one identifier the one that came last counts.
-    let known: BTreeMap<_, _> = known.into_iter().map(|about| (about.serial, about)).collect();
-    for (serial, About { owner, limit, id, .. }) in known {
+    let known: BTreeMap<_, _> =
+        known.into_iter().map(|about| (about.origin.serial, about)).collect();
+    for (serial, About { origin, limit, id }) in known {
         let Some(fd) = fds.remove(&serial) else { continue };
-        let record = Record { entry: Entry { id, limit, fd }, owner, serial };
+        let record = Record { entry: Entry { id, limit, fd }, origin };
         if store.mirror(record).is_err() {
             warn!("systemd has kept more than there is room for: see option -n");
             break;

@@ -122,9 +122,9 @@ impl Shelf {
             roll: None,
         };
         let mut all = store.all();
-        all.sort_unstable_by_key(|record| record.serial);
+        all.sort_unstable_by_key(|record| record.origin.serial);
         for record in all {
-            let serial = record.serial;
+            let serial = record.origin.serial;
             let (direct, wrapped) = past.names.with(serial);
             if !(direct || wrapped) {
                 shelf.unsure.insert(serial);
@@ -253,7 +253,7 @@ impl Shelf {
             return false;
         }
         info!("systemd reads again, and is told of everything");
-        let held: BTreeSet<_> = store.all().iter().map(|record| record.serial).collect();
+        let held: BTreeSet<_> = store.all().iter().map(|record| record.origin.serial).collect();
         let lost = self.lost.take().unwrap_or_default();
         let past = Past::unknown(lost.difference(&held).copied());
         let (listener, roll) = (self.listener.take(), self.roll.take());
@@ -270,7 +270,7 @@ impl Shelf {
     fn take(&mut self, item: Item<OwnedFd>, goes_on: bool) {
         match item {
             Item::Held(record) => {
-                let serial = record.serial;
+                let serial = record.origin.serial;
                 self.place(record);
                 self.keep(serial);
                 self.group.extend(self.kept.get(&serial).map(Kept::about));
@@ -285,7 +285,7 @@ impl Shelf {
     /// Takes down what is held, and whether systemd can have it as it is: not if it has the
     /// same open file already.
     fn place(&mut self, record: Arc<Record<OwnedFd>>) {
-        let serial = record.serial;
+        let serial = record.origin.serial;
         let file = fstat(&record.fd).map_or((0, serial), |stat| (stat.st_dev, stat.st_ino));
         let twins = self.by_file.entry(file).or_default();
         let mut others = twins.iter().filter_map(|twin| self.kept.get(twin));
@@ -333,7 +333,7 @@ impl Shelf {
         match about::write(0, group.iter()) {
             Ok(file) => {
                 self.store(&format!("m{name}"), Fd::Own(file));
-                self.described.insert(name, (group.len() == 1).then_some(first.serial));
+                self.described.insert(name, (group.len() == 1).then_some(first.origin.serial));
             }
             Err(errno) => warn!("unable to describe a descriptor: {}", strerror(errno)),
         }
@@ -389,7 +389,7 @@ impl Shelf {
 
 impl Kept {
     fn about(&self) -> About {
-        let Record { entry, owner, serial } = &*self.record;
-        About { serial: *serial, owner: *owner, limit: entry.limit, id: entry.id.clone() }
+        let Record { entry, origin } = &*self.record;
+        About { origin: *origin, limit: entry.limit, id: entry.id.clone() }
     }
 }

@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::Change;
 use fdholder::extension::OnConflict;
 use fdholder::transport::{receive, Wait};
-use fdholder::{Entry, Identifier, Limit, Timestamp};
+use fdholder::{Entry, Identifier, Limit, Tenure, Timestamp};
 use proptest::prelude::*;
 use rustix::fs::{fstat, memfd_create, MemfdFlags};
 use rustix::io::{fcntl_dupfd_cloexec, pread, pwrite};
@@ -75,7 +75,7 @@ impl Daemon {
             Change::HeldAll { replaced, .. } => &replaced[..],
             Change::Released(record) => std::slice::from_ref(record),
         });
-        gone.map(|record| record.serial).collect()
+        gone.map(|record| record.origin.serial).collect()
     }
 
     fn tell(&mut self) {
@@ -90,7 +90,7 @@ impl Daemon {
             String::from_utf8(bytes[..len].to_vec()).unwrap()
         };
         let all = self.store.all();
-        all.iter().map(|it| (it.id.clone(), (what(&it.fd), it.limit, it.owner))).collect()
+        all.iter().map(|it| (it.id.clone(), (what(&it.fd), it.limit, it.origin.owner))).collect()
     }
 }
 
@@ -178,7 +178,7 @@ proptest! {
                 Op::Set(set) => {
                     let set: Vec<_> = set.into_iter().map(|(id, of)| entry(id, of)).collect();
                     let set = set.into_iter();
-                    let set = set.map(|entry| daemon.store.stage(entry, owner.next().unwrap()));
+                    let set = set.map(|entry| daemon.store.stage(entry, owner.next().unwrap(), Tenure::from_bits(0)));
                     let set = set.collect();
                     let outcome = daemon.store.setdump(set, OnConflict::Replace, now());
                     dropped.extend(daemon.record(&outcome.changes));

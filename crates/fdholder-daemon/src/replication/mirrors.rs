@@ -92,14 +92,15 @@ impl<F> Mirrors<F> {
                     is_set = !active(Bug::TearsSets);
                     let mut records: Vec<_> = slots.iter().filter_map(|it| store.at(*it)).collect();
                     // By number, and each once: several of a set may have one place.
-                    records.sort_unstable_by_key(|record| record.serial);
-                    records.dedup_by_key(|record| record.serial);
+                    records.sort_unstable_by_key(|record| record.origin.serial);
+                    records.dedup_by_key(|record| record.origin.serial);
                     news.extend(records.into_iter().map(|record| Item::Held(Arc::clone(record))));
-                    replaced.extend(gave_way.iter().map(|record| Item::Replaced(record.serial)));
+                    replaced
+                        .extend(gave_way.iter().map(|record| Item::Replaced(record.origin.serial)));
                 }
                 Change::Released(_) if active(Bug::ForgetsReleases) => {}
                 Change::Released(record) => {
-                    news.push(Item::Released(record.id.clone(), record.serial));
+                    news.push(Item::Released(record.id.clone(), record.origin.serial));
                 }
             }
         }
@@ -303,15 +304,14 @@ impl<F> Mirror<F> {
 
 fn put<F>(changes: &mut Changes<Carrier<F>>, record: Arc<Record<F>>) {
     let (id, mut limit) = (record.id.clone(), record.limit);
-    let mut owner = record.owner;
+    let mut origin = record.origin;
     if active(Bug::ForgetsLimits) {
         limit = fdholder::Limit::never();
     }
     if active(Bug::ForgetsOwners) {
-        owner = 0;
+        origin.owner = 0;
     }
-    let about = (owner, record.serial);
-    changes.held(&id, limit, about, Carrier::Record(record));
+    changes.held(&id, limit, origin, Carrier::Record(record));
 }
 
 #[cfg(test)]

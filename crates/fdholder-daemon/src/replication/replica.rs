@@ -98,9 +98,8 @@ impl<F> Replica<F> {
         let mut has_released = false;
         for change in self.group.drain(..) {
             let gone = match change {
-                Mirrored::Held { entry, owner, serial } => {
-                    let record = Record { entry, owner, serial };
-                    let replaced = self.store.mirror(record);
+                Mirrored::Held { entry, origin } => {
+                    let replaced = self.store.mirror(Record { entry, origin });
                     replaced.map_err(|_: Errno| ReplicaError::NoRoom)?
                 }
                 Mirrored::Released(id) => {
@@ -109,7 +108,7 @@ impl<F> Replica<F> {
                 }
             };
             if let Some(gone) = gone {
-                self.dropped.push_back(gone.serial);
+                self.dropped.push_back(gone.origin.serial);
                 if self.dropped.len() > DROPPED_REMEMBERED {
                     self.dropped.pop_front();
                 }

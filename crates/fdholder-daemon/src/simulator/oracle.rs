@@ -278,7 +278,7 @@ impl Oracle {
 fn held_by(store: &Store<Fd>) -> BTreeMap<Identifier, Held> {
     let held = |record: &std::sync::Arc<crate::store::Record<Fd>>| {
         let fd = record.fd.number().unwrap_or(u32::MAX);
-        let held = Held { fd, limit: record.limit.timestamp(), owner: record.owner };
+        let held = Held { fd, limit: record.limit.timestamp(), owner: record.origin.owner };
         (record.id.clone(), held)
     };
     store.all().iter().map(held).collect()

@@ -1,7 +1,7 @@
 //! The store against a plain map.
 
 use super::*;
-use fdholder::Limit;
+use fdholder::{Limit, Tenure};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -167,7 +167,7 @@ fn apply(
         }
         Op::Setdump(on_conflict, set) => {
             let stage = |(index, (number, secs)): (usize, &(u8, u8))| {
-                store.stage(entry(*number, *secs, fd + index as u32), 7)
+                store.stage(entry(*number, *secs, fd + index as u32), 7, Tenure::from_bits(0))
             };
             let set = set.iter().enumerate().map(stage).collect();
             let done = store.setdump(set, *on_conflict, now);
@@ -237,7 +237,7 @@ fn a_set_that_only_replaces_needs_no_room() {
         store.store(Entry { id: id(number), limit: limit(0), fd: number }, 7, at(1));
     }
     let entry = |number: u8| Entry { id: id(number), limit: limit(0), fd: number + 10 };
-    let set = (0..2).map(|number| store.stage(entry(number), 7));
+    let set = (0..2).map(|number| store.stage(entry(number), 7, Tenure::from_bits(0)));
     let taken = Taken { replaced: 2, ..Taken::default() };
     let set = set.collect();
     assert_eq!(store.setdump(set, OnConflict::Replace, at(1)).answer, Ok(taken));

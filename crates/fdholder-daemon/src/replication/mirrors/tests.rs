@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::Outcome;
 use fdholder::extension::OnConflict;
-use fdholder::{Entry, Limit, Timestamp};
+use fdholder::{Entry, Limit, Tenure, Timestamp};
 
 fn entry(number: u32) -> Entry<u32> {
     let id = Identifier::new(number.to_string()).unwrap();
@@ -16,7 +16,7 @@ fn hold_set(
     store: &mut Store<u32>,
     ids: std::ops::Range<u32>,
 ) -> Ticket {
-    let staged = ids.map(|number| store.stage(entry(number), 7)).collect();
+    let staged = ids.map(|number| store.stage(entry(number), 7, Tenure::from_bits(0))).collect();
     let Outcome { answer, changes } = store.setdump(staged, OnConflict::Replace, Timestamp::now());
     answer.unwrap();
     mirrors.record(&changes, store);

@@ -6,10 +6,12 @@ mod demo;
 mod exec;
 mod getdump;
 mod list;
+mod metrics;
 mod retrieve;
 mod rules;
 mod serve;
 mod setdump;
+mod status;
 mod store;
 mod transferdump;
 mod upgrade;
@@ -29,6 +31,8 @@ pub const ALL: &[Program] = &[
     getdump::PROGRAM,
     setdump::PROGRAM,
     transferdump::PROGRAM,
+    status::PROGRAM,
+    metrics::PROGRAM,
     upgrade::PROGRAM,
     rules::PROGRAM,
     demo::PROGRAM,

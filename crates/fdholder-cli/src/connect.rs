@@ -19,12 +19,17 @@ pub fn connect_negotiated(invocation: &Invocation) -> Result<(Client, Deadline),
     connect_by(invocation, Client::connect_negotiated)
 }
 
+/// When all that the command line wants done must be.
+pub fn deadline(invocation: &Invocation) -> Deadline {
+    let timeout = invocation.optional("timeout").and_then(|Milliseconds(timeout)| timeout);
+    timeout.map_or(Deadline::NEVER, Deadline::after)
+}
+
 fn connect_by(
     invocation: &Invocation,
     connect: impl FnOnce(PathBuf, Deadline) -> Result<Client, Error>,
 ) -> Result<(Client, Deadline), Failure> {
-    let timeout = invocation.optional("timeout").and_then(|Milliseconds(timeout)| timeout);
-    let deadline = timeout.map_or(Deadline::NEVER, Deadline::after);
+    let deadline = deadline(invocation);
     Ok((connect(invocation.required("path")?, deadline)?, deadline))
 }
 

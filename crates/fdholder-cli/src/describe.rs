@@ -1,22 +1,38 @@
-//! What a descriptor is, in words: its kind and its address.
+//! What a descriptor is, in words: its kind, its addresses, what waits in it.
 
-use rustix::fs::{fstat, FileType};
+use crate::sockopt::tcp_accept_queue;
+use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
+use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{getsockname, AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{
+    getpeername, getsockname, AddressFamily, SocketAddrAny, SocketAddrUnix, SocketType,
+};
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// Kind and address; the address is empty where there is none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A descriptor in words. An address is empty where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Description {
     pub kind: String,
     pub address: String,
+    pub peer: String,
+    pub listening: bool,
+    pub queue: Option<Queue>,
+}
+
+/// What waits in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// So many clients, of at most so many.
+    Clients(u32, u32),
+    /// So many bytes; of a socket for datagrams, those of the next one.
+    Bytes(u64),
 }
 
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind.as_str())?;
+        f.write_str(&self.kind)?;
         if self.address.is_empty() {
             return Ok(());
         }
@@ -24,15 +40,27 @@ impl fmt::Display for Description {
     }
 }
 
-/// Describes a descriptor as well as the kernel lets us.
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clients(waiting, most) => write!(f, "{waiting}/{most}"),
+            Self::Bytes(bytes) => write!(f, "{bytes} B"),
+        }
+    }
+}
+
+/// Describes a descriptor as well as the kernel lets us. Nothing is read from it, and no
+/// file server asked.
 pub fn describe(fd: impl AsFd) -> Description {
     let fd = fd.as_fd();
-    let file_type = fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    if file_type == Ok(FileType::Socket) {
-        return describe_socket(fd);
+    if let Ok(domain) = socket_domain(fd) {
+        return describe_socket(fd, domain);
     }
     let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let target = target.map_or_else(|_| String::new(), |path| path.display().to_string());
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let mode = statx(fd, c"", flags, StatxFlags::TYPE).map(|stat| stat.stx_mode);
+    let file_type = mode.map(|mode| FileType::from_raw_mode(mode.into()));
     let (kind, address) = match file_type {
         Ok(FileType::RegularFile) => match target.strip_prefix("/memfd:") {
             Some(name) => ("memfd", name.trim_end_matches(" (deleted)").to_owned()),
@@ -45,41 +73,61 @@ pub fn describe(fd: impl AsFd) -> Description {
         Ok(FileType::Fifo) => ("fifo", target),
         _ => (target.strip_prefix("anon_inode:").unwrap_or("unknown"), String::new()),
     };
-    Description { kind: kind.to_owned(), address }
+    let is_pipe = file_type == Ok(FileType::Fifo);
+    let queue = is_pipe.then(|| ioctl_fionread(fd).ok().map(Queue::Bytes)).flatten();
+    let kind = kind.to_owned();
+    Description { kind, address, peer: String::new(), listening: false, queue }
 }
 
-fn describe_socket(fd: BorrowedFd<'_>) -> Description {
+fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
     let listening = socket_acceptconn(fd) == Ok(true);
-    let domain = socket_domain(fd);
-    let kind = match (domain, socket_type(fd)) {
-        (Ok(AddressFamily::INET | AddressFamily::INET6), Ok(SocketType::STREAM)) => "TCP",
-        (Ok(AddressFamily::INET | AddressFamily::INET6), Ok(SocketType::DGRAM)) => "UDP",
-        (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) => "Unix",
-        (Ok(AddressFamily::UNIX), Ok(SocketType::DGRAM)) => "Unix datagram",
-        (Ok(AddressFamily::UNIX), Ok(SocketType::SEQPACKET)) => "Unix seqpacket",
-        _ => "socket",
+    let is_ip = matches!(domain, AddressFamily::INET | AddressFamily::INET6);
+    let is_unix = domain == AddressFamily::UNIX;
+    let kind = match socket_type(fd) {
+        Ok(SocketType::STREAM) if is_ip => "TCP",
+        Ok(SocketType::DGRAM) if is_ip => "UDP",
+        Ok(SocketType::STREAM) if is_unix => "Unix",
+        Ok(SocketType::DGRAM) if is_unix => "Unix datagram",
+        Ok(SocketType::SEQPACKET) if is_unix => "Unix seqpacket",
+        _ => "other",
     };
-    let kind = format!("{kind} {}", if listening { "listener" } else { "socket" });
-    let address = getsockname(fd).ok().and_then(|address| match domain {
-        Ok(AddressFamily::UNIX) => {
-            let address = SocketAddrUnix::try_from(address).ok()?;
-            let path = address.path()?;
-            Some(path.to_string_lossy().into_owned())
-        }
-        _ => SocketAddr::try_from(address).ok().map(|address| address.to_string()),
-    });
-    Description { kind, address: address.unwrap_or_default() }
+    let queue = if !listening {
+        ioctl_fionread(fd).ok().map(Queue::Bytes)
+    } else if kind == "TCP" {
+        tcp_accept_queue(fd).ok().map(|(waiting, most)| Queue::Clients(waiting, most))
+    } else {
+        // Only sock_diag(7) tells, and only in the socket's own network namespace.
+        None
+    };
+    let words = |address: Option<SocketAddrAny>| address.and_then(in_words).unwrap_or_default();
+    Description {
+        kind: format!("{kind} {}", if listening { "listener" } else { "socket" }),
+        address: words(getsockname(fd).ok()),
+        peer: words(getpeername(fd).ok().flatten()),
+        listening,
+        queue,
+    }
+}
+
+fn in_words(address: SocketAddrAny) -> Option<String> {
+    if let Ok(unix) = SocketAddrUnix::try_from(address.clone()) {
+        let path = unix.path_bytes().map(|path| String::from_utf8_lossy(path).into_owned());
+        let name = unix.abstract_name().filter(|name| !name.is_empty());
+        return path.or_else(|| name.map(|name| format!("@{}", name.escape_ascii())));
+    }
+    SocketAddr::try_from(address).ok().map(|address| address.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use rustix::fs::{memfd_create, MemfdFlags};
-    use std::net::{TcpListener, UdpSocket};
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn words(fd: impl AsFd) -> (String, String) {
-        let Description { kind, address } = describe(fd);
+        let Description { kind, address, .. } = describe(fd);
         (kind, address)
     }
 
@@ -103,5 +151,19 @@ mod tests {
         assert_eq!(words(&null), ("device".into(), "/dev/null".into()));
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
         assert_eq!(words(epoll.unwrap()), ("[eventpoll]".into(), String::new()));
+    }
+
+    #[test]
+    fn what_waits_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(matches!(describe(&listener).queue, Some(Queue::Clients(1, 2..))));
+        let (accepted, peer) = listener.accept().unwrap();
+        assert!(matches!(describe(&listener).queue, Some(Queue::Clients(0, _))));
+        assert_eq!(describe(&accepted).peer, peer.to_string());
+        let (end, mut other) = UnixStream::pair().unwrap();
+        client.write_all(b"unread").unwrap();
+        other.write_all(b"hello").unwrap();
+        assert_eq!(describe(&end).queue, Some(Queue::Bytes(5)));
     }
 }

@@ -1,7 +1,7 @@
 //! How a program says that it failed: one line on stderr, and an exit code.
 
 use fdholder::{Cause, Errno, Error, Left, Side, TransferError};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -63,6 +63,12 @@ impl Failure {
             return Self::new(code, error);
         }
         Self::new(code, format_args!("{error} ({})", besides.join("; ")))
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

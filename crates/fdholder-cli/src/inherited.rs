@@ -67,11 +67,11 @@ pub fn close_on_exec_from(first: u32, kept: &[u32]) -> io::Result<()> {
 /// # Errors
 ///
 /// Those of dup2(2): EBADF for a number that the limit on open files does not allow.
-pub fn leave(fd: OwnedFd, number: u32) -> Result<(), Errno> {
+pub fn leave(fd: BorrowedFd<'_>, number: u32) -> Result<(), Errno> {
     let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
     // SAFETY: dup2 does not mind whether it is open, and it is never closed by this: from now
     // on the number belongs to the next program. That nothing of this process has it is the
     // caller's promise.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
-    dup2(&fd, &mut place)
+    dup2(fd, &mut place)
 }

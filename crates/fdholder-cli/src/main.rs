@@ -7,10 +7,13 @@
 mod activation;
 mod commands;
 mod connect;
+mod contents;
 mod describe;
+mod duration;
 mod endpoint;
 mod exec;
 mod failure;
+mod holder_status;
 mod inherited;
 mod log;
 mod options;
@@ -19,6 +22,9 @@ mod passing;
 mod program;
 mod progress;
 mod sockopt;
+mod table;
+mod terminal;
+mod users;
 
 use program::Invocation;
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ use fdholder::{Entry, Errno, Identifier, Limit};
 use rustix::io::fcntl_dupfd_cloexec;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The number of the first descriptor that is not a standard stream.
 pub const FIRST: u32 = 3;
@@ -36,7 +36,7 @@ pub struct Passed<F> {
 /// How the environment tells of descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EnvStyle {
-    /// sd_listen_fds(3).
+    /// `sd_listen_fds(3)`.
     Systemd,
     Nginx,
     Einhorn,
@@ -140,7 +140,8 @@ pub fn variables<F>(
             }
         }
         EnvStyle::Nginx => {
-            set("NGINX", numbers.iter().map(|number| format!("{number};")).collect());
+            let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+            set("NGINX", numbers.join(";") + ";");
         }
         EnvStyle::Einhorn => {
             set("EINHORN_FD_COUNT", numbers.len().to_string());
@@ -159,13 +160,13 @@ pub fn variables<F>(
             let entries: Vec<_> = passed.iter().zip(numbers).map(entry).collect();
             variables.extend(environ::variables(&entries));
         }
-        EnvStyle::UvicornFd => match numbers {
-            [number] => set("UVICORN_FD", number.to_string()),
-            _ => {
+        EnvStyle::UvicornFd => {
+            let [number] = numbers else {
                 let count = numbers.len();
                 return Err(usage(format_args!("uvicorn takes one descriptor, not {count}")));
-            }
-        },
+            };
+            set("UVICORN_FD", number.to_string());
+        }
     }
     Ok(variables)
 }
@@ -204,8 +205,8 @@ pub fn leave(passed: Vec<Passed<OwnedFd>>, numbers: &[u32], kept: &[u32]) -> Res
         .collect::<Result<_, _>>()?;
     inherited::close_on_exec_from(FIRST, kept)
         .map_err(|errno| Failure::system("see what is open in /proc/self/fd", errno))?;
-    for (fd, &number) in moved.into_iter().zip(numbers) {
-        inherited::leave(fd, number).map_err(failed(number))?;
+    for (fd, &number) in moved.iter().zip(numbers) {
+        inherited::leave(fd.as_fd(), number).map_err(failed(number))?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Options of sockets that no crate we use can set: `TCP_FASTOPEN`, by the C library.
+//! Options of sockets that no crate we use knows, by the C library: `TCP_FASTOPEN` and
+//! `TCP_INFO`.
 #![allow(unsafe_code)]
 
 use fdholder::Errno;
@@ -25,6 +26,34 @@ pub fn set_tcp_fastopen(socket: impl AsFd, pending: u32) -> Result<(), Errno> {
     };
     if result == 0 {
         return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+}
+
+/// How many connections wait to be accepted from a TCP listener, and how many may: tcp(7),
+/// `TCP_INFO`, in which a listener has these where a connection has others.
+///
+/// # Errors
+///
+/// Those of getsockopt(2).
+pub fn tcp_accept_queue(listener: impl AsFd) -> Result<(u32, u32), Errno> {
+    // SAFETY: it consists of integers, for which zeros are valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t; // Some 100 bytes.
+                                                                  // SAFETY: the descriptor is borrowed for the call, the pointers are to a tcp_info and its
+                                                                  // length, and any bytes the kernel writes are a valid tcp_info.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        return Ok((info.tcpi_unacked, info.tcpi_sacked));
     }
     let error = std::io::Error::last_os_error();
     Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))

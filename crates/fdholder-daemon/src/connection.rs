@@ -9,13 +9,14 @@ use crate::delivery::{Delivery, Held};
 use crate::limits::WORK_PER_REQUEST;
 use crate::outbox::Outbox;
 use crate::store::{Change, Outcome, Record, Staged, Store};
+use crate::tally::Operation;
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
-use fdholder::{Entry, Errno, Malformed, Request, Tenure, Timestamp};
+use fdholder::{Entry, Errno, Malformed, Request, Status, Tenure, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,6 +55,8 @@ pub struct Connection<F> {
     follow: Option<u32>,
     /// It has asked for an upgrade, and waits to hear what came of it.
     upgrade: Upgrading,
+    /// It has asked for the status.
+    asks_status: bool,
 }
 
 /// Where a client is with an upgrade.
@@ -93,6 +96,10 @@ pub enum Step<F> {
         changes: Vec<Change<F>>,
         /// How many ordinary requests it was worth.
         cost: usize,
+        /// Which it was.
+        operation: Operation,
+        /// It was refused.
+        is_refused: bool,
     },
     /// There is no whole request, or the client must read its replies first.
     Wait,
@@ -114,6 +121,7 @@ impl<F> Connection<F> {
             loan: None,
             follow: None,
             upgrade: Upgrading::No,
+            asks_status: false,
         }
     }
 
@@ -134,7 +142,12 @@ impl<F> Connection<F> {
     /// something.
     pub fn hand_over<S>(&self, socket: S) -> Option<HandedClient<S>> {
         let begun = self.outbox.is_empty() && self.set.is_none() && self.snapshot.is_empty();
-        if !begun || self.is_delivering() || self.is_borrowing() || self.follow.is_some() {
+        if !begun
+            || self.is_delivering()
+            || self.is_borrowing()
+            || self.follow.is_some()
+            || self.asks_status
+        {
             return None;
         }
         let handed = HandedClient {
@@ -161,6 +174,18 @@ impl<F> Connection<F> {
     /// Whether it waits to hear what came of an upgrade.
     pub fn awaits_upgrade(&self) -> bool {
         self.upgrade != Upgrading::No
+    }
+
+    /// Whether it has asked for the status, which is for the server to
+    /// [tell](Self::tell_status).
+    pub fn asks_status(&self) -> bool {
+        self.asks_status
+    }
+
+    /// How the holder is.
+    pub fn tell_status(&mut self, status: &Status) {
+        self.asks_status = false;
+        self.outbox.push(extension::told_status(status));
     }
 
     /// The version that answers now, or why there was no upgrade.
@@ -281,25 +306,31 @@ impl<F> Connection<F> {
         let waits = self.is_delivering()
             || self.is_borrowing()
             || self.follow.is_some()
-            || self.awaits_upgrade();
+            || self.awaits_upgrade()
+            || self.asks_status;
         if waits || self.outbox.is_full() {
             return Ok(Step::Wait);
         }
         let Some(frame) = self.decoder.next()? else {
             return Ok(Step::Wait);
         };
-        let (changes, cost) = match Request::parse(frame)? {
+        let refused_before = self.outbox.refusals();
+        let (changes, cost, operation) = match Request::parse(frame)? {
             Parsed::Request(request) => {
                 let cost = 1 + work(&request, store) / WORK_PER_REQUEST;
-                (self.carry_out(request, store, now)?, cost)
+                let operation = Operation::from(&request);
+                (self.carry_out(request, store, now)?, cost, operation)
             }
+            // Only these come with descriptors that are held; one or the other.
             Parsed::FdsLost => {
-                self.set = None;
+                let is_set = self.set.take().is_some();
                 self.outbox.push(reply::status(Err(Errno::NFILE)));
-                (Vec::new(), 1)
+                let operation = if is_set { Operation::SetdumpData } else { Operation::Store };
+                (Vec::new(), 1, operation)
             }
         };
-        Ok(Step::Did { changes, cost })
+        let is_refused = self.outbox.refusals() > refused_before;
+        Ok(Step::Did { changes, cost, operation, is_refused })
     }
 
     fn carry_out(
@@ -413,9 +444,9 @@ impl<F> Connection<F> {
 /// How many entries of the store a request has to do with.
 fn work<F>(request: &Request<F>, store: &Store<F>) -> usize {
     match request {
-        Request::List | Request::Getdump | Request::Extension(Extension::Snapshot { .. }) => {
-            store.len()
-        }
+        Request::List
+        | Request::Getdump
+        | Request::Extension(Extension::Snapshot { .. } | Extension::Inspect) => store.len(),
         Request::SetdumpData(entries) => entries.len(),
         Request::Extension(Extension::Release { runs, .. }) => runs.iter().map(Range::len).sum(),
         _ => 0,

@@ -37,6 +37,7 @@ pub mod signals;
 #[cfg(test)]
 mod simulator;
 mod store;
+mod tally;
 mod unread;
 
 pub use connection::{Connection, Standing, Step};
@@ -46,3 +47,4 @@ pub use replication::{Carrier, Mirror, Mirrors, Replica, ReplicaError, Ticket};
 pub use room::Room;
 pub use server::{Ended, Options, Server};
 pub use store::{Change, Outcome, Record, Staged, Store};
+pub use tally::Operation;

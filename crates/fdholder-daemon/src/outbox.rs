@@ -3,13 +3,19 @@
 use crate::limits::{REPLIES_PENDING_MAX, REPLY_BYTES_PENDING_MAX};
 use crate::store::Record;
 use fdholder::frame::Message;
-use fdholder::limits::MESSAGE_FDS_MAX;
-use fdholder::reply;
+use fdholder::limits::{HEADER_LEN, MESSAGE_FDS_MAX};
+use fdholder::{reply, Errno};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// A reply owns the descriptors it sends.
 pub(crate) type Reply<F> = Message<Arc<Record<F>>>;
+
+/// Whether a reply begins with an errno other than EAGAIN, which says to go on.
+fn is_refusal<F>(reply: &Reply<F>) -> bool {
+    let status = reply.bytes().get(HEADER_LEN).copied().unwrap_or(0);
+    status != 0 && i32::from(status) != Errno::AGAIN.raw_os_error()
+}
 
 /// Bytes of short replies that are sent with one call.
 const TOGETHER_MAX: usize = 1024;
@@ -77,17 +83,20 @@ pub struct Outbox<F> {
     queue: VecDeque<Pending<F>>,
     /// Bytes of the messages in the queue.
     bytes: usize,
+    /// How many replies there were, ever, that say no.
+    refusals: u64,
 }
 
 impl<F> Default for Outbox<F> {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), bytes: 0 }
+        Self { queue: VecDeque::new(), bytes: 0, refusals: 0 }
     }
 }
 
 impl<F> Outbox<F> {
     pub(crate) fn push(&mut self, reply: Reply<F>) {
         self.bytes += reply.bytes().len();
+        self.refusals += u64::from(is_refusal(&reply));
         match self.queue.back_mut() {
             Some(Pending::Message(last)) if last.takes(&reply) => last.append(&reply),
             _ => self.queue.push_back(Pending::Message(reply.into())),
@@ -99,6 +108,11 @@ impl<F> Outbox<F> {
         if !entries.is_empty() {
             self.queue.push_back(Pending::Dump(entries.into_iter()));
         }
+    }
+
+    /// How many replies there were that say no.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals
     }
 
     /// Whether nothing waits.

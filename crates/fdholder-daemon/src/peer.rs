@@ -8,10 +8,11 @@ use crate::credentials::Credentials;
 use crate::limits::{MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, SEND_PAUSE};
 use crate::replication::{Mirrors, Ticket};
 use crate::store::Store;
+use crate::tally::Tally;
 use crate::unread::all_is_read;
 use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
-use fdholder::{Errno, Malformed, Timestamp};
+use fdholder::{Errno, Malformed, Status, Timestamp};
 use rustix::event::epoll::EventFlags;
 use rustix::net::sockopt::socket_error;
 use std::fmt;
@@ -25,6 +26,7 @@ pub(crate) struct Hold {
     pub store: Store<OwnedFd>,
     pub mirrors: Mirrors<OwnedFd>,
     pub crew: Crew,
+    pub tally: Tally,
     /// What is read goes here first.
     pub buffer: Vec<u8>,
 }
@@ -182,6 +184,16 @@ impl Peer {
     /// It asks for an upgrade.
     pub fn take_upgrade(&mut self) -> bool {
         self.connection.take_upgrade()
+    }
+
+    /// Whether it asks how the holder is.
+    pub fn asks_status(&self) -> bool {
+        self.connection.asks_status()
+    }
+
+    /// Tells it.
+    pub fn tell_status(&mut self, status: &Status) {
+        self.connection.tell_status(status);
     }
 
     /// Whether it waits to hear what came of one.
@@ -360,7 +372,8 @@ impl Peer {
     fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize) {
         while *budget > 0 && self.broken.is_none() {
             match self.connection.step(&mut hold.store, Timestamp::now()) {
-                Ok(Step::Did { changes, cost }) => {
+                Ok(Step::Did { changes, cost, operation, is_refused }) => {
+                    hold.tally.count(operation, is_refused);
                     hold.mirrors.record(&changes, &hold.store);
                     *budget = budget.saturating_sub(cost);
                 }

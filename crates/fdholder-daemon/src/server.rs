@@ -4,6 +4,7 @@ mod clients;
 mod followers;
 mod handover;
 mod standby;
+mod status;
 mod upgrade;
 
 use crate::access::{Rules, User};
@@ -20,6 +21,7 @@ use crate::replication::roll::{Place, Roll};
 use crate::replication::Mirrors;
 use crate::room::Room;
 use crate::signals::Signals;
+use crate::tally::Tally;
 use fdholder::link::HandedClient;
 use fdholder::{strerror, Errno, Timestamp};
 use followers::Link;
@@ -123,6 +125,8 @@ pub struct Server {
     handed: Vec<HandedClient<OwnedFd>>,
     /// How the server has ended.
     ended: Option<Ended>,
+    /// When it began to serve.
+    started: Timestamp,
 }
 
 /// Whether new clients are let in.
@@ -243,6 +247,7 @@ impl Server {
             store,
             mirrors: Mirrors::default(),
             crew: Crew::new(options.client_timeout),
+            tally: Tally::default(),
             buffer: vec![0; READ_LEN],
         };
         let server = Self {
@@ -272,6 +277,7 @@ impl Server {
             is_handing_over: false,
             handed: clients,
             ended: None,
+            started: Timestamp::now(),
         };
         Ok(server)
     }

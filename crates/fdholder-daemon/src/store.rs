@@ -86,6 +86,8 @@ pub struct Store<F> {
     /// The number of what is held next.
     next_serial: u64,
     capacity: usize,
+    /// How many have expired.
+    expired: u64,
 }
 
 impl<F> Store<F> {
@@ -98,6 +100,7 @@ impl<F> Store<F> {
             by_limit: BTreeSet::new(),
             lent: BTreeSet::new(),
             next_serial: 1,
+            expired: 0,
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
     }
@@ -132,7 +135,13 @@ impl<F> Store<F> {
             let id = self.slots[slot as usize].id.clone();
             changes.extend(self.remove(&id).map(Change::Released));
         }
+        self.expired += changes.len() as u64;
         changes
+    }
+
+    /// How many have expired here, ever.
+    pub fn expired(&self) -> u64 {
+        self.expired
     }
 
     /// Holds what a user gives. ENFILE when the store is full, EBUSY when the identifier

@@ -9,8 +9,10 @@ use crate::error::Malformed;
 use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{DUMP_FDS_MAX, PAYLOAD_MAX, RUNS_MAX};
+use crate::origin::Origin;
 use crate::payload::{put_limit_and_id, Entry, Reader};
 use crate::reply::{answer, status, without_fds, Answer};
+use crate::status::Status;
 use crate::time::Limit;
 use rustix::io::Errno;
 use std::ops::Range;
@@ -32,7 +34,9 @@ mod number {
     pub const TAKEN: u8 = 5;
     pub const FOLLOW: u8 = 6;
     pub const UPGRADE: u8 = 7;
-    pub const LAST: u8 = UPGRADE;
+    pub const INSPECT: u8 = 8;
+    pub const STATUS: u8 = 9;
+    pub const LAST: u8 = STATUS;
 }
 
 /// A request that only fdholder understands.
@@ -76,6 +80,10 @@ pub enum Extension<F> {
     /// Become the program that is now where this one was started from. For whoever runs as
     /// the same user.
     Upgrade,
+    /// Tell what is held, and where each comes from.
+    Inspect,
+    /// Tell how the holder is: see [`Status`](crate::Status).
+    Status,
     /// One of a later version.
     Unknown,
 }
@@ -148,6 +156,17 @@ pub struct Snapshot {
     pub entries: Vec<Entry<()>>,
 }
 
+/// What a holder says of one descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// Under which it is held.
+    pub id: Identifier,
+    /// Until when.
+    pub limit: Limit,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
 impl<F> Extension<F> {
     /// Reads what stands behind the command; `None` when the receiver had no room for its
     /// descriptor.
@@ -180,7 +199,9 @@ impl<F> Extension<F> {
             number::ON_CONFLICT => Self::OnConflict(OnConflict::from_byte(reader.byte()?)?),
             number::TAKEN => Self::Taken,
             number::FOLLOW => Self::Follow { capacity: reader.u32()? },
-            _ => Self::Upgrade,
+            number::UPGRADE => Self::Upgrade,
+            number::INSPECT => Self::Inspect,
+            _ => Self::Status,
         };
         reader.end()?;
         Ok(Some(extension))
@@ -215,6 +236,8 @@ impl<F> Extension<F> {
                 payload.extend_from_slice(&capacity.to_be_bytes());
             }
             Self::Upgrade => payload.push(number::UPGRADE),
+            Self::Inspect => payload.push(number::INSPECT),
+            Self::Status => payload.push(number::STATUS),
             Self::Unknown => payload.push(u8::MAX),
         }
         Message::new(fds, |bytes| bytes.append(&mut payload))
@@ -288,6 +311,30 @@ pub fn upgraded<F>(outcome: Result<&str, &str>) -> Message<F> {
         let (Ok(text) | Err(text)) = outcome;
         bytes.extend_from_slice(&[0, u8::from(outcome.is_err())]);
         bytes.extend_from_slice(text.as_bytes());
+    })
+}
+
+/// Encodes the answer to [`Extension::Inspect`]; EMSGSIZE when it is longer than a message
+/// may be.
+pub fn inspected<'a, F>(
+    entries: impl Iterator<Item = (&'a Identifier, Limit, Origin)>,
+) -> Message<F> {
+    let mut payload = vec![0];
+    for (id, limit, origin) in entries {
+        put_limit_and_id(&mut payload, limit, id);
+        origin.put(&mut payload);
+    }
+    if payload.len() > PAYLOAD_MAX {
+        return status(Err(Errno::MSGSIZE));
+    }
+    Message::new(Vec::new(), |bytes| bytes.append(&mut payload))
+}
+
+/// Encodes how a holder is.
+pub fn told_status<F>(status: &Status) -> Message<F> {
+    Message::new(Vec::new(), |bytes| {
+        bytes.push(0);
+        bytes.extend_from_slice(status.to_string().as_bytes());
     })
 }
 
@@ -389,131 +436,33 @@ pub fn parse_upgraded<F>(
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::frame::Decoder;
-    use crate::limits::{HEADER_LEN, REPLY_PAYLOAD_MAX, REQUEST_PAYLOAD_MAX};
-    use crate::request::tests::any_entry;
-    use crate::request::{Parsed, Request};
-    use proptest::prelude::*;
-
-    fn any_runs() -> impl Strategy<Value = Vec<Range<u32>>> {
-        let run = (0u32..=1 << 24, 1u32..=1 << 24).prop_map(|(start, len)| start..start + len);
-        proptest::collection::vec(run, 0..20)
-    }
-
-    fn any_extension() -> impl Strategy<Value = Extension<u32>> {
-        prop_oneof![
-            any::<u32>().prop_map(Extension::Hello),
-            any::<bool>().prop_map(|entries| Extension::Snapshot { entries }),
-            (any_runs(), any::<u32>()).prop_map(|(runs, to)| Extension::Deliver { runs, to }),
-            (any_runs(), any::<bool>())
-                .prop_map(|(runs, only_ask)| Extension::Release { runs, only_ask }),
-            Just(Extension::OnConflict(OnConflict::Replace)),
-            Just(Extension::OnConflict(OnConflict::Keep)),
-            Just(Extension::OnConflict(OnConflict::Fail)),
-            Just(Extension::Taken),
-            any::<u32>().prop_map(|capacity| Extension::Follow { capacity }),
-            Just(Extension::Upgrade),
-        ]
-    }
-
-    fn parse_request(payload: &[u8], fds: &[u32]) -> Result<Parsed<u32>, Malformed> {
-        Request::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })
-    }
-
-    proptest! {
-        #[test]
-        fn every_extension_comes_back_as_it_was(extension in any_extension(), cut in 1usize..8) {
-            let (bytes, fds) = Request::Extension(extension.clone()).into_message().into_parts();
-            let payload = &bytes[HEADER_LEN..];
-            prop_assert_eq!(
-                parse_request(payload, &fds),
-                Ok(Parsed::Request(Request::Extension(extension)))
-            );
-            let longer = [payload, b"\0"].concat();
-            prop_assert!(parse_request(&longer, &fds).is_err());
-            let shorter = &payload[..payload.len().saturating_sub(cut)];
-            // Without its number it is none; a run fewer is a run fewer.
-            prop_assert!(parse_request(shorter, &fds) != parse_request(payload, &fds));
-            let one_more = [&fds[..], &[7]].concat();
-            prop_assert!(parse_request(payload, &one_more).is_err());
+/// Reads the answer to [`Extension::Inspect`].
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is no such answer.
+pub fn parse_inspected<F>(frame: &Frame<'_, F>) -> Result<Answer<Vec<Inspected>>, Malformed> {
+    parse(frame, |reader| {
+        let mut all = Vec::new();
+        while !reader.0.is_empty() {
+            let (limit, id) = (reader.limit()?, reader.id()?);
+            all.push(Inspected { id, limit, origin: Origin::read(reader)? });
         }
-
-        #[test]
-        fn what_a_later_version_asks_is_unknown(
-            number in number::LAST + 1..=u8::MAX,
-            body in proptest::collection::vec(any::<u8>(), 0..50),
-            fds in 0u32..3,
-        ) {
-            let payload = [&[COMMAND, number], &body[..]].concat();
-            let fds: Vec<_> = (0..fds).collect();
-            let unknown = Parsed::Request(Request::Extension(Extension::Unknown));
-            prop_assert_eq!(parse_request(&payload, &fds), Ok(unknown));
-        }
-
-        #[test]
-        fn snapshots_round_trip(entries in proptest::collection::vec(any_entry(), 0..50)) {
-            let listed: Vec<_> = entries
-                .into_iter()
-                .map(|Entry { id, limit, .. }| Entry { id, limit, fd: () })
-                .collect();
-            let count = listed.len() as u32;
-            let of = listed.iter().map(|entry| (&entry.id, entry.limit));
-            let message: Message<u32> = snapshot(count, 77, of);
-            let mut decoder = Decoder::new(REPLY_PAYLOAD_MAX);
-            let (bytes, fds) = message.into_parts();
-            decoder.push(&bytes, fds, false);
-            let read = parse_snapshot(&decoder.next().unwrap().unwrap(), true).unwrap();
-            prop_assert_eq!(read, Ok(Snapshot { count, capacity: 77, entries: listed }));
-        }
-
-        #[test]
-        fn noise_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..60), fds in 0u32..2) {
-            let frame = || Frame { payload: &payload, fds: (0..fds).collect::<Vec<u32>>(), fds_lost: false };
-            let _ = parse_request(&[b"+", &payload[..]].concat(), &frame().fds);
-            let _ = parse_hello(&frame());
-            let _ = parse_snapshot(&frame(), true);
-            let _ = parse_delivered(&frame());
-            let _ = parse_released(&frame());
-            let _ = parse_taken(&frame());
-        }
-    }
-
-    #[test]
-    fn answers_come_back_as_they_were() {
-        fn through<T>(message: Message<u32>, read: impl FnOnce(Frame<'_, u32>) -> T) -> T {
-            let (bytes, _) = message.into_parts();
-            read(Frame { payload: &bytes[HEADER_LEN..], fds: vec![], fds_lost: false })
-        }
-        assert_eq!(through(hello(), |frame| parse_hello(&frame)), Ok(Ok(VERSION)));
-        let long = u64::from(u32::MAX) + 7;
-        assert_eq!(through(delivered(long), |frame| parse_delivered(&frame)), Ok(Ok(long)));
-        assert_eq!(through(released(9), |frame| parse_released(&frame)), Ok(Ok(9)));
-        let outcome = Taken { added: 1, replaced: 2, kept: vec![3, 4] };
-        assert_eq!(through(taken(&outcome), |frame| parse_taken(&frame)), Ok(Ok(outcome)));
-        let refusal = || status(Err(Errno::OPNOTSUPP));
-        assert_eq!(through(refusal(), |frame| parse_hello(&frame)), Ok(Err(Errno::OPNOTSUPP)));
-    }
-
-    #[test]
-    fn a_later_hello_may_say_more() {
-        let frame: Frame<'_, u32> =
-            Frame { payload: b"\0\0\0\0\x09and more", fds: vec![], fds_lost: false };
-        assert_eq!(parse_hello(&frame), Ok(Ok(9)));
-    }
-
-    #[test]
-    fn the_bytes_are_those_of_the_page() {
-        let bytes = |extension: Extension<u32>| extension.into_message().into_parts().0;
-        assert_eq!(bytes(Extension::Hello(1)), b"\0\0\0\x06\0\0+\0\0\0\0\x01");
-        assert_eq!(bytes(Extension::Snapshot { entries: true }), b"\0\0\0\x03\0\0+\x01\x01");
-        assert_eq!(
-            bytes(Extension::Deliver { runs: vec![2..5, 7..8], to: 9 }),
-            b"\0\0\0\x12\0\x01+\x02\0\0\0\x02\0\0\0\x03\0\0\0\x07\0\0\0\x01"
-        );
-        let longest = Extension::Deliver { runs: vec![0..1; RUNS_MAX], to: 0 };
-        assert!(bytes(longest).len() - HEADER_LEN <= REQUEST_PAYLOAD_MAX);
-    }
+        Ok(all)
+    })
 }
+
+/// Reads how a holder is.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is no such answer.
+pub fn parse_status<F>(frame: &Frame<'_, F>) -> Result<Answer<Status>, Malformed> {
+    parse(frame, |reader| {
+        let text = std::str::from_utf8(reader.0).map_err(|_| Malformed("a status in no text"))?;
+        text.parse()
+    })
+}
+
+#[cfg(test)]
+mod tests;

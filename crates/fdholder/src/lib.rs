@@ -84,6 +84,7 @@ mod payload;
 pub mod reply;
 pub mod request;
 mod runs;
+mod status;
 mod time;
 mod transfer;
 pub mod transport;
@@ -92,11 +93,12 @@ pub use client::Client;
 pub use deadline::Deadline;
 pub use dump::{Incoming, Outgoing};
 pub use error::{strerror, Cause, Error, Malformed};
-pub use extension::{OnConflict, Snapshot, Taken};
+pub use extension::{Inspected, OnConflict, Snapshot, Taken};
 pub use id::{BadIdentifier, Identifier};
 pub use origin::{Origin, Tenure};
 pub use request::{Entry, Request};
 pub use rustix::io::Errno;
+pub use status::{Service, Standby, Status};
 pub use time::{Limit, Timestamp, TimestampError, LEAP_SECONDS};
 pub use transfer::{
     Left, Plan, Planned, Progress, Report, Route, Side, Transfer, TransferError, Verification,

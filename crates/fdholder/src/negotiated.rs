@@ -4,12 +4,13 @@ use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::dump::{GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error, Malformed};
-use crate::extension::{self, Extension, OnConflict, Snapshot, Taken, VERSION};
+use crate::extension::{self, Extension, Inspected, OnConflict, Snapshot, Taken, VERSION};
 use crate::frame::Frame;
 use crate::limits::RELEASE_FDS_MAX;
 use crate::reply::Answer;
 use crate::request::Request;
 use crate::runs::Runs;
+use crate::status::Status;
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -167,6 +168,27 @@ impl Client {
     pub fn upgrade(&mut self, deadline: Deadline) -> Result<Result<String, String>, Error> {
         self.ask_extension(Extension::Upgrade, deadline, |frame| extension::parse_upgraded(&frame))
             .map_err(|cause| Error::new("upgrade the holder", cause))
+    }
+
+    /// What is held, until when, since when, and who gave it.
+    ///
+    /// # Errors
+    ///
+    /// EPERM with neither the right to list nor to get a dump · EOPNOTSUPP the holder is no
+    /// fdholder, or was not asked whether it is, or is too old for this.
+    pub fn inspect(&mut self, deadline: Deadline) -> Result<Vec<Inspected>, Error> {
+        self.ask_extension(Extension::Inspect, deadline, |frame| extension::parse_inspected(&frame))
+            .map_err(|cause| Error::new("get fd list", cause))
+    }
+
+    /// How the holder is.
+    ///
+    /// # Errors
+    ///
+    /// As [`inspect`](Self::inspect).
+    pub fn status(&mut self, deadline: Deadline) -> Result<Status, Error> {
+        self.ask_extension(Extension::Status, deadline, |frame| extension::parse_status(&frame))
+            .map_err(|cause| Error::new("get the holder's status", cause))
     }
 
     fn ask_extension<T>(

@@ -3,11 +3,12 @@
 use crate::failure::{exit, Failure};
 use crate::output::print;
 use crate::program::{Invocation, Program};
+use crate::table::{Cell, Table};
+use crate::terminal::Screen;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use fdholder_daemon::access::check::{check, Rule, Says};
 use fdholder_daemon::access::{Refusal, Rights, Rules, User};
 use serde_json::{json, Value};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -143,20 +144,12 @@ fn table(rules: &[Rule], remarks: &[String]) -> String {
         row[0].clone_from(&rule.key);
         row
     };
-    let rows: Vec<_> =
-        std::iter::once(HEAD.map(str::to_owned)).chain(rules.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string does not fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
+    let mut table = Table::new(HEAD);
+    for rule in rules {
+        table.row(row(rule).map(Cell::from));
     }
+    // An expression is nothing by half.
+    let mut text = table.to_text(Screen { size: None, ..Screen::stdout() });
     let mut wrong = Vec::new();
     for rule in rules {
         if let Says::Broken(problem) = &rule.says {

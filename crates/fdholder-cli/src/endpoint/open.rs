@@ -1,6 +1,6 @@
 //! Opening an endpoint.
 
-use super::options::{EndpointOptions, Mode, Owner};
+use super::options::{EndpointOptions, Mode};
 use super::{Endpoint, UnixAddress, UnixKind};
 use crate::sockopt::set_tcp_fastopen;
 use fdholder::{strerror, Errno};
@@ -51,8 +51,9 @@ impl From<ListenError> for OpenError {
     fn from(error: ListenError) -> Self {
         let text = error.to_string();
         match error {
-            ListenError::InUse { .. } => Self::InUse(text),
-            ListenError::System { errno: Errno::ADDRINUSE, .. } => Self::InUse(text),
+            ListenError::InUse { .. } | ListenError::System { errno: Errno::ADDRINUSE, .. } => {
+                Self::InUse(text)
+            }
             ListenError::System { .. } | ListenError::NotASocket(_) => Self::Other(text),
         }
     }
@@ -71,7 +72,7 @@ impl Endpoint {
             Self::Unix { kind, address: UnixAddress::Path(path) } => Ok(listen_at(&Listen {
                 backlog: backlog(options),
                 mode: mode(options),
-                owner: options.owner.map(|Owner(user)| user),
+                owner: options.owner,
                 kind: kind.socket_type(),
                 nonblocking: options.nonblock,
                 ..Listen::stream_at(path)
@@ -172,7 +173,7 @@ fn fifo(path: &Path, options: &EndpointOptions) -> Result<OwnedFd, OpenError> {
     if is_new {
         // Whatever the umask is.
         chmodat(CWD, path, wanted, AtFlags::empty()).map_err(failed("set its mode"))?;
-        if let Some(Owner(user)) = options.owner {
+        if let Some(user) = options.owner {
             chown(path, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
                 .map_err(failed("set its owner"))?;
         }

@@ -3,15 +3,21 @@
 use super::{Endpoint, UnixAddress, UnixKind};
 use crate::options::number;
 use crate::program::Invocation;
+use crate::users::read_owner;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction};
 use fdholder_daemon::access::User;
-use serde::Deserialize;
-use std::fs;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 /// What may be said of an endpoint beside its address. By default what services expect: a
 /// listener that waits in accept(2), and whatever the system has for the rest.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// In a configuration file these are the names of its keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+// Each is an option of the kernel's, on or off.
+#[allow(clippy::struct_excessive_bools)]
 pub struct EndpointOptions {
     /// Connections that wait until they are accepted, at most.
     pub backlog: Option<u32>,
@@ -26,9 +32,11 @@ pub struct EndpointOptions {
     /// What comes over this interface alone (`SO_BINDTODEVICE`).
     pub device: Option<String>,
     /// The mode of the file.
+    #[serde(deserialize_with = "read_mode")]
     pub mode: Option<Mode>,
     /// The owner of the file.
-    pub owner: Option<Owner>,
+    #[serde(deserialize_with = "read_user")]
+    pub owner: Option<User>,
     /// accept(2) and read(2) do not wait (`O_NONBLOCK`).
     pub nonblock: bool,
 }
@@ -36,10 +44,6 @@ pub struct EndpointOptions {
 /// The mode of a file, in octal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mode(pub u32);
-
-/// The user and group of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner(pub User);
 
 impl Mode {
     pub fn read(text: &str) -> Result<Self, String> {
@@ -49,42 +53,14 @@ impl Mode {
     }
 }
 
-impl Owner {
-    /// `USER` or `USER:GROUP`, by name or number. Without a group it is the user's, or for a
-    /// number the one with the same number.
-    pub fn read(text: &str) -> Result<Self, String> {
-        let (user, group) = text.split_once(':').map_or((text, None), |(u, g)| (u, Some(g)));
-        let (uid, its_gid) = match number(user) {
-            Ok(uid) => (uid, uid),
-            Err(_) => look_up("/etc/passwd", user)
-                .ok_or_else(|| format!("there is no user '{user}' in /etc/passwd"))?,
-        };
-        let gid = match group {
-            None => its_gid,
-            Some(group) => match number(group) {
-                Ok(gid) => gid,
-                Err(_) => {
-                    look_up("/etc/group", group)
-                        .ok_or_else(|| format!("there is no group '{group}' in /etc/group"))?
-                        .0
-                }
-            },
-        };
-        Ok(Self(User { uid, gid }))
-    }
+fn read_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mode>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Mode::read(&text).map(Some).map_err(D::Error::custom)
 }
 
-/// The third and fourth field of a line of passwd or group; the fourth of the latter is none.
-///
-/// Not by the C library: it would load modules at run time, which a static program cannot.
-fn look_up(file: &str, name: &str) -> Option<(u32, u32)> {
-    let content = fs::read_to_string(file).ok()?;
-    content.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then_some(())?;
-        let id = fields.nth(1)?.parse().ok()?;
-        Some((id, fields.next().and_then(|gid| gid.parse().ok()).unwrap_or(id)))
-    })
+fn read_user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<User>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    read_owner(&text).map(Some).map_err(D::Error::custom)
 }
 
 impl EndpointOptions {
@@ -155,7 +131,7 @@ pub fn arguments() -> [Arg; 9] {
             .value_parser(|text: &str| Mode::read(text))
             .help("Mode of the file, such as 0660 [default: 0666]"),
         value("owner", "USER[:GROUP]")
-            .value_parser(|text: &str| Owner::read(text))
+            .value_parser(|text: &str| read_owner(text))
             .help("Owner of the file"),
         flag("nonblock").help("Set O_NONBLOCK, for programs that expect it, as nginx does"),
         flag("reuseport").help("Let others listen on the same address (SO_REUSEPORT)"),
@@ -166,48 +142,6 @@ pub fn arguments() -> [Arg; 9] {
         flag("freebind").help("The address need not be there yet (IP_FREEBIND)"),
         value("device", "NAME").help("Only what comes over this interface (SO_BINDTODEVICE)"),
     ]
-}
-
-/// The same as a table of a configuration file, with its address and identifier.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SocketTable {
-    pub id: String,
-    pub address: String,
-    backlog: Option<u32>,
-    #[serde(default)]
-    reuseport: bool,
-    #[serde(default)]
-    ipv6only: bool,
-    fastopen: Option<u32>,
-    #[serde(default)]
-    freebind: bool,
-    device: Option<String>,
-    mode: Option<String>,
-    owner: Option<String>,
-    #[serde(default)]
-    nonblock: bool,
-}
-
-impl SocketTable {
-    /// # Errors
-    ///
-    /// Which value is none.
-    pub fn options(&self) -> Result<EndpointOptions, String> {
-        let mode = self.mode.as_deref().map(Mode::read).transpose();
-        let owner = self.owner.as_deref().map(Owner::read).transpose();
-        Ok(EndpointOptions {
-            backlog: self.backlog,
-            reuseport: self.reuseport,
-            ipv6only: self.ipv6only,
-            fastopen: self.fastopen,
-            freebind: self.freebind,
-            device: self.device.clone(),
-            mode: mode.map_err(|problem| format!("mode: {problem}"))?,
-            owner: owner.map_err(|problem| format!("owner: {problem}"))?,
-            nonblock: self.nonblock,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -234,16 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn modes_and_owners_are_read() {
+    fn modes_are_read() {
         assert_eq!(Mode::read("0660"), Ok(Mode(0o660)));
         assert_eq!(Mode::read("7"), Ok(Mode(7)));
         for text in ["", "+7", "0x7", "888", "1777", "rw"] {
             assert!(Mode::read(text).is_err(), "{text}");
         }
-        assert_eq!(Owner::read("root"), Ok(Owner(User { uid: 0, gid: 0 })));
-        assert_eq!(Owner::read("5"), Ok(Owner(User { uid: 5, gid: 5 })));
-        assert_eq!(Owner::read("5:root"), Ok(Owner(User { uid: 5, gid: 0 })));
-        assert!(Owner::read("nobody-of-that-name").unwrap_err().contains("/etc/passwd"));
-        assert!(Owner::read("0:nobody-of-that-name").unwrap_err().contains("/etc/group"));
     }
 }

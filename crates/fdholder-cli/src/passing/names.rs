@@ -1,4 +1,4 @@
-//! Names in `LISTEN_FDNAMES`: sd_listen_fds_with_names(3).
+//! Names in `LISTEN_FDNAMES`: `sd_listen_fds_with_names(3)`.
 
 use std::fmt::Write;
 

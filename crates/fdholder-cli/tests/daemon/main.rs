@@ -5,6 +5,7 @@ mod bind;
 mod exec;
 mod lifecycle;
 mod limits;
+mod looking;
 mod programs;
 mod readme;
 #[path = "../support/mod.rs"]

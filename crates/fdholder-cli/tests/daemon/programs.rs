@@ -7,7 +7,9 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-const SUBCOMMANDS: [&str; 12] = [
+const SUBCOMMANDS: [&str; 14] = [
+    "status",
+    "metrics",
     "serve",
     "bind",
     "exec",

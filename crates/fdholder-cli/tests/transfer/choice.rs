@@ -274,7 +274,7 @@ fn a_dry_run() {
     assert_eq!(lines[0], "ID   EXPIRES    AT DESTINATION");
     assert_eq!(lines[1], "id0  never      held");
     assert_eq!(lines[2], "id1  never      -");
-    assert!(lines[3].starts_with("id2  in 35"), "{text}");
+    assert!(lines[3].starts_with("id2  in 59 min"), "{text}");
     assert_eq!(
         lines[4],
         "3 to carry (direct), 1 of them under ids that the destination holds; it holds 1 of 12100: \

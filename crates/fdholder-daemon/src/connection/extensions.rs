@@ -25,7 +25,9 @@ impl<F> Connection<F> {
                 self.outbox.push(extension::hello());
                 Vec::new()
             }
-            Extension::Snapshot { .. } if !(rights.list || rights.getdump) => {
+            Extension::Snapshot { .. } | Extension::Inspect | Extension::Status
+                if !(rights.list || rights.getdump) =>
+            {
                 self.refuse(Errno::PERM)
             }
             Extension::Snapshot { entries } => self.take_snapshot(entries, rights, store, now),
@@ -64,6 +66,16 @@ impl<F> Connection<F> {
             }
             Extension::Upgrade => {
                 self.upgrade = Upgrading::Asked;
+                Vec::new()
+            }
+            Extension::Inspect => {
+                let (entries, changes) = store.dump(now);
+                let told = entries.iter().map(|entry| (&entry.id, entry.limit, entry.origin));
+                self.outbox.push(extension::inspected(told));
+                changes
+            }
+            Extension::Status => {
+                self.asks_status = true;
                 Vec::new()
             }
             Extension::Unknown => self.refuse(Errno::OPNOTSUPP),

@@ -71,6 +71,7 @@ impl Server {
                 None
             }
         };
+        self.hold.tally.turned_away += u64::from(rights.is_none());
         let standing = Standing { uid: who.user.uid, is_own, rights };
         (standing.is_own || standing.rights.is_some()).then_some(standing)
     }
@@ -84,6 +85,7 @@ impl Server {
             return None;
         }
         debug!("{} connected", peer.who);
+        self.hold.tally.connections += 1;
         let peer = entry.insert(peer);
         let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
@@ -145,6 +147,7 @@ impl Server {
         }
         let again = peer.again();
         self.turns.set(token, &mut peer.turn, again);
+        let asks_status = peer.asks_status();
         let follower = peer.take_follower();
         let wants_upgrade = peer.take_upgrade();
         if progress {
@@ -155,6 +158,9 @@ impl Server {
         }
         if wants_upgrade {
             self.begin_upgrade();
+        }
+        if asks_status {
+            self.tell_status(token);
         }
         progress
     }

@@ -76,6 +76,12 @@ pub(super) enum Lost {
 }
 
 impl Server {
+    /// Whether the standby that we see to has everything.
+    pub(super) fn standby_is_ready(&self) -> bool {
+        let is_ready = |link: &Link| link.role == Role::Standby && link.synced_at.is_some();
+        self.links.iter().any(|(_, link)| is_ready(link))
+    }
+
     /// A client wants to follow.
     pub(super) fn let_follow(&mut self, token: usize, capacity: u32) {
         match self.accept_follower(token, capacity) {

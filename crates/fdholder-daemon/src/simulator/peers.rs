@@ -108,7 +108,7 @@ impl Server {
         };
         while *budget > 0 && !self.table.is_dead() {
             match peer.connection.step(&mut self.store, turn.now) {
-                Ok(Step::Did { changes, cost }) => {
+                Ok(Step::Did { changes, cost, .. }) => {
                     turn.oracle.carries_out(wire, self.table.pid, turn.now);
                     let is_large = |change: &Change<Fd>| match change {
                         Change::HeldAll { slots, .. } => slots.len() > MESSAGE_FDS_MAX,

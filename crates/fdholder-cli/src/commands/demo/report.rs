@@ -150,7 +150,7 @@ mod tests {
         let report = |arrived, refused| Report {
             carried: vec![Carried {
                 id: "x".into(),
-                what: Description { kind: "pipe".into(), address: String::new() },
+                what: Description { kind: "pipe".into(), ..Description::default() },
                 limit: Limit::never(),
                 identity: None,
                 arrived,

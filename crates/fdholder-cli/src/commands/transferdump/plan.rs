@@ -1,10 +1,12 @@
 //! What a transfer would do.
 
+use crate::duration::brief;
 use crate::failure::{exit, Failure};
 use crate::output::print;
+use crate::table::Table;
+use crate::terminal::Screen;
 use fdholder::{strerror, Errno, Limit, Plan, Timestamp};
 use serde_json::json;
-use std::fmt::Write;
 use std::process::ExitCode;
 
 /// Prints it; the exit code says whether the destination would take it.
@@ -43,30 +45,17 @@ fn json(plan: &Plan) -> String {
 
 fn text(plan: &Plan) -> String {
     let now = Timestamp::now();
-    let rows: Vec<_> = plan
-        .entries
-        .iter()
-        .map(|entry| {
-            let expires = match entry.limit.map(Limit::moment) {
-                None => "?".to_owned(),
-                Some(None) => "never".to_owned(),
-                Some(Some(moment)) => format!("in {} s", moment.saturating_since(now).as_secs()),
-            };
-            (entry.id.to_string(), expires, if entry.conflicts { "held" } else { "-" })
-        })
-        .collect();
-    let width = |of: fn(&(String, String, &str)) -> usize, head: &str| {
-        rows.iter().map(of).max().unwrap_or_default().max(head.len())
-    };
-    let (ids, expiries) = (width(|row| row.0.len(), "ID"), width(|row| row.1.len(), "EXPIRES"));
-    let mut text = String::new();
-    let heads = ("ID".to_owned(), "EXPIRES".to_owned(), "AT DESTINATION");
-    for (id, expires, conflicts) in std::iter::once(&heads).chain(&rows) {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "{id:ids$}  {expires:expiries$}  {conflicts}");
+    let mut table = Table::new(["ID", "EXPIRES", "AT DESTINATION"]);
+    for entry in &plan.entries {
+        let expires = match entry.limit.map(Limit::moment) {
+            None => "?".to_owned(),
+            Some(None) => "never".to_owned(),
+            Some(Some(moment)) => format!("in {}", brief(moment.saturating_since(now))),
+        };
+        let held = if entry.conflicts { "held" } else { "-" };
+        table.row([entry.id.to_string().into(), expires.into(), held.into()]);
     }
-    text.push_str(&conclusion(plan));
-    text
+    table.to_text(Screen::stdout()) + &conclusion(plan)
 }
 
 fn conclusion(plan: &Plan) -> String {

@@ -1,0 +1,45 @@
+//! How a server is.
+
+use super::Server;
+use crate::offspring::Offspring;
+use fdholder::{Standby, Status};
+use std::time::UNIX_EPOCH;
+
+impl Server {
+    /// Tells a client.
+    pub(super) fn tell_status(&mut self, token: usize) {
+        let status = self.status();
+        if let Some(peer) = self.peers.get_mut(token) {
+            peer.tell_status(&status);
+            self.serve(token);
+        }
+    }
+
+    fn status(&self) -> Status {
+        let started = self.started.to_system().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
+        let Self { hold, peers, options, user, .. } = self;
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uid: user.uid,
+            started: started.unwrap_or_default().as_secs(),
+            held: hold.store.len() as u32,          // At most FDS_MAX.
+            capacity: hold.store.capacity() as u32, // As above.
+            connections: peers.len() as u32,        // At most CONNECTIONS_MAX.
+            connections_max: options.connections_max as u32, // As above.
+            standby: self.standby_state(),
+            fdstore: self.shelf.is_some(),
+            counts: hold.tally.told(hold.store.expired()),
+            services: Vec::new(),
+        }
+    }
+
+    fn standby_state(&self) -> Standby {
+        let Some(standby) = &self.standby else { return Standby::None };
+        let pid = standby.process.as_ref().and_then(Offspring::pid);
+        match pid.filter(|_| self.standby_is_ready()) {
+            Some(pid) => Standby::Ready(pid.unsigned_abs()),
+            None => Standby::Starting,
+        }
+    }
+}

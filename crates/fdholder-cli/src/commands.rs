@@ -1,6 +1,7 @@
 //! The programs, each a thin layer over the library.
 
 mod bind;
+mod config;
 mod delete;
 mod demo;
 mod exec;
@@ -15,6 +16,8 @@ mod status;
 mod store;
 mod transferdump;
 mod upgrade;
+
+pub use serve::Wishes;
 
 use crate::program::Program;
 
@@ -34,6 +37,7 @@ pub const ALL: &[Program] = &[
     status::PROGRAM,
     metrics::PROGRAM,
     upgrade::PROGRAM,
+    config::PROGRAM,
     rules::PROGRAM,
     demo::PROGRAM,
 ];

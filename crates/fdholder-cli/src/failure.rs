@@ -34,6 +34,11 @@ impl Failure {
         Self { code, message: message.to_string() }
     }
 
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
     /// A system call that failed.
     pub fn system(doing: impl Display, error: impl Into<std::io::Error>) -> Self {
         let error = error.into();

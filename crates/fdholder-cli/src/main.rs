@@ -6,6 +6,7 @@
 
 mod activation;
 mod commands;
+mod config;
 mod connect;
 mod contents;
 mod describe;

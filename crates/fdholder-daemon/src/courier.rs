@@ -32,12 +32,20 @@ pub struct Crew {
     patience: Duration,
 }
 
+fn patience(client_timeout: Option<Duration>) -> Duration {
+    client_timeout.map_or(DELIVERY_PATIENCE, |span| span.min(DELIVERY_PATIENCE))
+}
+
 impl Crew {
     /// A crew that gives up a destination that takes nothing for as long as a client may
     /// be silent, if there is a limit on that.
     pub fn new(client_timeout: Option<Duration>) -> Self {
-        let patience = client_timeout.map_or(DELIVERY_PATIENCE, |span| span.min(DELIVERY_PATIENCE));
-        Self { badge: Arc::new(()), patience }
+        Self { badge: Arc::new(()), patience: patience(client_timeout) }
+    }
+
+    /// The same for those that are sent off from now on.
+    pub fn set_client_timeout(&mut self, client_timeout: Option<Duration>) {
+        self.patience = patience(client_timeout);
     }
 
     /// Sends a courier off; but a single message goes at once, if there is room for it.

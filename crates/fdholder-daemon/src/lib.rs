@@ -45,6 +45,6 @@ pub use delivery::Delivery;
 pub use outbox::Outbox;
 pub use replication::{Carrier, Mirror, Mirrors, Replica, ReplicaError, Ticket};
 pub use room::Room;
-pub use server::{Ended, Options, Server};
+pub use server::{Ended, Options, Reload, Reloaded, Server};
 pub use store::{Change, Outcome, Record, Staged, Store};
 pub use tally::Operation;

@@ -1,6 +1,7 @@
 //! The event loop: sockets, timers and signals around a store.
 
 mod clients;
+mod configuration;
 mod followers;
 mod handover;
 mod standby;
@@ -22,6 +23,7 @@ use crate::replication::Mirrors;
 use crate::room::Room;
 use crate::signals::Signals;
 use crate::tally::Tally;
+pub use configuration::{Reload, Reloaded};
 use fdholder::link::HandedClient;
 use fdholder::{strerror, Errno, Timestamp};
 use followers::Link;
@@ -127,6 +129,10 @@ pub struct Server {
     ended: Option<Ended>,
     /// When it began to serve.
     started: Timestamp,
+    /// How to read the configuration again.
+    configuration: Option<Reload>,
+    /// Clients that there is room for.
+    room: Room,
 }
 
 /// Whether new clients are let in.
@@ -278,6 +284,8 @@ impl Server {
             handed: clients,
             ended: None,
             started: Timestamp::now(),
+            configuration: None,
+            room,
         };
         Ok(server)
     }
@@ -379,7 +387,7 @@ impl Server {
                 match event.data.u64() {
                     LISTENER => self.accept(),
                     TERM => self.term_came(),
-                    HUP => self.reload(),
+                    HUP => self.hup_came(),
                     USR2 => self.usr2_came(),
                     CHILD => self.reap_orphans(),
                     EXPIRY => self.expiry_timer.rang(),
@@ -447,16 +455,9 @@ impl Server {
         }
     }
 
-    fn reload(&mut self) {
+    fn hup_came(&mut self) {
         if self.signals.take_hup() {
-            self.reload_rules();
-        }
-    }
-
-    /// Reads the rules again; those in force stay when they cannot be read.
-    pub fn reload_rules(&mut self) {
-        if let Err(refusal) = self.rules.reload() {
-            warn!("the rules in force stay: {refusal}");
+            self.reload();
         }
     }
 

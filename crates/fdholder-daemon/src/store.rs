@@ -220,6 +220,11 @@ impl<F> Store<F> {
         (seen.map(|(_, entry)| Arc::clone(entry)).collect(), changes)
     }
 
+    /// What is held under an identifier, be it lent or expired unnoticed.
+    pub fn find_held(&self, id: &Identifier) -> Option<&Arc<Record<F>>> {
+        self.slot_of(id).map(|slot| &self.slots[slot as usize])
+    }
+
     /// Everything that is held, what is lent and what has expired unnoticed included.
     pub fn all(&self) -> Vec<Arc<Record<F>>> {
         self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect()

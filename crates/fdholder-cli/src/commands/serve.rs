@@ -1,12 +1,18 @@
 //! `serve`: be the holder. `s6-fdholder-daemon` makes its socket, `s6-fdholderd` gets it
 //! as standard input.
 
+mod reload;
+mod sockets;
 mod start;
+mod wishes;
+
+pub use wishes::Wishes;
 
 use crate::activation;
+use crate::config::Config;
 use crate::failure::{exit, Failure};
 use crate::log;
-use crate::options::{milliseconds_option, number, number_option, path_operand, Milliseconds};
+use crate::options::{milliseconds_option, number_option, path_operand};
 use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
@@ -16,17 +22,17 @@ use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
-use fdholder_daemon::privileges::Become;
 use fdholder_daemon::signals::Signals;
-use fdholder_daemon::{Ended, Options, Room, Server};
+use fdholder_daemon::{Ended, Options, Reload, Room, Server};
+use sockets::{Missing, Sockets};
 use start::Start;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing::{info, warn};
+use wishes::groups;
 
 /// Makes its socket.
 pub const DAEMON: Program = Program {
@@ -115,6 +121,19 @@ fn define_daemon(command: Command) -> Command {
              from it, and the other one ends; clients notice nothing.\n\n\
              SIGUSR2, or fdholder upgrade PATH, has it become the program that is now on disk, \
              with the same pid; clients notice nothing.\n\n\
+             A file for --config says the same by the same names, and what to open and hold \
+             from the start (fdholder config check FILE looks at it; what is said on the \
+             command line counts more):\n  \
+             path = \"/run/fdholder/holder\"\n  \
+             rules_dir = \"/etc/fdholder/rules\"   # or rules_file\n  \
+             max_fds = 5000\n  \
+             max_connections = 256\n  \
+             client_timeout_ms = 5000\n  \
+             lame_duck_timeout_ms = 5000\n  \
+             standby = true                      # fdstore, backlog, verbosity, uid, gid, groups\n  \
+             [sockets.\"web/1\"]                   # the id\n  \
+             address = \"tcp:0.0.0.0:80\"          # as for bind; with its options as keys:\n  \
+             nonblock = true                     # mode = \"0660\", owner, backlog, reuseport …\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0 (also when it was taken over), \
              +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \
@@ -147,52 +166,79 @@ fn define_daemon(command: Command) -> Command {
             flag("env-user", 'U', "env-user")
                 .help("Become what the variables UID, GID and GIDLIST say"),
         )
-        .arg(path_operand().help("Where to listen"))
-}
-
-#[derive(Debug, Clone)]
-struct Groups(Vec<u32>);
-
-fn groups(text: &OsStr) -> Result<Groups, String> {
-    let text = text.to_str().ok_or("it is not a list of numbers")?;
-    let gids = text.split(',').filter(|gid| !gid.is_empty()).map(number);
-    gids.collect::<Result<_, _>>().map(Groups)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("What is said here and more, in a file: see below; SIGHUP has it read again"),
+        )
+        .arg(path_operand().required(false).required_unless_present("config").help("Where to listen"))
 }
 
 fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
-    let source = RulesSource::of(invocation)?;
-    let owner_only = matches!(source, RulesSource::OwnerOnly);
-    let rules = source.read()?;
-    let path: PathBuf = invocation.required("path")?;
+    let said = Wishes::of(invocation);
+    let file: Option<PathBuf> = invocation.optional("config");
+    let config = file.as_deref().map(Config::read).transpose()?;
+    let (told, sockets) = config.map_or_else(Default::default, |it| (it.wishes, it.sockets));
+    let wishes = said.clone().or(told);
+    log::start(&invocation.called, wishes.verbosity.unwrap_or(1));
+    require_rules(invocation, &wishes)?;
+    let rules = wishes.rules()?;
+    let Some(path) = wishes.path.clone() else {
+        return Err(Failure::new(exit::USAGE, "no PATH: say where to listen, here or in the file"));
+    };
     let place = path.display().to_string();
-    let user = user_to_become(invocation)?;
+    let user = wishes.user(invocation.matches.get_flag("env-user"))?;
     let own = User::this_process();
-    // With rules, they alone decide, as with s6; without, the file system does.
+    let owner = User { uid: user.uid.unwrap_or(own.uid), gid: user.gid.unwrap_or(own.gid) };
     let listen = Listen {
-        backlog: invocation
-            .optional::<u32>("backlog")
+        backlog: wishes
+            .backlog
             .map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX)),
-        mode: if owner_only { 0o600 } else { 0o777 },
+        mode: mode(&wishes),
         reuse: !invocation.matches.get_flag("no-reuse"),
-        owner: owner_only
-            .then_some(User { uid: user.uid.unwrap_or(own.uid), gid: user.gid.unwrap_or(own.gid) }),
+        owner: wishes.is_owner_only().then_some(owner),
         ..Listen::stream_at(path)
     };
-    let settings = Settings::of(invocation)?;
+    let mut settings = Settings::of(invocation, &wishes)?;
+    settings.sockets = Sockets::of(sockets);
+    settings.reload = file.map(|file| reload::by(file, said, wishes));
     let start = match start::by_following(&settings)? {
         Some(start) => start,
-        None => start::at(&listen, &user, &settings, activation::given())?,
+        None => {
+            // As another user this process might not be allowed to.
+            settings.sockets.open();
+            start::at(&listen, &user, &settings, activation::given())?
+        }
     };
     settings.serve(start, rules, &place)
 }
 
+/// With rules, they alone decide, as with s6; without, the file system does.
+fn mode(wishes: &Wishes) -> u32 {
+    if wishes.is_owner_only() {
+        0o600
+    } else {
+        0o777
+    }
+}
+
+fn require_rules(invocation: &Invocation, wishes: &Wishes) -> Result<(), Failure> {
+    if invocation.as_s6 && wishes.is_owner_only() {
+        let problem = "no access rights specified! (see options -i and -x)";
+        return Err(Failure::new(exit::USAGE, problem));
+    }
+    Ok(())
+}
+
 fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    log::start(&invocation.called, invocation.optional("verbosity").unwrap_or(1));
-    let source = RulesSource::of(invocation)?;
+    let wishes = Wishes::of(invocation);
+    log::start(&invocation.called, wishes.verbosity.unwrap_or(1));
+    require_rules(invocation, &wishes)?;
     // Nothing may fail that could have failed before, once everything has been taken over.
-    let rules = source.read()?;
-    let settings = Settings::of(invocation)?;
+    let rules = wishes.rules()?;
+    let settings = Settings::of(invocation, &wishes)?;
     let place = "standard input";
     if let Some(start) = start::by_following(&settings)? {
         return settings.serve(start, rules, place);
@@ -209,70 +255,6 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     settings.serve(Start::Anew(inheritance, Past::none()), rules, place)
 }
 
-/// Where the rules are, by the command line.
-enum RulesSource {
-    OwnerOnly,
-    Dir(PathBuf),
-    File(PathBuf),
-}
-
-impl RulesSource {
-    fn of(invocation: &Invocation) -> Result<Self, Failure> {
-        match (invocation.optional("rulesdir"), invocation.optional("rulesfile")) {
-            (Some(dir), _) => Ok(Self::Dir(dir)),
-            (None, Some(file)) => Ok(Self::File(file)),
-            (None, None) if invocation.as_s6 => Err(Failure::new(
-                exit::USAGE,
-                "no access rights specified! (see options -i and -x)",
-            )),
-            (None, None) => Ok(Self::OwnerOnly),
-        }
-    }
-
-    fn read(self) -> Result<Rules, Failure> {
-        match self {
-            Self::OwnerOnly => Ok(Rules::owner_only()),
-            Self::Dir(dir) => {
-                if !dir.is_dir() {
-                    warn!("{} is not a folder: nobody may connect until it is", dir.display());
-                }
-                Ok(Rules::in_dir(dir))
-            }
-            Self::File(file) => Rules::in_cdb(file).map_err(|refusal| {
-                Failure::new(exit::SYSTEM, format_args!("unable to read the rules: {refusal}"))
-            }),
-        }
-    }
-}
-
-/// Who to become. As with s6, 0 means: stay who you are.
-fn user_to_become(invocation: &Invocation) -> Result<Become, Failure> {
-    let id = |option: &str| invocation.optional::<u32>(option).filter(|&id| id != 0);
-    let mut user = Become {
-        uid: id("uid"),
-        gid: id("gid"),
-        groups: invocation.optional("groups").map(|Groups(groups)| groups),
-    };
-    if invocation.matches.get_flag("env-user") {
-        let variable = |name: &str| {
-            std::env::var_os(name).map(|value| {
-                number(&value).map_err(|problem| {
-                    Failure::new(exit::USAGE, format_args!("invalid {name}: {problem}"))
-                })
-            })
-        };
-        user.uid = variable("UID").transpose()?.or(user.uid);
-        user.gid = variable("GID").transpose()?.or(user.gid);
-        if let Some(list) = std::env::var_os("GIDLIST") {
-            let Groups(list) = groups(&list).map_err(|problem| {
-                Failure::new(exit::USAGE, format_args!("invalid GIDLIST: {problem}"))
-            })?;
-            user.groups = Some(list);
-        }
-    }
-    Ok(user)
-}
-
 /// What the command line says of the server.
 struct Settings {
     options: Options,
@@ -286,23 +268,19 @@ struct Settings {
     /// What to become when an upgrade is asked for.
     successor: Launch,
     signals: Signals,
+    /// What to hold from the start.
+    sockets: Sockets,
+    /// How to read the configuration again.
+    reload: Option<Reload>,
 }
 
 impl Settings {
-    fn of(invocation: &Invocation) -> Result<Self, Failure> {
-        let span = |id: &str| invocation.optional(id).and_then(|Milliseconds(span)| span);
-        let count = |id: &str| invocation.optional::<u32>(id).map(|count| count as usize);
-        let defaults = Options::default();
-        let wanted = count("fds").unwrap_or(defaults.fds_max);
-        let options = Options {
-            connections_max: count("connections").unwrap_or(defaults.connections_max),
-            fds_max: wanted,
-            client_timeout: span("client-timeout"),
-            lame_duck_timeout: span("lame-duck"),
-        };
+    fn of(invocation: &Invocation, wishes: &Wishes) -> Result<Self, Failure> {
+        let options = wishes.options();
+        let wanted = options.fds_max;
         let mut room =
             Room::make(&options).map_err(|error| Failure::system("prepare the server", error))?;
-        let notifier = notifier(invocation)?;
+        let notifier = notifier(wishes)?;
         if notifier.is_some() && room.capacity > fdstore::capacity() {
             room.capacity = fdstore::capacity();
             warn!(
@@ -323,11 +301,12 @@ impl Settings {
                  (ulimit -Hn) does not allow more"
             );
         }
-        let standby = invocation.matches.get_flag("standby").then(Launch::of_this_program);
+        let standby = wishes.standby.unwrap_or(false).then(Launch::of_this_program);
         let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor();
-        Ok(Self { options, room, announce, standby, notifier, successor, signals })
+        let (sockets, reload) = (Sockets::default(), None);
+        Ok(Self { options, room, announce, standby, notifier, successor, signals, sockets, reload })
     }
 
     /// What both names of the daemon do once there is something to serve with.
@@ -347,16 +326,21 @@ impl Settings {
         };
         let mut server = Server::inherit(inheritance, self.room, rules, self.signals, self.options)
             .map_err(prepare)?;
-        if is_promoted {
-            // They may have changed since this one began to stand by.
-            server.reload_rules();
-        }
         server = server.with_successor(self.successor);
         if let Some(launch) = self.standby {
             server = server.with_standby(launch);
         }
         if let Some(notifier) = self.notifier {
             server = server.with_fdstore(notifier, &past).map_err(prepare)?;
+        }
+        if let Some(reload) = self.reload {
+            server = server.with_configuration(reload);
+        }
+        if is_promoted {
+            // It may have changed since this one began to stand by.
+            server.reload();
+        } else {
+            hold_missing(&mut server, self.sockets, is_anew)?;
         }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {
@@ -388,9 +372,30 @@ impl Settings {
     }
 }
 
+/// Holds what is to be held from the start. Without it nothing is begun; but what was taken
+/// over is served in any case.
+fn hold_missing(server: &mut Server, sockets: Sockets, is_anew: bool) -> Result<(), Failure> {
+    let is_heir = !is_anew || server.held() > 0;
+    let Missing { entries, problems } = sockets.missing_from(server.store());
+    for problem in problems {
+        if !is_heir {
+            return Err(Failure::new(exit::SYSTEM, format_args!("unable to {problem}")));
+        }
+        warn!("unable to {problem}");
+    }
+    match server.hold(entries) {
+        Err(errno) if !is_heir => Err(Failure::system("hold the sockets of the file", errno)),
+        Err(errno) => {
+            warn!("unable to hold the sockets of the file: {}", fdholder::strerror(errno));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
 /// A connection with systemd, if it is to keep a copy of everything.
-fn notifier(invocation: &Invocation) -> Result<Option<Notifier>, Failure> {
-    if !invocation.matches.get_flag("fdstore") {
+fn notifier(wishes: &Wishes) -> Result<Option<Notifier>, Failure> {
+    if !wishes.fdstore.unwrap_or(false) {
         return Ok(None);
     }
     let unable = "have systemd keep descriptors";

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bind;
+mod config;
 mod exec;
 mod lifecycle;
 mod limits;

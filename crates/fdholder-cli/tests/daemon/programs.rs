@@ -7,7 +7,8 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-const SUBCOMMANDS: [&str; 14] = [
+const SUBCOMMANDS: [&str; 15] = [
+    "config",
     "status",
     "metrics",
     "serve",

@@ -1,0 +1,87 @@
+//! What a server is told while it runs.
+
+use super::{Options, Server};
+use crate::access::Rules;
+use crate::Store;
+use fdholder::{strerror, Entry, Errno, Timestamp};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use tracing::{info, warn};
+
+/// Reads a configuration again, given what is held. `None`: what is in force stays.
+pub struct Reload(Box<dyn FnMut(&Store<OwnedFd>) -> Option<Reloaded> + Send>);
+
+impl Reload {
+    /// By calling this.
+    pub fn by(read: impl FnMut(&Store<OwnedFd>) -> Option<Reloaded> + Send + 'static) -> Self {
+        Self(Box::new(read))
+    }
+}
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
+/// What came of that.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// The rules, for clients that connect from now on.
+    pub rules: Rules,
+    /// Limits. How much can be held was decided at start.
+    pub options: Options,
+    /// What is to be held, too.
+    pub entries: Vec<Entry<OwnedFd>>,
+}
+
+impl Server {
+    /// Has the server read its configuration in this way when SIGHUP comes.
+    #[must_use]
+    pub fn with_configuration(self, reload: Reload) -> Self {
+        Self { configuration: Some(reload), ..self }
+    }
+
+    /// What is held.
+    pub fn store(&self) -> &Store<OwnedFd> {
+        &self.hold.store
+    }
+
+    /// Holds what does not come from a client, as if the daemon's own user had stored it.
+    ///
+    /// # Errors
+    ///
+    /// ENFILE and EBUSY as for a client. What came before is held, the rest is closed.
+    pub fn hold(&mut self, entries: Vec<Entry<OwnedFd>>) -> Result<(), Errno> {
+        for entry in entries {
+            let store = &mut self.hold.store;
+            let outcome = store.store(entry, self.user.uid, Timestamp::now());
+            self.hold.mirrors.record(&outcome.changes, store);
+            outcome.answer?;
+        }
+        Ok(())
+    }
+
+    /// Reads configuration and rules again; what is in force stays when they cannot be read.
+    pub fn reload(&mut self) {
+        let Some(Reload(read)) = &mut self.configuration else {
+            if let Err(refusal) = self.rules.reload() {
+                warn!("the rules in force stay: {refusal}");
+            }
+            return;
+        };
+        let Some(Reloaded { rules, options, entries }) = read(&self.hold.store) else { return };
+        self.rules = rules;
+        let connections_max = options.connections_max.clamp(1, self.room.connections_max);
+        if connections_max < options.connections_max {
+            warn!("at most {connections_max} clients at once until the daemon is upgraded");
+        }
+        self.hold.crew.set_client_timeout(options.client_timeout);
+        self.options = Options { connections_max, ..options };
+        let count = entries.len();
+        match self.hold(entries) {
+            Ok(()) => info!("has read its configuration again, and holds {count} more"),
+            Err(errno) => warn!("unable to hold what is new: {}", strerror(errno)),
+        }
+    }
+}

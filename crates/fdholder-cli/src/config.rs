@@ -62,9 +62,9 @@ impl Config {
         for Socket { id, endpoint, options } in &sockets {
             let address = endpoint.to_string();
             // Those may be there twice, and a memfd has no address.
-            let is_one = !(options.reuseport || address.ends_with(":0"))
-                && !matches!(endpoint, Endpoint::Memfd(_));
-            if let Some(other) = seen.insert(address, id).filter(|_| is_one) {
+            let is_memfd = matches!(endpoint, Endpoint::Memfd(_));
+            let may_be_twice = options.reuseport || address.ends_with(":0") || is_memfd;
+            if let Some(other) = seen.insert(address, id).filter(|_| !may_be_twice) {
                 return Err(format!(": sockets.\"{id}\" has the address of sockets.\"{other}\""));
             }
         }

@@ -14,6 +14,7 @@ mod duration;
 mod endpoint;
 mod exec;
 mod failure;
+mod front_door;
 mod holder_status;
 mod inherited;
 mod log;

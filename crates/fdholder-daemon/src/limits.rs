@@ -97,6 +97,16 @@ pub const MIRROR_MESSAGES_PER_TURN: usize = 6;
 /// (ETOOMANYREFS): nothing tells when they do.
 pub const SEND_PAUSE: Duration = Duration::from_millis(2);
 
+/// Bytes of a service's datagram, as with systemd (`PIPE_BUF`). A longer one is dropped.
+pub const NOTIFY_LEN_MAX: usize = 4096;
+
+/// Bytes of what a service says of itself that are kept: a line or two to look at.
+pub const NOTIFY_STATUS_LEN_MAX: usize = 512;
+
+/// Datagrams of one service that are carried out in one turn of the loop, so that one that
+/// sends all the time does not keep clients waiting: each may have to look at all that is held.
+pub const NOTIFIED_PER_TURN: usize = 16;
+
 /// Clients accepted in one turn of the loop, so that a flood of them does not keep those
 /// already here from being served.
 pub const ACCEPTS_PER_TURN: usize = 64;

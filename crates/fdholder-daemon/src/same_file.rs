@@ -6,15 +6,19 @@ use std::os::fd::{AsFd, AsRawFd};
 /// `KCMP_FILE` in linux/kcmp.h.
 const KCMP_FILE: libc::c_long = 0;
 
-/// Whether these share everything: offset, flags, the end of a pipe. Where the kernel does
-/// not tell, it is said that they do.
-pub fn are_one(a: impl AsFd, b: impl AsFd) -> bool {
+/// Whether these share everything: offset, flags, the end of a pipe; `None` where the kernel
+/// does not tell.
+pub fn are_one(a: impl AsFd, b: impl AsFd) -> Option<bool> {
     let own = libc::c_long::from(rustix::process::getpid().as_raw_nonzero().get());
     let number = |fd: &dyn AsFd| libc::c_long::from(fd.as_fd().as_raw_fd());
     // SAFETY: kcmp takes five numbers, and only compares what they name.
     let order =
         unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, number(&a), number(&b)) };
-    order <= 0 // 1, 2 and 3 are orders of what is not equal; negative is an error.
+    match order {
+        0 => Some(true),
+        1.. => Some(false), // Orders of what is not equal.
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -25,9 +29,9 @@ mod tests {
     #[test]
     fn a_copy_is_one_with_its_original() {
         let file = File::open("/dev/null").unwrap();
-        assert!(are_one(&file, file.try_clone().unwrap()));
-        assert!(!are_one(&file, File::open("/dev/null").unwrap()));
+        assert_eq!(are_one(&file, file.try_clone().unwrap()), Some(true));
+        assert_eq!(are_one(&file, File::open("/dev/null").unwrap()), Some(false));
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(!are_one(&a, &b));
+        assert_eq!(are_one(&a, &b), Some(false));
     }
 }

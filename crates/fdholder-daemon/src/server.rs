@@ -1,5 +1,6 @@
 //! The event loop: sockets, timers and signals around a store.
 
+mod care;
 mod clients;
 mod configuration;
 mod followers;
@@ -23,6 +24,7 @@ use crate::replication::Mirrors;
 use crate::room::Room;
 use crate::signals::Signals;
 use crate::tally::Tally;
+use care::Wards;
 pub use configuration::{Reload, Reloaded};
 use fdholder::link::HandedClient;
 use fdholder::{strerror, Errno, Timestamp};
@@ -133,6 +135,8 @@ pub struct Server {
     configuration: Option<Reload>,
     /// Clients that there is room for.
     room: Room,
+    /// What is held and looked after.
+    wards: Wards,
 }
 
 /// Whether new clients are let in.
@@ -161,6 +165,9 @@ const CHILD: u64 = u64::MAX - 5;
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
 const LINK: u64 = 1 << 61;
+
+/// And that of something held that the server itself looks after.
+const CARE: u64 = 1 << 60;
 
 /// How long to wait before something is tried again without which nothing can be served.
 const INSIST_PAUSE: Duration = Duration::from_millis(50);
@@ -286,6 +293,7 @@ impl Server {
             started: Timestamp::now(),
             configuration: None,
             room,
+            wards: Wards::default(),
         };
         Ok(server)
     }
@@ -368,6 +376,7 @@ impl Server {
             self.resume(client);
         }
         loop {
+            self.look_after_wards();
             self.tend_followers();
             if let Some(ended) = self.has_ended() {
                 return Ok(ended);
@@ -394,6 +403,7 @@ impl Server {
                     // Slabs' keys.
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
+                    token if token & CARE != 0 => self.hear_ward((token & !CARE) as usize),
                     token => {
                         let flags = event.flags;
                         self.notice_hang_up(token as usize, flags);

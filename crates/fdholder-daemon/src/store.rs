@@ -3,6 +3,7 @@
 //! Pure: `now` is an argument, nothing is read or closed here but by dropping, and each
 //! call returns what it changed, for whoever mirrors or records it.
 
+use crate::notify::service_of;
 use fdholder::extension::{OnConflict, Taken};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
@@ -88,6 +89,13 @@ pub struct Store<F> {
     capacity: usize,
     /// How many have expired.
     expired: u64,
+    /// Places of what needs care, and has come or gone.
+    touched: BTreeSet<u32>,
+}
+
+/// Whether the daemon itself must look after something that it holds.
+pub(crate) fn needs_care<F>(record: &Record<F>) -> bool {
+    record.origin.tenure.is_with_peer() || service_of(&record.id).is_some()
 }
 
 impl<F> Store<F> {
@@ -101,6 +109,7 @@ impl<F> Store<F> {
             lent: BTreeSet::new(),
             next_serial: 1,
             expired: 0,
+            touched: BTreeSet::new(),
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
     }
@@ -223,6 +232,17 @@ impl<F> Store<F> {
     /// What is held under an identifier, be it lent or expired unnoticed.
     pub fn find_held(&self, id: &Identifier) -> Option<&Arc<Record<F>>> {
         self.slot_of(id).map(|slot| &self.slots[slot as usize])
+    }
+
+    /// The same, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Record<F>>> {
+        self.slots.iter().map(|(_, record)| record)
+    }
+
+    /// Places that have changed since this was asked last and have, or had, something that
+    /// the daemon itself must look after: a [door](crate::notify), or what goes with its peer.
+    pub fn take_touched(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Everything that is held, what is lent and what has expired unnoticed included.
@@ -380,6 +400,7 @@ impl<F> Store<F> {
     fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
         let Self { slots, by_id, hasher, by_limit, lent, .. } = self;
         let limit = entry.limit.moment();
+        let is_cared_for = needs_care(&entry);
         let found = by_id.entry(
             hash,
             |&slot| slots[slot as usize].id == entry.id,
@@ -403,6 +424,9 @@ impl<F> Store<F> {
         if let Some(moment) = limit {
             by_limit.insert((moment, slot));
         }
+        if is_cared_for || replaced.as_ref().is_some_and(|replaced| needs_care(replaced)) {
+            self.touched.insert(slot);
+        }
         (slot, replaced)
     }
 
@@ -411,6 +435,9 @@ impl<F> Store<F> {
         let found = self.by_id.find_entry(hash, |&slot| self.slots[slot as usize].id == *id);
         let (slot, _) = found.ok()?.remove();
         let entry = self.slots.remove(slot as usize);
+        if needs_care(&entry) {
+            self.touched.insert(slot);
+        }
         self.lent.remove(&slot);
         if let Some(moment) = entry.limit.moment() {
             self.by_limit.remove(&(moment, slot));

@@ -1,9 +1,10 @@
 //! `exec`: become a program that has held descriptors open, and knows of them.
 
 use crate::activation;
-use crate::connect::connect;
+use crate::connect::{connect, connect_negotiated};
 use crate::exec::become_program;
 use crate::failure::{exit, Failure};
+use crate::front_door::FrontDoor;
 use crate::inherited;
 use crate::options::{
     milliseconds_option, number, path_operand, timeout_option, Milliseconds, EXIT_CODES_EXEC,
@@ -18,6 +19,7 @@ use fdholder::{Cause, Client, Deadline, Errno, Identifier};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,7 +45,8 @@ fn define(command: Command) -> Command {
              fdholder exec --fd web /run/holder -- gunicorn app\n  \
              fdholder exec --fd web --env-style nginx /run/holder -- nginx\n  \
              fdholder exec --fd web=10 /run/holder -- my-server --listen-fd 10\n  \
-             fdholder exec --fd web /run/holder -- wrapper fdholder exec --inherited -- PROG\n\n\
+             fdholder exec --fd web /run/holder -- wrapper fdholder exec --inherited -- PROG\n  \
+             fdholder exec --notify db /run/holder -- made-for-systemd\n\n\
              {EXIT_CODES_EXEC}"
         ))
         .arg(
@@ -55,6 +58,16 @@ fn define(command: Command) -> Command {
             many(text("fd-prefix", "PREFIX")).value_parser(clap::value_parser!(OsString)).help(
                 "Pass on all whose identifiers begin so, in their order (web/2 before web/10)",
             ),
+        )
+        .arg(text("notify", "NAME").value_parser(clap::value_parser!(OsString)).help(
+            "Set NOTIFY_SOCKET: what PROG stores by FDSTORE=1 is held under NAME/…, and passed \
+             on at its next start, behind everything else",
+        ))
+        .arg(
+            text("notify-socket", "FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .requires("notify")
+                .help("Where that socket is to be [default: PATH.NAME.notify]"),
         )
         .arg(Arg::new("inherited").long("inherited").action(ArgAction::SetTrue).help(
             "First pass on what LISTEN_FDS gave to this process, whatever LISTEN_PID says: \
@@ -159,13 +172,25 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         passed.push(Passed { fd, id, name, number: None });
     }
     let choices = choices(invocation);
-    if !choices.is_empty() {
+    let notify: Option<OsString> = invocation.optional("notify");
+    let mut door = None;
+    if !choices.is_empty() || notify.is_some() {
         if !invocation.matches.contains_id("path") {
             return Err(Failure::new(exit::USAGE, "no PATH: where does the holder listen?"));
         }
-        passed.append(&mut Source::of(invocation)?.get(choices)?);
+        let mut source = Source::of(invocation, notify.is_some())?;
+        passed.append(&mut source.get(choices)?);
+        if let Some(service) = notify {
+            let wanted: Option<PathBuf> = invocation.optional("notify-socket");
+            let holder = invocation.required::<PathBuf>("path")?;
+            let opened =
+                FrontDoor::open(&mut source.holder, &service, wanted, &holder, source.deadline)?;
+            passed.append(&mut opened.stored(&mut source.holder, source.deadline)?);
+            door = Some(opened);
+        }
     } else if passed.is_empty() {
-        let problem = "nothing to pass on: say --fd ID, --fd-prefix PREFIX or --inherited";
+        let problem =
+            "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --notify NAME or --inherited";
         return Err(Failure::new(exit::USAGE, problem));
     }
     let style = invocation.required("env-style")?;
@@ -173,7 +198,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let own = (!flag("no-pid")).then(std::process::id);
     let pids = Pids { own, parent: parent.unsigned_abs() };
-    let variables = variables(&passed, &numbers, style, pids)?;
+    let mut variables = variables(&passed, &numbers, style, pids)?;
+    variables.extend(door.into_iter().flat_map(FrontDoor::variables));
     leave(passed, &numbers, &kept)?;
     Err(become_program(invocation, variables))
 }
@@ -187,14 +213,16 @@ struct Source {
 }
 
 impl Source {
-    fn of(invocation: &Invocation) -> Result<Self, Failure> {
-        let (holder, deadline) = connect(invocation)?;
+    /// Whether it is a fdholder is only found out if that matters.
+    fn of(invocation: &Invocation, negotiate: bool) -> Result<Self, Failure> {
+        let (holder, deadline) =
+            if negotiate { connect_negotiated(invocation)? } else { connect(invocation)? };
         let wait = invocation.optional("wait").and_then(|Milliseconds(wait)| wait);
         let wait = Deadline::after(wait.unwrap_or_default());
         Ok(Self { holder, deadline, wait })
     }
 
-    fn get(mut self, choices: Vec<Choice>) -> Result<Vec<Passed<OwnedFd>>, Failure> {
+    fn get(&mut self, choices: Vec<Choice>) -> Result<Vec<Passed<OwnedFd>>, Failure> {
         let mut passed = Vec::new();
         for choice in choices {
             match choice {

@@ -204,13 +204,12 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let mut settings = Settings::of(invocation, &wishes)?;
     settings.sockets = Sockets::of(sockets);
     settings.reload = file.map(|file| reload::by(file, said, wishes));
-    let start = match start::by_following(&settings)? {
-        Some(start) => start,
-        None => {
-            // As another user this process might not be allowed to.
-            settings.sockets.open();
-            start::at(&listen, &user, &settings, activation::given())?
-        }
+    let start = if let Some(start) = start::by_following(&settings)? {
+        start
+    } else {
+        // As another user this process might not be allowed to.
+        settings.sockets.open();
+        start::at(&listen, &user, &settings, activation::given())?
     };
     settings.serve(start, rules, &place)
 }

@@ -226,6 +226,8 @@ fn a_status_tells_what_was_done() {
     for line in ["held         3 of 50", "connections  2 of 7", "store        3     0"] {
         assert!(text.contains(line), "{text}");
     }
+    // Otherwise the standby would go on.
+    daemon.terminate();
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod exec;
 mod lifecycle;
 mod limits;
 mod looking;
+mod notify;
 mod programs;
 mod readme;
 #[path = "../support/mod.rs"]

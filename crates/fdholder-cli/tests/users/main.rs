@@ -7,6 +7,7 @@ mod support;
 
 use libtest_mimic::{Arguments, Trial};
 use std::fs::{self, File, Permissions};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -33,6 +34,8 @@ fn main() {
         trial("in_flight_descriptors_wait_for_room", None, in_flight_descriptors_wait_for_room),
         trial("a_sender_waits_for_a_slow_reader", None, a_sender_waits_for_a_slow_reader),
         trial("the_client_is_judged_not_the_source", None, the_client_is_judged_not_the_source),
+        trial("ports_are_opened_before_privileges_are_dropped", None, privileged_ports),
+        trial("who_sends_a_notification_is_judged", None, who_sends_a_notification_is_judged),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -177,6 +180,71 @@ fn privileges_are_dropped() {
     assert_exit(&run_as(1001, 9, &binary, &["store", path, "x"]), 0);
     assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", path])), "x\n");
     assert_exit(&run_as(0, 0, &binary, &["list", path]), 1);
+}
+
+/// What a configuration wants open may take privileges that the daemon gives up.
+fn privileged_ports() {
+    let (folder, binary) = common_folder();
+    let (path, file) = (folder.path().join("holder"), folder.path().join("config"));
+    // Nobody else has it; any other below 1024 would do.
+    let config = "uid = 1001\ngid = 1002\n[sockets.web]\naddress = 'tcp:127.0.0.1:917'\n";
+    fs::write(&file, config).unwrap();
+    let mut command = Command::new(&binary);
+    command.args(["serve", "-1", "-v0", "--config"]).arg(&file).arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    assert_eq!(ids_of(daemon.pid(), "Uid:"), [1001; 4]);
+    let path = path.to_str().unwrap();
+    assert_eq!(stdout(&run_as(1001, 1002, &binary, &["list", path])), "web\n");
+    TcpStream::connect("127.0.0.1:917").unwrap();
+}
+
+/// Not by what a datagram says, nor by who has made the socket.
+fn who_sends_a_notification_is_judged() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let rules = Rules::none(folder.path().join("rules"))
+        .allow("uid/self")
+        .regexes("uid/self", ".", ".")
+        .may("uid/self", &["LIST"])
+        .allow("uid/1001")
+        .regexes("uid/1001", "^db/mine", "^db/")
+        .deny("uid/1002");
+    let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &[]);
+    let socket = folder.path().join("holder.db.notify");
+    let door =
+        run_as(0, 0, &binary, &["exec", "--notify", "db", path.to_str().unwrap(), "--", "true"]);
+    assert_exit(&door, 0);
+    // Whoever it claims to be.
+    let program = "import array, os, socket, sys\n\
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+        s.connect(sys.argv[1])\n\
+        fd = os.open('/dev/null', os.O_RDONLY)\n\
+        for text in sys.argv[2:]:\n\
+        \x20   s.sendmsg([text.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [fd]))])\n\
+        r, w = os.pipe()\n\
+        s.sendmsg([b'BARRIER=1'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [w]))])\n\
+        os.close(w)\n\
+        os.read(r, 1)\n";
+    let send = |uid: u32, texts: &[&str]| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", program]).arg(&socket).args(texts).current_dir("/").uid(uid).gid(uid);
+        assert!(command.status().unwrap().success());
+    };
+    let store = |name: &str| format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\nUID=0");
+    send(1002, &[&store("mine-2"), "READY=1", "UCRED=0\nREADY=1"]);
+    send(1001, &[&store("mine"), &store("other"), "FDSTOREREMOVE=1\nFDNAME=other", "READY=1"]);
+    let mut ids = daemon.client().list(deadline()).unwrap();
+    ids.sort();
+    assert_eq!(ids, [id("db/.notify"), id("db/mine")]);
+    // Who has sent it has given it.
+    let json = suite::fdholder(["list", "--long", "--json"]).arg(&path).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&json[1]["id"], &json[1]["owner_uid"]), (&"db/mine".into(), &1001.into()));
+    send(0, &[&store("other"), "READY=1"]);
+    send(1001, &["FDSTOREREMOVE=1\nFDNAME=other", "FDSTOREREMOVE=1\nFDNAME=mine"]);
+    let mut ids = daemon.client().list(deadline()).unwrap();
+    ids.sort();
+    assert_eq!(ids, [id("db/.notify"), id("db/.status"), id("db/other")]);
 }
 
 /// Nobody takes over from a stranger's daemon, and a stranger's socket is not touched.

@@ -289,7 +289,9 @@ impl Shelf {
         let file = fstat(&record.fd).map_or((0, serial), |stat| (stat.st_dev, stat.st_ino));
         let twins = self.by_file.entry(file).or_default();
         let mut others = twins.iter().filter_map(|twin| self.kept.get(twin));
-        let has_twin = others.any(|twin| twin.is_direct && are_one(&twin.record.fd, &record.fd));
+        // In doubt it is wrapped, as systemd would not say that it has dropped it.
+        let is_twin = |twin: &Record<OwnedFd>| are_one(&twin.fd, &record.fd).unwrap_or(true);
+        let has_twin = others.any(|twin| twin.is_direct && is_twin(&twin.record));
         twins.insert(serial);
         self.last = self.last.max(serial);
         let kept = Kept { record, is_direct: !has_twin, is_wrapped: has_twin, file };

@@ -38,7 +38,7 @@ impl Systemd {
             } else {
                 assert_eq!((value("FDSTORE="), value("FDPOLL=")), (Some("1"), Some("0")));
                 let fd = received.fds.into_iter().next().unwrap();
-                if !self.kept.iter().any(|(_, kept)| are_one(kept, &fd)) {
+                if !self.kept.iter().any(|(_, kept)| are_one(kept, &fd).unwrap()) {
                     self.kept.push((name.to_owned(), fd));
                 }
             }

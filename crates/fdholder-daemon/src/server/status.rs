@@ -30,7 +30,7 @@ impl Server {
             standby: self.standby_state(),
             fdstore: self.shelf.is_some(),
             counts: hold.tally.told(hold.store.expired()),
-            services: Vec::new(),
+            services: self.services(),
         }
     }
 

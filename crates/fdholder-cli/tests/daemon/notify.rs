@@ -1,0 +1,306 @@
+//! Programs that were written for systemd store by way of `exec --notify`.
+
+use crate::serve;
+use crate::support::{
+    assert_exit, deadline, eventually, id, stderr, stdout, suite, Daemon, Rules, Suite,
+};
+use fdholder::{Identifier, Limit};
+use rustix::fs::fstat;
+use rustix::process::Signal;
+use sd_notify::NotifyState;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// What a program is told that `exec --notify` becomes, and by which it talks.
+struct Door {
+    socket: PathBuf,
+    names: String,
+    numbers: u32,
+}
+
+fn exec(path: &Path, arguments: &[&str], program: &[&str]) -> Output {
+    let mut command = suite::fdholder(["exec", "--notify", "db"]);
+    command.args(arguments).arg(path).arg("--").args(program).output().unwrap()
+}
+
+/// Starts the service once, which does nothing but look.
+fn start(path: &Path, arguments: &[&str]) -> Door {
+    let look = "echo $NOTIFY_SOCKET; echo $LISTEN_FDNAMES; echo ${LISTEN_FDS:-0}";
+    let output = exec(path, arguments, &["sh", "-c", look]);
+    assert_exit(&output, 0);
+    let text = stdout(&output);
+    let lines: Vec<_> = text.lines().collect();
+    Door { socket: lines[0].into(), names: lines[1].to_owned(), numbers: lines[2].parse().unwrap() }
+}
+
+impl Door {
+    fn send(&self, text: &str, fds: &[BorrowedFd<'_>]) {
+        let socket = UnixDatagram::unbound().unwrap();
+        socket.connect(&self.socket).unwrap();
+        let wait = fdholder::transport::Wait::Yes;
+        fdholder::transport::send(&socket, text.as_bytes(), fds, wait).unwrap();
+    }
+
+    /// Sends, and waits until it is carried out.
+    fn send_all(&self, text: &str, fds: &[BorrowedFd<'_>]) {
+        self.send(text, fds);
+        self.barrier();
+    }
+
+    /// `sd_notify_barrier(3)`.
+    fn barrier(&self) {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        self.send("BARRIER=1", &[writer.as_fd()]);
+        drop(writer);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+/// What is held for the service.
+fn held(daemon: &Daemon) -> Vec<Identifier> {
+    let mut ids = daemon.client().list(deadline()).unwrap();
+    ids.retain(|id| !id.to_string().starts_with("db/."));
+    ids.sort();
+    ids
+}
+
+fn inode(fd: impl AsFd) -> u64 {
+    fstat(fd).unwrap().st_ino
+}
+
+fn service(path: &Path) -> Value {
+    let output = suite::fdholder(["status", "--json"]).arg(path).output().unwrap();
+    assert_exit(&output, 0);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["services"][0].clone()
+}
+
+#[test]
+fn what_is_stored_comes_back_at_the_next_start() {
+    let (_folder, daemon) = serve(&[]);
+    let door = start(&daemon.path, &[]);
+    assert_eq!((door.names.as_str(), door.numbers), ("", 0));
+    let (a, b) = UnixStream::pair().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    door.send("FDSTORE=1\nFDNAME=conn", &[a.as_fd(), b.as_fd()]);
+    door.send_all("FDSTORE=1\nFDNAME=null", &[null.as_fd()]);
+    assert_eq!(held(&daemon), [id("db/conn"), id("db/conn:2"), id("db/null")]);
+    // Beside it something else is passed on, first.
+    let other = File::open("/dev/zero").unwrap();
+    daemon.client().store(&id("other"), Limit::never(), &other, deadline()).unwrap();
+    let again = start(&daemon.path, &["--fd", "other"]);
+    assert_eq!((again.names.as_str(), again.numbers), ("other:conn:conn:null", 4));
+    assert_eq!(again.socket, door.socket);
+    let copy = daemon.client().retrieve(&id("db/conn:2"), deadline()).unwrap();
+    assert_eq!(inode(copy), inode(&b));
+    door.send_all("FDSTOREREMOVE=1\nFDNAME=conn", &[]);
+    assert_eq!(start(&daemon.path, &[]).names, "null");
+}
+
+#[test]
+fn what_hangs_up_is_let_go_unless_it_is_said_otherwise() {
+    let (_folder, daemon) = serve(&[]);
+    let door = start(&daemon.path, &[]);
+    let (a, a_peer) = UnixStream::pair().unwrap();
+    let (b, b_peer) = UnixStream::pair().unwrap();
+    door.send("FDSTORE=1\nFDNAME=polled", &[a.as_fd()]);
+    door.send_all("FDSTORE=1\nFDNAME=kept\nFDPOLL=0", &[b.as_fd()]);
+    assert_eq!(held(&daemon), [id("db/kept"), id("db/polled")]);
+    drop((a_peer, b_peer));
+    eventually("it is let go", || held(&daemon) == [id("db/kept")]);
+}
+
+#[test]
+fn what_it_says_of_itself_is_shown() {
+    let (_folder, daemon) = serve(&[]);
+    let door = start(&daemon.path, &[]);
+    let said = service(&daemon.path);
+    assert_eq!((&said["name"], &said["ready"]), (&"db".into(), &false.into()));
+    door.send("READY=1\nSTATUS=serving 5 clients", &[]);
+    door.send_all("MAINPID=5", &[]);
+    let said = service(&daemon.path);
+    assert_eq!((&said["ready"], &said["status"]), (&true.into(), &"serving 5 clients".into()));
+    assert_eq!(said["pid"], std::process::id());
+    let text = stdout(&suite::fdholder(["status"]).arg(&daemon.path).output().unwrap());
+    assert!(text.contains("serving 5 clients"), "{text}");
+    let metrics = stdout(&suite::fdholder(["metrics"]).arg(&daemon.path).output().unwrap());
+    assert!(metrics.contains(",service=\"db\"} 1\n"), "{metrics}");
+    // The next start is not ready before it says so.
+    start(&daemon.path, &[]);
+    assert_eq!(service(&daemon.path)["ready"], false);
+}
+
+/// A program with the crate that Rust programs use, which finds everything in its environment.
+#[test]
+fn the_crate_of_other_programs_can_store() {
+    let (_folder, daemon) = serve(&[]);
+    let door = start(&daemon.path, &[]);
+    std::env::set_var("NOTIFY_SOCKET", &door.socket);
+    let (a, _peer) = UnixStream::pair().unwrap();
+    let store = [NotifyState::FdStore, NotifyState::FdName("conn")];
+    sd_notify::notify_with_fds(&store, &[a.as_fd()]).unwrap();
+    sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("up")]).unwrap();
+    door.barrier();
+    assert_eq!(held(&daemon), [id("db/conn")]);
+    assert_eq!(service(&daemon.path)["status"], "up");
+    sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName("conn")]).unwrap();
+    door.barrier();
+    assert_eq!(held(&daemon), []);
+}
+
+/// Python without any library.
+#[test]
+fn a_python_program_keeps_its_state() {
+    const PROGRAM: &str = r#"
+import array, os, socket
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ["NOTIFY_SOCKET"])
+def say(text, fds=()):
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+    notify.sendmsg([text.encode()], [rights] if fds else [])
+if os.environ.get("LISTEN_FDNAMES") == "state" and int(os.environ["LISTEN_PID"]) == os.getpid():
+    state = 3
+else:
+    state = os.memfd_create("state")
+    say("FDSTORE=1\nFDNAME=state\nFDPOLL=0", [state])
+starts = len(os.pread(state, 100, 0)) + 1
+os.pwrite(state, b"x" * starts, 0)
+read, write = os.pipe()
+say("BARRIER=1", [write])
+os.close(write)
+os.read(read, 1)
+print(starts)
+"#;
+    let (_folder, daemon) = serve(&[]);
+    for starts in 1..4 {
+        let output = exec(&daemon.path, &[], &["python3", "-c", PROGRAM]);
+        assert_exit(&output, 0);
+        assert_eq!(stdout(&output), format!("{starts}\n"));
+    }
+}
+
+/// A door, and what came through it, outlives the daemon in all the ways that there are.
+#[test]
+fn doors_outlive_daemons() {
+    let (_folder, daemon) = serve(&["--standby"]);
+    let door = start(&daemon.path, &[]);
+    let (a, a_peer) = UnixStream::pair().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    door.send("FDSTORE=1\nFDNAME=conn", &[a.as_fd()]);
+    door.send_all("READY=1\nSTATUS=before", &[]);
+    let upgrade = suite::fdholder(["upgrade"]).arg(&daemon.path).output().unwrap();
+    assert_exit(&upgrade, 0);
+    door.send_all("FDSTORE=1\nFDNAME=upgraded", &[null.as_fd()]);
+    assert_eq!(held(&daemon), [id("db/conn"), id("db/upgraded")]);
+    assert_eq!(service(&daemon.path)["status"], "before");
+    eventually("the standby has everything", || {
+        let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["standby"] == "ready"
+    });
+    daemon.signal(Signal::KILL);
+    let zero = File::open("/dev/zero").unwrap();
+    // It waits in the socket until somebody serves again.
+    door.send_all("FDSTORE=1\nFDNAME=promoted", &[zero.as_fd()]);
+    assert_eq!(held(&daemon), [id("db/conn"), id("db/promoted"), id("db/upgraded")]);
+    assert_eq!(service(&daemon.path)["ready"], true);
+    // It is also known there what goes with its peer.
+    drop((a, a_peer));
+    eventually("it is let go", || held(&daemon) == [id("db/promoted"), id("db/upgraded")]);
+    let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let pid = i32::try_from(status["pid"].as_i64().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    eventually("it ends", || UnixStream::connect(&daemon.path).is_err());
+}
+
+#[test]
+fn what_is_refused_is_counted_and_hurts_nobody() {
+    let (_folder, daemon) = serve(&["-n", "3"]);
+    let door = start(&daemon.path, &[]);
+    let files: Vec<_> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
+    let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    door.send_all("FDSTORE=1\nFDNAME=x", &fds);
+    door.send_all(&"STATUS=".repeat(1000), &[]);
+    door.send_all("FDSTORE=1\nFDNAME=.notify", &fds[4..]);
+    assert_eq!(held(&daemon), [id("db/x"), id("db/x:2")]);
+    let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["counts"]["notify.refused"], 3);
+    let before = daemon.open_fds();
+    for _ in 0..10 {
+        door.send_all("FDSTORE=1\nFDNAME=y", &fds);
+    }
+    assert_eq!(daemon.open_fds(), before);
+}
+
+/// Nothing that is stored under the name of a door makes the daemon wait.
+#[test]
+fn what_is_no_door_is_left_alone() {
+    let (_folder, daemon) = serve(&[]);
+    let (a, peer) = UnixStream::pair().unwrap();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let things: [(&str, OwnedFd); 3] = [("a", a.into()), ("b", reader.into()), ("c", null.into())];
+    let mut client = daemon.client();
+    for (name, fd) in things {
+        client.store(&id(&format!("{name}/.notify")), Limit::never(), &fd, deadline()).unwrap();
+        client.store(&id(&format!("{name}/.status")), Limit::never(), &fd, deadline()).unwrap();
+    }
+    std::io::Write::write_all(&mut &peer, b"READY=1").unwrap();
+    let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+    assert_exit(&status, 0);
+    assert_eq!(client.list(deadline()).unwrap().len(), 6);
+    // What it sent is still there to be read.
+    let copy = client.retrieve(&id("a/.notify"), deadline()).unwrap();
+    let mut bytes = [0; 7];
+    UnixStream::from(copy).read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"READY=1");
+}
+
+#[test]
+fn doors_are_where_they_are_wanted() {
+    let (folder, daemon) = serve(&[]);
+    let first = start(&daemon.path, &[]);
+    assert_eq!(first.socket, folder.path().join("holder.db.notify"));
+    let elsewhere = folder.path().join("elsewhere");
+    let wanted = ["--notify-socket", elsewhere.to_str().unwrap()];
+    assert_eq!(start(&daemon.path, &wanted).socket, elsewhere);
+    // It stays there.
+    let third = start(&daemon.path, &[]);
+    assert_eq!(third.socket, elsewhere);
+    third.send_all("READY=1", &[]);
+    // One that was removed is made again.
+    fs::remove_file(&elsewhere).unwrap();
+    let fourth = start(&daemon.path, &[]);
+    assert_eq!(fourth.socket, first.socket);
+    fourth.send_all("READY=1", &[]);
+    assert_eq!(service(&daemon.path)["ready"], true);
+    let output = exec(&daemon.path, &["--notify-socket", "/nowhere/door"], &["true"]);
+    assert_exit(&output, 111);
+    assert!(stderr(&output).contains("--notify-socket says where else"), "{output:?}");
+}
+
+#[test]
+fn s6s_daemon_has_no_doors() {
+    if !Suite::S6V213.is_installed() {
+        assert!(std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_none(), "s6 is not installed");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let rules = Rules::all(folder.path().join("rules"));
+    let path = folder.path().join("holder");
+    let daemon = Daemon::with_rules(Suite::S6V213, &path, &rules, &[]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fdholder"));
+    command.args(["exec", "--notify", "db"]).arg(&path).args(["--", "true"]);
+    let output = command.output().unwrap();
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("takes a fdholder"), "{output:?}");
+    assert_eq!(daemon.client().list(deadline()).unwrap(), []);
+}

@@ -8,6 +8,7 @@ mod exec;
 mod getdump;
 mod list;
 mod metrics;
+mod pages;
 mod retrieve;
 mod rules;
 mod serve;
@@ -40,4 +41,6 @@ pub const ALL: &[Program] = &[
     config::PROGRAM,
     rules::PROGRAM,
     demo::PROGRAM,
+    pages::MAN,
+    pages::COMPLETIONS,
 ];

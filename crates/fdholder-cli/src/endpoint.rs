@@ -118,7 +118,7 @@ fn unix_address(text: &str) -> Result<UnixAddress, String> {
 /// What is held must be told from others wherever it is asked for.
 fn absolute(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') || text.contains('\0') {
-        return Err(format!("'{text}' is not an absolute path"));
+        return Err(format!("'{text}' is not an absolute path, such as /run/web.sock"));
     }
     Ok(text.into())
 }

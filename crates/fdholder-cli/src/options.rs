@@ -1,7 +1,7 @@
 //! Options and operands that several programs have, and how their values are read.
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::Arg;
+use clap::{Arg, ValueHint};
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ pub fn path_operand() -> Arg {
         .value_name("PATH")
         .required(true)
         .value_parser(clap::value_parser!(std::path::PathBuf))
+        .value_hint(ValueHint::FilePath)
         .help("Where the holder listens")
 }
 

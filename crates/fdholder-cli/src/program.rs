@@ -92,8 +92,16 @@ impl Invocation {
             called = format!("{called} {nested}");
         }
         arguments.remove(0);
-        let matches =
-            command.try_get_matches_from(arguments).map_err(|error| answer_to(&called, &error))?;
+        // Which only becomes known by what stands before it.
+        let wants_dashes = command.get_positionals().any(clap::Arg::is_last_set);
+        let matches = command.try_get_matches_from(arguments).map_err(|error| {
+            match (answer_to(&called, &error), error.kind()) {
+                (Answer::Usage(line), ErrorKind::UnknownArgument) if wants_dashes => {
+                    Answer::Usage(line.replacen(" found", " found: put -- before PROG", 1))
+                }
+                (answer, _) => answer,
+            }
+        })?;
         Ok(Self { called, as_s6: false, program, matches })
     }
 
@@ -132,7 +140,7 @@ fn definition(program: &Program) -> Command {
 }
 
 /// The command with everything, for help and for what is wrong.
-fn everything(programs: &'static [Program]) -> Command {
+pub fn everything(programs: &'static [Program]) -> Command {
     Command::new("fdholder")
         .max_term_width(HELP_WIDTH)
         .version(env!("CARGO_PKG_VERSION"))

@@ -45,7 +45,7 @@ fn define(command: Command) -> Command {
              fdholder exec --fd web /run/holder -- gunicorn app\n  \
              fdholder exec --fd web --env-style nginx /run/holder -- nginx\n  \
              fdholder exec --fd web=10 /run/holder -- my-server --listen-fd 10\n  \
-             fdholder exec --fd web /run/holder -- wrapper fdholder exec --inherited -- PROG\n  \
+             fdholder exec --fd web /run/holder -- su www -c 'fdholder exec --inherited …'\n  \
              fdholder exec --notify db /run/holder -- made-for-systemd\n\n\
              {EXIT_CODES_EXEC}"
         ))

@@ -7,10 +7,10 @@ use crate::options::{path_operand, timeout_option, EXIT_CODES};
 use crate::output::print;
 use crate::program::{Invocation, Program};
 use clap::{Arg, Command};
-use fdholder::{Standby, Status};
+use fdholder::{Errno, Standby, Status};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -54,7 +54,18 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 
 /// Nobody ever reads a part of it.
 fn replace(file: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |error| Failure::system(format!("write {}", file.display()), error);
+    // Not with the name of a file that nobody knows of.
+    let failed = |error: io::Error| {
+        let errno = match error.kind() {
+            ErrorKind::NotFound => Some(Errno::NOENT),
+            ErrorKind::PermissionDenied => Some(Errno::ACCESS),
+            ErrorKind::StorageFull => Some(Errno::NOSPC),
+            ErrorKind::ReadOnlyFilesystem => Some(Errno::ROFS),
+            _ => None,
+        };
+        let error = errno.map_or(error, io::Error::from);
+        Failure::system(format!("write {}", file.display()), error)
+    };
     let folder = file.parent().filter(|folder| *folder != Path::new(""));
     let mut new = tempfile::Builder::new()
         .prefix(".fdholder-")

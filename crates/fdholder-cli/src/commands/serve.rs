@@ -125,15 +125,15 @@ fn define_daemon(command: Command) -> Command {
              from the start (fdholder config check FILE looks at it; what is said on the \
              command line counts more):\n  \
              path = \"/run/fdholder/holder\"\n  \
-             rules_dir = \"/etc/fdholder/rules\"   # or rules_file\n  \
+             rules_dir = \"/etc/fdholder/rules\"  # or rules_file\n  \
              max_fds = 5000\n  \
              max_connections = 256\n  \
              client_timeout_ms = 5000\n  \
              lame_duck_timeout_ms = 5000\n  \
-             standby = true                      # fdstore, backlog, verbosity, uid, gid, groups\n  \
-             [sockets.\"web/1\"]                   # the id\n  \
-             address = \"tcp:0.0.0.0:80\"          # as for bind; with its options as keys:\n  \
-             nonblock = true                     # mode = \"0660\", owner, backlog, reuseport …\n\n\
+             standby = true   # fdstore, backlog, verbosity, uid, gid, groups\n  \
+             [sockets.\"web/1\"]                  # the id\n  \
+             address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
+             nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0 (also when it was taken over), \
              +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \
@@ -173,7 +173,12 @@ fn define_daemon(command: Command) -> Command {
                 .value_parser(clap::value_parser!(PathBuf))
                 .help("What is said here and more, in a file: see below; SIGHUP has it read again"),
         )
-        .arg(path_operand().required(false).required_unless_present("config").help("Where to listen"))
+        .arg(
+            path_operand()
+                .required(false)
+                .required_unless_present("config")
+                .help("Where to listen"),
+        )
 }
 
 fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {

@@ -12,6 +12,7 @@ mod programs;
 mod readme;
 #[path = "../support/mod.rs"]
 mod support;
+mod texts;
 mod wire;
 
 use support::daemon::serve;

@@ -7,40 +7,6 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-const SUBCOMMANDS: [&str; 15] = [
-    "config",
-    "status",
-    "metrics",
-    "serve",
-    "bind",
-    "exec",
-    "store",
-    "retrieve",
-    "list",
-    "delete",
-    "getdump",
-    "setdump",
-    "transferdump",
-    "rules",
-    "demo",
-];
-
-#[test]
-fn help_is_for_strangers() {
-    let all = suite::fdholder(["--help"]).output().unwrap();
-    assert_exit(&all, 0);
-    for subcommand in SUBCOMMANDS {
-        assert!(stdout(&all).contains(subcommand), "{all:?}");
-        let output = suite::fdholder([subcommand, "--help"]).output().unwrap();
-        assert_exit(&output, 0);
-        let help = stdout(&output);
-        assert!(help.contains(&format!("Usage: fdholder {subcommand}")), "{help}");
-        let longest = help.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-        assert!(longest <= 80, "{longest} columns: {help}");
-    }
-    assert_exit(&suite::fdholder(["--version"]).output().unwrap(), 0);
-}
-
 #[test]
 fn wrong_usage_is_one_line_and_100() {
     for arguments in [

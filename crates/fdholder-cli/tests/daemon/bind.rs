@@ -1,17 +1,17 @@
 //! `bind` opens what services listen on, once.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, id, stderr, suite, Daemon, Rules, Suite};
+use crate::support::{assert_exit, deadline, eventually, id, stderr, suite, Daemon, Rules, Suite};
 use rustix::fs::{fcntl_getfl, fstat, OFlags};
 use rustix::net::getsockname;
 use rustix::net::sockopt::{ipv6_v6only, socket_acceptconn, socket_reuseport};
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 fn bind(path: &Path, arguments: &[&str]) -> Output {
     suite::fdholder(["bind", path.to_str().unwrap()]).args(arguments).output().unwrap()
@@ -171,6 +171,34 @@ fn several_at_once_agree() {
         assert_eq!(one.wait().unwrap().code(), Some(0));
     }
     assert_eq!(format!("tcp:{}", address(&held(&daemon, "web"))), endpoint);
+}
+
+/// One that comes when another has opened it, but not stored it yet, waits.
+#[test]
+fn who_comes_second_finds_what_the_first_has_opened() {
+    let (folder, daemon) = serve(&[]);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let endpoint = format!("tcp:{address}");
+    let log = folder.path().join("strace");
+    // What asks whether it is held, and what stores it.
+    let inject = "inject=sendmsg:delay_enter=500ms:when=2";
+    let slow = Command::new("strace")
+        .args(["-qq", "-f", "-e", "trace=sendmsg", "-e", inject, "-o"])
+        .arg(&log)
+        .arg(env!("CARGO_BIN_EXE_fdholder"))
+        .args(["bind", daemon.path.to_str().unwrap(), "web", &endpoint])
+        .spawn();
+    let Ok(mut slow) = slow else {
+        assert!(std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_none(), "strace is not installed");
+        return;
+    };
+    eventually("the first has opened it", || TcpStream::connect(address).is_ok());
+    assert_eq!(daemon.client().list(deadline()).unwrap(), []);
+    bind_well(&daemon.path, &["web", &endpoint]);
+    assert!(slow.wait().unwrap().success());
+    assert_eq!(format!("tcp:{}", self::address(&held(&daemon, "web"))), endpoint);
 }
 
 #[test]

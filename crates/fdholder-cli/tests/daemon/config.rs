@@ -3,7 +3,7 @@
 use crate::support::{assert_exit, deadline, eventually, id, stderr, stdout, suite, Daemon, Rules};
 use fdholder::{Client, Limit};
 use rustix::fs::{fcntl_getfl, OFlags};
-use rustix::process::Signal;
+use rustix::process::{kill_process, Pid, Signal};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -101,6 +101,11 @@ fn what_changes_holds_after_sighup() {
     let after = daemon.client().retrieve(&id("web/1"), deadline()).unwrap();
     let inode = |fd| rustix::fs::fstat(fd).unwrap().st_ino;
     assert_eq!(inode(before), inode(after));
+    // There is no room for more than there was at the start.
+    place.write(&[&changed.replace("= 4", "= 400"), &rules, WEB, new].concat());
+    daemon.signal(Signal::HUP);
+    eventually("it is read", || place.log().contains("at most 9 clients at once"));
+    assert_eq!(self::status(&daemon.path)["connections_max"], 9);
     // One that is wrong changes nothing, and neither does one with other addresses.
     place.write("max_fd = 5");
     daemon.signal(Signal::HUP);
@@ -111,6 +116,28 @@ fn what_changes_holds_after_sighup() {
     daemon.signal(Signal::HUP);
     eventually("it is said", || place.log().contains("held under it is memfd state"));
     assert_eq!(daemon.client().list(deadline()).unwrap().len(), 2);
+}
+
+/// The standby has it, too.
+#[test]
+fn what_is_new_outlives_the_daemon() {
+    let standby = [SERVING, "standby = true\n"].concat();
+    let place = Place::with(&standby);
+    let daemon = place.serve(&[]);
+    eventually("a standby has everything", || status(&daemon.path)["standby"] == "ready");
+    place.write(&[&standby, WEB].concat());
+    daemon.signal(Signal::HUP);
+    eventually("the new one is held", || !daemon.client().list(deadline()).unwrap().is_empty());
+    let inode = || {
+        let held = daemon.client().retrieve(&id("web/1"), deadline()).unwrap();
+        rustix::fs::fstat(held).unwrap().st_ino
+    };
+    let before = inode();
+    daemon.signal(Signal::KILL);
+    assert_eq!(inode(), before);
+    let pid = i32::try_from(status(&daemon.path)["pid"].as_i64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    eventually("it ends", || UnixStream::connect(&daemon.path).is_err());
 }
 
 #[test]

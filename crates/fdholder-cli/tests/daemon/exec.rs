@@ -1,10 +1,13 @@
 //! `exec` passes on what is held, as the program wants it, and nothing else.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, id, marked_file, stderr, stdout, suite, Daemon};
+use crate::support::{
+    assert_exit, deadline, eventually, id, marked_file, stderr, stdout, suite, Daemon,
+};
 use fdholder::Limit;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -219,4 +222,31 @@ fn what_cannot_be_is_said() {
     // What it tells of is not there.
     let mut command = suite::fdholder(["exec", "--inherited", "--", "true"]);
     assert_exit(&command.env("LISTEN_FDS", "1").output().unwrap(), 111);
+}
+
+/// What systemd has opened is passed on before what is held; as by the tool that does what
+/// systemd would.
+#[test]
+fn what_systemd_gives_goes_first() {
+    let (_folder, daemon) = holding(&["a"]);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let mut command = Command::new("systemd-socket-activate");
+    command.args(["--listen", &address.to_string(), "--fdname=front"]);
+    command.arg(env!("CARGO_BIN_EXE_fdholder")).args(["exec", "--inherited", "--fd", "a"]);
+    command.arg(&daemon.path).args(["--", "sh", "-c", LOOK]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let Ok(child) = child else {
+        let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
+        assert!(!required, "systemd-socket-activate is not installed");
+        return;
+    };
+    // It starts the program when somebody connects.
+    eventually("it listens", || TcpStream::connect(address).is_ok());
+    let seen = see(&child.wait_with_output().unwrap());
+    assert_eq!(seen.variable("LISTEN_FDS"), Some("2"));
+    assert_eq!(seen.variable("LISTEN_FDNAMES"), Some("front:a"));
+    assert_eq!(seen.variable("LISTEN_PID"), seen.variable("pid"));
+    assert!(seen.open[&3].starts_with("socket:") && seen.open[&4] == "a", "{:?}", seen.open);
 }

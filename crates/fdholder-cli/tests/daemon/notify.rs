@@ -2,7 +2,7 @@
 
 use crate::serve;
 use crate::support::{
-    assert_exit, deadline, eventually, id, stderr, stdout, suite, Daemon, Rules, Suite,
+    assert_exit, deadline, eventually, id, open_fds, stderr, stdout, suite, Daemon, Rules, Suite,
 };
 use fdholder::{Identifier, Limit};
 use rustix::fs::fstat;
@@ -73,11 +73,14 @@ fn inode(fd: impl AsFd) -> u64 {
     fstat(fd).unwrap().st_ino
 }
 
-fn service(path: &Path) -> Value {
+fn status(path: &Path) -> Value {
     let output = suite::fdholder(["status", "--json"]).arg(path).output().unwrap();
     assert_exit(&output, 0);
-    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-    status["services"][0].clone()
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn service(path: &Path) -> Value {
+    status(path)["services"][0].clone()
 }
 
 #[test]
@@ -195,14 +198,17 @@ fn doors_outlive_daemons() {
     door.send_all("READY=1\nSTATUS=before", &[]);
     let upgrade = suite::fdholder(["upgrade"]).arg(&daemon.path).output().unwrap();
     assert_exit(&upgrade, 0);
-    door.send_all("FDSTORE=1\nFDNAME=upgraded", &[null.as_fd()]);
-    assert_eq!(held(&daemon), [id("db/conn"), id("db/upgraded")]);
     assert_eq!(service(&daemon.path)["status"], "before");
-    eventually("the standby has everything", || {
-        let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
-        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-        status["standby"] == "ready"
-    });
+    eventually("the standby has everything", || status(&daemon.path)["standby"] == "ready");
+    let (b, b_peer) = UnixStream::pair().unwrap();
+    door.send_all("FDSTORE=1\nFDNAME=upgraded", &[null.as_fd()]);
+    let standby = u32::try_from(status(&daemon.path)["standby_pid"].as_u64().unwrap()).unwrap();
+    let before = open_fds(standby);
+    door.send_all("FDSTORE=1\nFDNAME=gone", &[b.as_fd()]);
+    eventually("the standby has it", || open_fds(standby) == before + 1);
+    drop((b, b_peer));
+    eventually("it is let go", || held(&daemon) == [id("db/conn"), id("db/upgraded")]);
+    eventually("there, too", || open_fds(standby) == before);
     daemon.signal(Signal::KILL);
     let zero = File::open("/dev/zero").unwrap();
     // It waits in the socket until somebody serves again.
@@ -212,9 +218,7 @@ fn doors_outlive_daemons() {
     // It is also known there what goes with its peer.
     drop((a, a_peer));
     eventually("it is let go", || held(&daemon) == [id("db/promoted"), id("db/upgraded")]);
-    let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let pid = i32::try_from(status["pid"].as_i64().unwrap()).unwrap();
+    let pid = i32::try_from(status(&daemon.path)["pid"].as_i64().unwrap()).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     eventually("it ends", || UnixStream::connect(&daemon.path).is_err());
@@ -230,9 +234,7 @@ fn what_is_refused_is_counted_and_hurts_nobody() {
     door.send_all(&"STATUS=".repeat(1000), &[]);
     door.send_all("FDSTORE=1\nFDNAME=.notify", &fds[4..]);
     assert_eq!(held(&daemon), [id("db/x"), id("db/x:2")]);
-    let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    assert_eq!(status["counts"]["notify.refused"], 3);
+    assert_eq!(status(&daemon.path)["counts"]["notify.refused"], 3);
     let before = daemon.open_fds();
     for _ in 0..10 {
         door.send_all("FDSTORE=1\nFDNAME=y", &fds);
@@ -262,6 +264,23 @@ fn what_is_no_door_is_left_alone() {
     let mut bytes = [0; 7];
     UnixStream::from(copy).read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"READY=1");
+}
+
+#[test]
+fn a_door_that_is_deleted_is_shut() {
+    let (_folder, daemon) = serve(&[]);
+    let before = daemon.open_fds();
+    let door = start(&daemon.path, &[]);
+    door.send_all("READY=1", &[]);
+    let socket = UnixDatagram::unbound().unwrap();
+    socket.connect(&door.socket).unwrap();
+    let mut client = daemon.client();
+    for name in ["db/.notify", "db/.status"] {
+        client.delete(&id(name), deadline()).unwrap();
+    }
+    drop(client);
+    assert_eq!(daemon.open_fds(), before);
+    assert!(socket.send(b"READY=1").is_err());
 }
 
 #[test]

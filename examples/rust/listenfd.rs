@@ -27,7 +27,7 @@ fn main() -> io::Result<()> {
         }
         match listener.accept() {
             Ok((client, _)) => {
-                scope.spawn(|| serve(client));
+                scope.spawn(move || serve(&client));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -35,8 +35,9 @@ fn main() -> io::Result<()> {
     })
 }
 
-fn serve(client: TcpStream) -> io::Result<()> {
-    let mut lines = BufReader::new(&client).lines();
+fn serve(client: &TcpStream) -> io::Result<()> {
+    let mut lines = BufReader::new(client).lines();
     while !lines.next().transpose()?.unwrap_or_default().is_empty() {}
-    (&client).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
+    let mut client = client;
+    client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
 }

@@ -3,6 +3,7 @@
 //! ignored, unless `FDHOLDER_REQUIRE_PEERS` is set.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod guides;
 mod load;
 mod restarts;
 #[path = "../support/mod.rs"]
@@ -14,6 +15,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::suite::peers;
+use support::Suite;
 
 fn main() {
     let trials = vec![
@@ -27,6 +29,16 @@ fn main() {
         trial("rust_listenfd", &["listenfd"], rust_listenfd),
         trial("go", &["go"], go),
         trial("python_listen_fds", &["python3"], python_listen_fds),
+        trial("guide_nginx", &["nginx", "curl"], guide_nginx),
+        trial("guide_haproxy", &["haproxy", "curl"], guide_haproxy),
+        trial("guide_gunicorn_uvicorn", &["gunicorn", "uvicorn", "curl"], guide_gunicorn_uvicorn),
+        trial("guide_node", &["node", "curl"], guide_node),
+        trial("guide_rust_listenfd", &["listenfd", "curl"], guide_rust_listenfd),
+        trial("guide_go_listen_fds", &["go", "curl"], guide_go_listen_fds),
+        trial("guide_established_connections", &["python3"], guide_established_connections),
+        trial("readme", &["nginx", "curl"], readme),
+        s6_trial("guide_from_s6", guide_from_s6),
+        root_trial("guide_containers", &["ip", "unshare", "python3", "curl"], guide_containers),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -34,6 +46,19 @@ fn main() {
 fn trial(name: &str, programs: &[&str], run: impl FnOnce() + Send + 'static) -> Trial {
     let missing = programs.iter().find(|name| program(name).is_none());
     let missing = missing.map(|name| format!("{name}: scripts/peers"));
+    support::trial::trial(name.to_owned(), missing, run)
+}
+
+fn root_trial(name: &str, programs: &[&str], run: impl FnOnce() + Send + 'static) -> Trial {
+    if rustix::process::geteuid().is_root() {
+        return trial(name, programs, run);
+    }
+    support::trial::trial(name.to_owned(), Some("root".to_owned()), run)
+}
+
+fn s6_trial(name: &str, run: impl FnOnce() + Send + 'static) -> Trial {
+    let suite = Suite::S6V213;
+    let missing = (!suite.is_installed()).then(|| format!("{suite}: scripts/peers"));
     support::trial::trial(name.to_owned(), missing, run)
 }
 
@@ -137,4 +162,72 @@ fn go() {
 fn python_listen_fds() {
     let server = [found("python3"), example("python/listen_fds.py")];
     Site::new(&[]).restarts(&["web"], &server, Signal::TERM);
+}
+
+/// What the servers of a guide answer, around restarts and an upgrade.
+fn assert_hellos(said: &str, count: usize) {
+    let upgraded = concat!("fdholder ", env!("CARGO_PKG_VERSION"), " serves now\n");
+    assert_eq!(said.replacen(upgraded, "", 1), "hello\n".repeat(count));
+}
+
+fn guide_nginx() {
+    assert_hellos(&guides::follow("nginx", &[18081]), 5);
+}
+
+fn guide_haproxy() {
+    assert_hellos(&guides::follow("haproxy", &[18082]), 5);
+}
+
+fn guide_gunicorn_uvicorn() {
+    assert_hellos(&guides::follow("gunicorn-uvicorn", &[18083, 18084]), 9);
+}
+
+fn guide_node() {
+    assert_hellos(&guides::follow("node", &[18085]), 5);
+}
+
+fn guide_rust_listenfd() {
+    assert_hellos(&guides::follow("rust-listenfd", &[18086]), 5);
+}
+
+fn guide_go_listen_fds() {
+    assert_hellos(&guides::follow("go-listen-fds", &[18087]), 5);
+}
+
+fn guide_established_connections() {
+    let said = guides::follow("established-connections", &[]);
+    assert_eq!(said, "50 lines, 5 restarts, one connection\n");
+}
+
+fn guide_from_s6() {
+    let said = guides::follow("from-s6", &[]);
+    let (report, lists) = said.split_once("it fits\n").unwrap();
+    assert!(report.contains("uid/self"), "{said}");
+    let mut lists: Vec<_> = lists.lines().collect();
+    lists.sort_unstable();
+    let ids = ["tcp:443", "tcp:443", "tcp:80", "tcp:80", "udp:53", "udp:53"];
+    assert_eq!(lists, ids, "{said}");
+}
+
+/// Clients are in another network namespace: those of the guide itself have to do.
+fn guide_containers() {
+    // One that failed may have left its namespace.
+    let mut clean = std::process::Command::new("ip");
+    let _ = clean.args(["netns", "del", "fdholder-guide"]).output();
+    let said = guides::follow("containers", &[]);
+    assert_eq!(said, format!("{}refused\n", "hello\n".repeat(5)));
+}
+
+/// From a fresh clone to nginx that restarts behind the holder, in five commands at most.
+fn readme() {
+    let readme = guides::document("README.md");
+    let block = readme.split("<!-- nginx: begin").nth(1).unwrap();
+    let script = guides::shell_blocks(block.split("<!-- nginx: end").next().unwrap());
+    let commands = script.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    assert!(commands.count() <= 5, "{script}");
+    // nginx says to standard error, which is a file of this name, what it was passed.
+    let next = "until [ \"$(grep -c 'using inherited' stderr)\" -gt 1 ]; do sleep 0.01; done\n\
+        curl -sS http://127.0.0.1:18080/\n";
+    let script = script + next;
+    assert_eq!(guides::Script::start(&script).succeeds(&[18080]), "hello\nhello\n");
 }

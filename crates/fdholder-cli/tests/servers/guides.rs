@@ -35,8 +35,13 @@ pub fn shell_blocks(text: &str) -> String {
 /// Runs all shell blocks of a guide, and returns what they print. Meanwhile clients connect to
 /// these ports, from the time on at which somebody listens; all are answered.
 pub fn follow(guide: &str, ports: &[u16]) -> String {
+    follow_with(Suite::S6V213, guide, ports)
+}
+
+/// The same, where s6's programs are those of a suite.
+pub fn follow_with(suite: Suite, guide: &str, ports: &[u16]) -> String {
     let script = shell_blocks(&document(&format!("docs/guides/{guide}.md")));
-    Script::start(&script).succeeds(ports)
+    Script::start(suite, &script).succeeds(ports)
 }
 
 /// A script at the top of what looks like a checkout. It and all it started are killed when
@@ -48,13 +53,13 @@ pub struct Script {
 }
 
 impl Script {
-    pub fn start(script: &str) -> Self {
+    pub fn start(s6: Suite, script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         symlink(example("."), at("examples")).unwrap();
         let built = Path::new(env!("CARGO_BIN_EXE_fdholder")).ancestors().nth(2).unwrap();
         symlink(built, at("target")).unwrap();
-        let tools = tools(folder.path());
+        let tools = tools(folder.path(), s6);
         let path = std::env::join_paths([tools].into_iter().chain(folders())).unwrap();
         let mut command = Command::new("sh");
         command.args(["-e", "-c", script]).current_dir(folder.path()).env("PATH", path);
@@ -104,11 +109,10 @@ impl Drop for Script {
 }
 
 /// A folder of commands that the scripts find first.
-fn tools(folder: &Path) -> PathBuf {
+fn tools(folder: &Path, s6: Suite) -> PathBuf {
     let tools = folder.join("tools");
     fs::create_dir(&tools).unwrap();
     write(&tools, "cargo", CARGO);
-    let s6 = Suite::S6V213;
     let mut names = vec!["s6-ipcserver-socketbinder".to_owned()];
     let programs = ["d", "-store", "-list", "-transferdump"];
     names.extend(programs.map(|name| format!("s6-fdholder{name}")));

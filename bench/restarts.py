@@ -34,6 +34,11 @@ error_log stderr error;
 events { }
 http {
     access_log off;
+    client_body_temp_path temp;
+    proxy_temp_path temp;
+    fastcgi_temp_path temp;
+    uwsgi_temp_path temp;
+    scgi_temp_path temp;
     server { listen ADDRESS; location / { return 200 "hello\\n"; } }
 }
 """

@@ -1,0 +1,133 @@
+//! What the guides and the README tell to run works as pasted, and while it runs nobody is
+//! refused.
+
+use crate::load::Load;
+use crate::support::{eventually, Suite};
+use crate::{example, folders};
+use rustix::process::{kill_process_group, Pid, Signal};
+use std::fs::{self, File, Permissions};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::{symlink, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// What there is to build is built, and what there is to install is what is tested.
+const CARGO: &str = "#!/bin/sh
+case $* in
+    'install --locked --path crates/fdholder-cli') ;;
+    'build --quiet --package fdholder-cli --example listenfd') ;;
+    *) echo \"what is 'cargo $*'?\" >&2; exit 1 ;;
+esac
+";
+
+/// A file of the repository, from its top.
+pub fn document(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)).unwrap()
+}
+
+/// All shell blocks of a text, one after the other.
+pub fn shell_blocks(text: &str) -> String {
+    let blocks = text.split("```sh\n").skip(1);
+    blocks.map(|block| block.split("```").next().unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+/// Runs all shell blocks of a guide, and returns what they print. Meanwhile clients connect to
+/// these ports, from the time on at which somebody listens; all are answered.
+pub fn follow(guide: &str, ports: &[u16]) -> String {
+    follow_with(Suite::S6V213, guide, ports)
+}
+
+/// The same, where s6's programs are those of a suite.
+pub fn follow_with(suite: Suite, guide: &str, ports: &[u16]) -> String {
+    let script = shell_blocks(&document(&format!("docs/guides/{guide}.md")));
+    Script::start(suite, &script).succeeds(ports)
+}
+
+/// A script at the top of what looks like a checkout. It and all it started are killed when
+/// dropped.
+pub struct Script {
+    folder: tempfile::TempDir,
+    child: Child,
+    group: Pid,
+}
+
+impl Script {
+    pub fn start(s6: Suite, script: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink(example("."), at("examples")).unwrap();
+        let built = Path::new(env!("CARGO_BIN_EXE_fdholder")).ancestors().nth(2).unwrap();
+        symlink(built, at("target")).unwrap();
+        let tools = tools(folder.path(), s6);
+        let path = std::env::join_paths([tools].into_iter().chain(folders())).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-e", "-c", script]).current_dir(folder.path()).env("PATH", path);
+        command.stdin(Stdio::null()).process_group(0);
+        // What goes on in the background has these for as long as it lives.
+        command.stdout(File::create(at("stdout")).unwrap());
+        command.stderr(File::create(at("stderr")).unwrap());
+        let child = command.spawn().unwrap();
+        let group = Pid::from_child(&child);
+        Self { folder, child, group }
+    }
+
+    fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.path().join(name)).unwrap()
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for the end, with clients; what was printed.
+    pub fn succeeds(mut self, ports: &[u16]) -> String {
+        let mut loads = Vec::new();
+        for &port in ports {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            eventually("somebody listens", || {
+                self.ended().is_some() || TcpStream::connect(address).is_ok()
+            });
+            loads.push(Load::on(address));
+        }
+        eventually("the script ends", || self.ended().is_some());
+        let status = self.ended().unwrap();
+        let output = self.said("stdout");
+        assert!(status.success(), "{status}\n{output}\n{}", self.said("stderr"));
+        for load in loads {
+            load.finish();
+        }
+        output
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = kill_process_group(self.group, Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// A folder of commands that the scripts find first.
+fn tools(folder: &Path, s6: Suite) -> PathBuf {
+    let tools = folder.join("tools");
+    fs::create_dir(&tools).unwrap();
+    write(&tools, "cargo", CARGO);
+    let mut names = vec!["s6-ipcserver-socketbinder".to_owned()];
+    let programs = ["d", "-store", "-list", "-transferdump"];
+    names.extend(programs.map(|name| format!("s6-fdholder{name}")));
+    for name in names.iter().filter(|_| s6.is_installed()) {
+        let words: Vec<_> = s6.words(name).iter().map(|it| it.display().to_string()).collect();
+        write(&tools, name, &format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" ")));
+    }
+    tools
+}
+
+/// By another process: what is open for writing here cannot be executed.
+fn write(folder: &Path, name: &str, content: &str) {
+    let path = folder.join(name);
+    let text = folder.join("text");
+    fs::write(&text, content).unwrap();
+    assert!(Command::new("cp").arg(&text).arg(&path).status().unwrap().success());
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+}

@@ -1,0 +1,233 @@
+//! Real servers that restart behind a holder without refusing anybody, and the guides that
+//! tell how. `scripts/peers` installs them; a test whose server is missing is reported as
+//! ignored, unless `FDHOLDER_REQUIRE_PEERS` is set.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod guides;
+mod load;
+mod restarts;
+#[path = "../support/mod.rs"]
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+use restarts::Site;
+use rustix::process::Signal;
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::suite::peers;
+use support::Suite;
+
+fn main() {
+    let trials = vec![
+        trial("nginx", &["nginx"], nginx),
+        trial("haproxy", &["haproxy"], haproxy),
+        trial("gunicorn", &["gunicorn"], gunicorn),
+        trial("gunicorn_asgi", &["gunicorn"], gunicorn_asgi),
+        trial("uvicorn", &["uvicorn"], uvicorn),
+        trial("uvicorn_by_its_variable", &["uvicorn"], uvicorn_by_its_variable),
+        trial("node", &["node"], node),
+        trial("rust_listenfd", &["listenfd"], rust_listenfd),
+        trial("go", &["go"], go),
+        trial("python_listen_fds", &["python3"], python_listen_fds),
+        trial("guide_nginx", &["nginx", "curl"], guide_nginx),
+        trial("guide_haproxy", &["haproxy", "curl"], guide_haproxy),
+        trial("guide_gunicorn_uvicorn", &["gunicorn", "uvicorn", "curl"], guide_gunicorn_uvicorn),
+        trial("guide_node", &["node", "curl"], guide_node),
+        trial("guide_rust_listenfd", &["listenfd", "curl"], guide_rust_listenfd),
+        trial("guide_go_listen_fds", &["go", "curl"], guide_go_listen_fds),
+        trial("guide_established_connections", &["python3"], guide_established_connections),
+        trial("readme", &["nginx", "curl"], readme),
+        s6_trial("guide_from_s6_2_11", Suite::S6V211),
+        s6_trial("guide_from_s6_2_13", Suite::S6V213),
+        root_trial("guide_containers", &["ip", "unshare", "python3", "curl"], guide_containers),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn trial(name: &str, programs: &[&str], run: impl FnOnce() + Send + 'static) -> Trial {
+    let missing = programs.iter().find(|name| program(name).is_none());
+    let missing = missing.map(|name| format!("{name}: scripts/peers"));
+    support::trial::trial(name.to_owned(), missing, run)
+}
+
+fn root_trial(name: &str, programs: &[&str], run: impl FnOnce() + Send + 'static) -> Trial {
+    if rustix::process::geteuid().is_root() {
+        return trial(name, programs, run);
+    }
+    support::trial::trial(name.to_owned(), Some("root".to_owned()), run)
+}
+
+fn s6_trial(name: &str, suite: Suite) -> Trial {
+    let missing = (!suite.is_installed()).then(|| format!("{suite}: scripts/peers"));
+    support::trial::trial(name.to_owned(), missing, move || guide_from_s6(suite))
+}
+
+/// Where programs are besides `PATH`: what scripts/peers installs with pip, what cargo builds
+/// beside the tests, and what Debian has for root.
+fn folders() -> Vec<PathBuf> {
+    let binary = Path::new(env!("CARGO_BIN_EXE_fdholder")).parent().unwrap();
+    let mut folders = vec![binary.to_owned(), binary.join("examples"), peers().join("python/bin")];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    folders.extend(std::env::split_paths(&path));
+    folders.push("/usr/sbin".into());
+    folders
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    folders().into_iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+fn found(name: &str) -> String {
+    program(name).unwrap().to_str().unwrap().to_owned()
+}
+
+/// A file of `examples`.
+fn example(name: &str) -> String {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    examples.join(name).canonicalize().unwrap().to_str().unwrap().to_owned()
+}
+
+fn nginx() {
+    let site = Site::new(&["--nonblock"]);
+    let configuration = fs::read_to_string(example("nginx/nginx.conf")).unwrap();
+    let configuration = configuration.replace("127.0.0.1:18080", &site.address.to_string());
+    fs::write(site.folder().join("nginx.conf"), configuration).unwrap();
+    let server = [&found("nginx"), "-e", "stderr", "-p", ".", "-c", "nginx.conf"];
+    site.restarts(&["web", "--env-style", "nginx"], &server, Signal::QUIT);
+    let log = fs::read_to_string(site.folder().join("server.log")).unwrap();
+    assert!(log.contains("using inherited sockets from"), "{log}");
+}
+
+fn haproxy() {
+    let site = Site::new(&[]);
+    let configuration = "\
+defaults
+    mode http
+    timeout client 10s
+frontend web
+    bind fd@3
+    http-request return status 200 content-type text/plain string \"hello\\n\"
+";
+    fs::write(site.folder().join("haproxy.cfg"), configuration).unwrap();
+    let server = [&found("haproxy"), "-db", "-f", "haproxy.cfg"];
+    site.restarts(&["web"], &server, Signal::USR1);
+}
+
+fn gunicorn() {
+    gunicorn_with(&["app:wsgi"]);
+}
+
+fn gunicorn_asgi() {
+    gunicorn_with(&["--worker-class", "asgi", "app:asgi"]);
+}
+
+/// Without a control socket: it would be where the user has others.
+fn gunicorn_with(arguments: &[&str]) {
+    let (program, folder) = (found("gunicorn"), example("python"));
+    let server = [program.as_str(), "--no-control-socket", "--workers", "2", "--chdir", &folder];
+    Site::new(&[]).restarts(&["web"], &[&server, arguments].concat(), Signal::TERM);
+}
+
+fn uvicorn() {
+    let python = found("uvicorn").replace("/uvicorn", "/python");
+    let server = [&python, &example("python/serve_uvicorn.py"), "app:asgi"];
+    Site::new(&[]).restarts(&["web"], &server, Signal::TERM);
+}
+
+/// uvicorn by itself reads the variable; but it sends away who has just been accepted when it
+/// is told to stop, so nobody asks it meanwhile.
+fn uvicorn_by_its_variable() {
+    let server = [&found("uvicorn"), "--app-dir", &example("python"), "app:asgi"];
+    Site::new(&[]).starts_again(&["web", "--env-style", "uvicorn-fd"], &server, Signal::TERM);
+}
+
+fn node() {
+    let server = [found("node"), example("node/server.js")];
+    Site::new(&[]).restarts(&["web"], &server, Signal::TERM);
+}
+
+fn rust_listenfd() {
+    Site::new(&[]).restarts(&["web"], &[found("listenfd")], Signal::TERM);
+}
+
+fn go() {
+    let site = Site::new(&[]);
+    let server = site.folder().join("server");
+    let mut build = std::process::Command::new(found("go"));
+    build.arg("build").arg("-o").arg(&server).arg(example("go/server.go"));
+    assert!(build.status().unwrap().success());
+    site.restarts(&["web"], &[server], Signal::TERM);
+}
+
+fn python_listen_fds() {
+    let server = [found("python3"), example("python/listen_fds.py")];
+    Site::new(&[]).restarts(&["web"], &server, Signal::TERM);
+}
+
+/// What the servers of a guide answer, around restarts and an upgrade.
+fn assert_hellos(said: &str, count: usize) {
+    let upgraded = concat!("fdholder ", env!("CARGO_PKG_VERSION"), " serves now\n");
+    assert_eq!(said.replacen(upgraded, "", 1), "hello\n".repeat(count));
+}
+
+fn guide_nginx() {
+    assert_hellos(&guides::follow("nginx", &[18081]), 5);
+}
+
+fn guide_haproxy() {
+    assert_hellos(&guides::follow("haproxy", &[18082]), 5);
+}
+
+fn guide_gunicorn_uvicorn() {
+    assert_hellos(&guides::follow("gunicorn-uvicorn", &[18083, 18084]), 9);
+}
+
+fn guide_node() {
+    assert_hellos(&guides::follow("node", &[18085]), 5);
+}
+
+fn guide_rust_listenfd() {
+    assert_hellos(&guides::follow("rust-listenfd", &[18086]), 5);
+}
+
+fn guide_go_listen_fds() {
+    assert_hellos(&guides::follow("go-listen-fds", &[18087]), 5);
+}
+
+fn guide_established_connections() {
+    let said = guides::follow("established-connections", &[]);
+    assert_eq!(said, "50 lines, 5 restarts, one connection\n");
+}
+
+fn guide_from_s6(suite: Suite) {
+    let said = guides::follow_with(suite, "from-s6", &[]);
+    let (report, lists) = said.split_once("it fits\n").unwrap();
+    assert!(report.contains("uid/self"), "{said}");
+    let mut lists: Vec<_> = lists.lines().collect();
+    lists.sort_unstable();
+    let ids = ["tcp:443", "tcp:80", "udp:53"].map(|id| [id; 3]).concat();
+    assert_eq!(lists, ids, "{said}");
+}
+
+/// Clients are in another network namespace: those of the guide itself have to do.
+fn guide_containers() {
+    // One that failed may have left its namespace.
+    let mut clean = std::process::Command::new("ip");
+    let _ = clean.args(["netns", "del", "fdholder-guide"]).output();
+    let said = guides::follow("containers", &[]);
+    assert_eq!(said, format!("{}refused\n", "hello\n".repeat(5)));
+}
+
+/// From a fresh clone to nginx that restarts behind the holder, in five commands at most.
+fn readme() {
+    let readme = guides::document("README.md");
+    let block = readme.split("<!-- nginx: begin").nth(1).unwrap();
+    let script = guides::shell_blocks(block.split("<!-- nginx: end").next().unwrap());
+    let commands = script.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    assert!(commands.count() <= 5, "{script}");
+    // nginx says to standard error, which is a file of this name, what it was passed.
+    let next = "until [ \"$(grep -c 'using inherited' stderr)\" -gt 1 ]; do sleep 0.01; done\n\
+        curl -sS http://127.0.0.1:18080/\n";
+    let script = script + next;
+    assert_eq!(guides::Script::start(Suite::S6V213, &script).succeeds(&[18080]), "hello\nhello\n");
+}

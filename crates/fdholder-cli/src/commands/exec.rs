@@ -91,6 +91,12 @@ fn define(command: Command) -> Command {
                 .help("Pass on descriptor N as it is: the notification fd of s6, say"),
         )
         .arg(
+            Arg::new("missing-ok")
+                .long("missing-ok")
+                .action(ArgAction::SetTrue)
+                .help("Leave out what is not held, rather than fail"),
+        )
+        .arg(
             milliseconds_option("wait", 'w', "wait")
                 .help("Wait so long for what is not held yet [default: 0, not at all]"),
         )
@@ -210,6 +216,8 @@ struct Source {
     deadline: Deadline,
     /// Until when to wait for what is not held.
     wait: Deadline,
+    /// Whether it may be missing then.
+    missing_ok: bool,
 }
 
 impl Source {
@@ -219,7 +227,8 @@ impl Source {
             if negotiate { connect_negotiated(invocation)? } else { connect(invocation)? };
         let wait = invocation.optional("wait").and_then(|Milliseconds(wait)| wait);
         let wait = Deadline::after(wait.unwrap_or_default());
-        Ok(Self { holder, deadline, wait })
+        let missing_ok = invocation.matches.get_flag("missing-ok");
+        Ok(Self { holder, deadline, wait, missing_ok })
     }
 
     fn get(&mut self, choices: Vec<Choice>) -> Result<Vec<Passed<OwnedFd>>, Failure> {
@@ -227,13 +236,13 @@ impl Source {
         for choice in choices {
             match choice {
                 Choice::One(Wanted { id, name, number }) => {
-                    let fd = self.one(&id)?;
+                    let Some(fd) = self.one(&id)? else { continue };
                     let name = name.unwrap_or_else(|| stand_in(id.as_bytes()));
                     passed.push(Passed { fd, id, name, number });
                 }
                 Choice::Prefix(prefix) => {
                     for id in self.ids(prefix.as_bytes())? {
-                        let fd = self.one(&id)?;
+                        let Some(fd) = self.one(&id)? else { continue };
                         let name = stand_in(id.as_bytes());
                         passed.push(Passed { fd, id, name, number: None });
                     }
@@ -243,27 +252,31 @@ impl Source {
         Ok(passed)
     }
 
-    fn one(&mut self, id: &Identifier) -> Result<OwnedFd, Failure> {
+    /// `None` when it may be missing, and is.
+    fn one(&mut self, id: &Identifier) -> Result<Option<OwnedFd>, Failure> {
         loop {
             match self.holder.retrieve(id, self.deadline) {
-                Err(error)
-                    if matches!(error.cause(), Cause::Denied(Errno::NOENT))
-                        && !self.wait.passed() =>
-                {
-                    std::thread::sleep(WAIT_PAUSE);
+                Err(error) if matches!(error.cause(), Cause::Denied(Errno::NOENT)) => {
+                    if !self.wait.passed() {
+                        std::thread::sleep(WAIT_PAUSE);
+                    } else if self.missing_ok {
+                        return Ok(None);
+                    } else {
+                        return Err(error.into());
+                    }
                 }
-                result => return Ok(result?),
+                result => return Ok(Some(result?)),
             }
         }
     }
 
-    /// The identifiers that begin in one way, ordered; at least one.
+    /// The identifiers that begin in one way, ordered; at least one, unless they may be missing.
     fn ids(&mut self, prefix: &[u8]) -> Result<Vec<Identifier>, Failure> {
         loop {
             let mut ids = self.holder.list(self.deadline)?;
             ids.retain(|id| id.as_bytes().starts_with(prefix));
             ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
-            if !ids.is_empty() {
+            if !ids.is_empty() || (self.missing_ok && self.wait.passed()) {
                 return Ok(ids);
             }
             if self.wait.passed() {

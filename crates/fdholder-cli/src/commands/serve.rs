@@ -369,7 +369,10 @@ impl Settings {
                 Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
             }
             Ended::TakenOver { by } => {
-                info!("pid {} has taken over", by.unwrap_or_default());
+                match by {
+                    Some(pid) => info!("pid {pid} has taken over"),
+                    None => info!("a process of another pid namespace has taken over"),
+                }
                 Ok(ExitCode::SUCCESS)
             }
         }

@@ -183,6 +183,19 @@ fn a_missing_id_is_an_error_before_exec() {
 }
 
 #[test]
+fn what_may_be_missing_is_left_out() {
+    let (_folder, daemon) = holding(&["a", "b"]);
+    let seen = Seen::by(exec(
+        &daemon,
+        &["--missing-ok", "--fd", "nope", "--fd", "b", "--fd-prefix", "nope/", "--fd", "a"],
+    ));
+    assert_eq!(seen.open(), [(3, "b"), (4, "a")]);
+    assert_eq!(seen.variable("LISTEN_FDNAMES"), Some("b:a"));
+    let seen = Seen::by(exec(&daemon, &["--missing-ok", "--fd-prefix", "nope/"]));
+    assert_eq!((seen.open().len(), seen.variable("LISTEN_FDS")), (0, None));
+}
+
+#[test]
 fn what_is_waited_for_may_come_later() {
     let (_folder, daemon) = holding(&[]);
     let mut command = exec(&daemon, &["--wait", "60000", "--fd", "late", "--fd-prefix", "later/"]);

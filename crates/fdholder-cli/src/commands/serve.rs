@@ -369,10 +369,8 @@ impl Settings {
                 Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
             }
             Ended::TakenOver { by } => {
-                match by {
-                    Some(pid) => info!("pid {pid} has taken over"),
-                    None => info!("a process of another pid namespace has taken over"),
-                }
+                let elsewhere = || "a process of another pid namespace".to_owned();
+                info!("{} has taken over", by.map_or_else(elsewhere, |pid| format!("pid {pid}")));
                 Ok(ExitCode::SUCCESS)
             }
         }

@@ -6,7 +6,7 @@
 //!
 //! | name | what |
 //! | --- | --- |
-//! | `hN` | what has number N ([`Record::serial`](crate::Record::serial)) |
+//! | `hN` | what has number N ([`Origin::serial`](fdholder::Origin::serial)) |
 //! | `bN` | the same, wrapped: a socket in whose queue it is, as systemd has another number's descriptor of the same open file, and would drop a second one |
 //! | `m…` | what one number is, or some that came together: a sealed file in memory, see `about.rs`. What is not described is not held |
 //! | `i…` | the same for all that was held at some moment; the last of these counts for everything up to a number that it says |

@@ -82,7 +82,7 @@ pub enum Extension<F> {
     Upgrade,
     /// Tell what is held, and where each comes from.
     Inspect,
-    /// Tell how the holder is: see [`Status`](crate::Status).
+    /// Tell how the holder is: see [`Status`].
     Status,
     /// One of a later version.
     Unknown,

@@ -114,18 +114,22 @@ frontend web
 }
 
 fn gunicorn() {
-    gunicorn_with(&["app:wsgi"]);
+    let server = gunicorn_with(&["app:wsgi"]);
+    Site::new(&[]).restarts(&["web"], &server, Signal::TERM);
 }
 
+/// That worker may drop whoever it has just accepted when it is told to stop, so nobody asks
+/// it meanwhile.
 fn gunicorn_asgi() {
-    gunicorn_with(&["--worker-class", "asgi", "app:asgi"]);
+    let server = gunicorn_with(&["--worker-class", "asgi", "app:asgi"]);
+    Site::new(&[]).starts_again(&["web"], &server, Signal::TERM);
 }
 
 /// Without a control socket: it would be where the user has others.
-fn gunicorn_with(arguments: &[&str]) {
+fn gunicorn_with(arguments: &[&str]) -> Vec<String> {
     let (program, folder) = (found("gunicorn"), example("python"));
     let server = [program.as_str(), "--no-control-socket", "--workers", "2", "--chdir", &folder];
-    Site::new(&[]).restarts(&["web"], &[&server, arguments].concat(), Signal::TERM);
+    [&server, arguments].concat().into_iter().map(str::to_owned).collect()
 }
 
 fn uvicorn() {

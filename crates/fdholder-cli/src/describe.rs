@@ -101,7 +101,12 @@ fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
     };
     let words = |address: Option<SocketAddrAny>| address.and_then(in_words).unwrap_or_default();
     Description {
-        kind: format!("{kind} {}", if listening { "listener" } else { "socket" }),
+        kind: match kind {
+            _ if listening => format!("{kind} listener"),
+            // They need not be told from anything else.
+            "Unix datagram" | "Unix seqpacket" => kind.to_owned(),
+            _ => format!("{kind} socket"),
+        },
         address: words(getsockname(fd).ok()),
         peer: words(getpeername(fd).ok().flatten()),
         listening,

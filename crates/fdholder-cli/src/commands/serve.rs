@@ -26,6 +26,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// Makes its socket.
@@ -283,6 +284,8 @@ struct Settings {
     standby: Option<Launch>,
     /// systemd, if it is to keep a copy of everything.
     notifier: Option<Notifier>,
+    /// systemd, if it is to be told that the loop goes round, and how long it waits for that.
+    watchdog: Option<(Notifier, Duration)>,
     /// What to become when an upgrade is asked for.
     successor: Launch,
     signals: Signals,
@@ -327,7 +330,8 @@ impl Settings {
         let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor();
-        Ok(Self { options, room, announce, standby, notifier, successor, signals })
+        let watchdog = watchdog();
+        Ok(Self { options, room, announce, standby, notifier, watchdog, successor, signals })
     }
 
     /// What both names of the daemon do once there is something to serve with.
@@ -357,6 +361,9 @@ impl Settings {
         }
         if let Some(notifier) = self.notifier {
             server = server.with_fdstore(notifier, &past).map_err(prepare)?;
+        }
+        if let Some((notifier, patience)) = self.watchdog {
+            server = server.with_watchdog(notifier, patience);
         }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {
@@ -404,6 +411,19 @@ fn notifier(invocation: &Invocation) -> Result<Option<Notifier>, Failure> {
             ),
         )
     })
+}
+
+/// A connection with systemd, if it wants to hear from this process again and again, or it
+/// ends it.
+fn watchdog() -> Option<(Notifier, Duration)> {
+    let patience = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero())?;
+    match Notifier::from_environment() {
+        Ok(notifier) => Some((notifier?, patience)),
+        Err(errno) => {
+            warn!("unable to tell systemd that this goes on: {}", fdholder::strerror(errno));
+            None
+        }
+    }
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input

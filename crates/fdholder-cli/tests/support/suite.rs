@@ -27,7 +27,7 @@ impl fmt::Display for Suite {
 }
 
 /// The folder that scripts/peers fills.
-fn peers() -> PathBuf {
+pub fn peers() -> PathBuf {
     let cache = || {
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
         std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from)

@@ -59,7 +59,7 @@ impl Notifier {
         }
     }
 
-    fn to(address: &OsStr) -> Result<Self, Errno> {
+    pub(crate) fn to(address: &OsStr) -> Result<Self, Errno> {
         let address = match address.as_bytes() {
             [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
             path => SocketAddrUnix::new(path)?,

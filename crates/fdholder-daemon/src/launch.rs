@@ -17,6 +17,9 @@ pub const TAKE_OVER_VARIABLE: &str = "FDHOLDER_TAKE_OVER";
 /// What systemd says of the descriptors that it gives to a process.
 pub const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
+/// Which process is to tell systemd that it goes on; without it, whichever is asked.
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
+
 /// How this program is started.
 #[derive(Debug, Clone)]
 pub struct Launch {
@@ -67,6 +70,10 @@ impl Launch {
         // What is for this process alone.
         for name in [FOLLOW_VARIABLE, TAKE_OVER_VARIABLE].iter().chain(&LISTEN_VARIABLES) {
             command.env_remove(name);
+        }
+        // What this process says to systemd is for whoever serves in its place to say.
+        if std::env::var(WATCHDOG_PID).is_ok_and(|pid| pid == std::process::id().to_string()) {
+            command.env_remove(WATCHDOG_PID);
         }
         command.env(variable, link.as_raw_fd().to_string());
         Ok(command)

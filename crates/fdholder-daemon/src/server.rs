@@ -8,6 +8,7 @@ mod handover;
 mod standby;
 mod status;
 mod upgrade;
+mod watchdog;
 
 use crate::access::{Rules, User};
 use crate::courier::Crew;
@@ -42,6 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::warn;
 use upgrade::Upgrade;
+use watchdog::Watchdog;
 
 /// What a server is told.
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +125,8 @@ pub struct Server {
     upgrade: Option<Upgrade>,
     /// What systemd is told of everything.
     shelf: Option<Shelf>,
+    /// Whoever is told that the loop goes round.
+    watchdog: Option<Watchdog>,
     /// A follower is to serve: clients that are in the middle of nothing wait.
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
@@ -287,6 +291,7 @@ impl Server {
             successor: None,
             upgrade: None,
             shelf: None,
+            watchdog: None,
             is_handing_over: false,
             handed: clients,
             ended: None,
@@ -330,6 +335,13 @@ impl Server {
         }
         self.shelf = Some(told);
         Ok(self)
+    }
+
+    /// Has the loop say that it goes round, to one who takes it for dead when it has not for so
+    /// long.
+    #[must_use]
+    pub fn with_watchdog(self, notifier: Notifier, patience: Duration) -> Self {
+        Self { watchdog: Some(Watchdog::new(notifier, patience, Instant::now())), ..self }
     }
 
     /// Tells systemd what there is to tell, before anything else is done that depends on it.
@@ -380,6 +392,9 @@ impl Server {
             self.tend_followers();
             if let Some(ended) = self.has_ended() {
                 return Ok(ended);
+            }
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.tend(Instant::now());
             }
             self.expiry_timer.set(self.hold.store.next_expiry());
             let timeout = self.timeout();
@@ -479,7 +494,8 @@ impl Server {
             Accepting::Yes | Accepting::Full => None,
         };
         let followers = self.followers_deadline();
-        let next = [accepting, self.deadlines.next(), self.turns.next(), followers];
+        let watchdog = self.watchdog.as_ref().map(Watchdog::due);
+        let next = [accepting, self.deadlines.next(), self.turns.next(), followers, watchdog];
         let next = next.into_iter().flatten().min()?;
         let span = next.saturating_duration_since(Instant::now());
         // A span too long for a timespec is as good as none.

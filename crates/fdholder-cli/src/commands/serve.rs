@@ -31,6 +31,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing::{info, warn};
 use wishes::groups;
 
@@ -269,6 +270,8 @@ struct Settings {
     standby: Option<Launch>,
     /// systemd, if it is to keep a copy of everything.
     notifier: Option<Notifier>,
+    /// systemd, if it is to be told that the loop goes round, and how long it waits for that.
+    watchdog: Option<(Notifier, Duration)>,
     /// What to become when an upgrade is asked for.
     successor: Launch,
     signals: Signals,
@@ -309,8 +312,19 @@ impl Settings {
         let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor();
-        let (sockets, reload) = (Sockets::default(), None);
-        Ok(Self { options, room, announce, standby, notifier, successor, signals, sockets, reload })
+        let (watchdog, sockets, reload) = (watchdog(), Sockets::default(), None);
+        Ok(Self {
+            options,
+            room,
+            announce,
+            standby,
+            notifier,
+            watchdog,
+            successor,
+            signals,
+            sockets,
+            reload,
+        })
     }
 
     /// What both names of the daemon do once there is something to serve with.
@@ -336,6 +350,9 @@ impl Settings {
         }
         if let Some(notifier) = self.notifier {
             server = server.with_fdstore(notifier, &past).map_err(prepare)?;
+        }
+        if let Some((notifier, patience)) = self.watchdog {
+            server = server.with_watchdog(notifier, patience);
         }
         if let Some(reload) = self.reload {
             server = server.with_configuration(reload);
@@ -414,6 +431,19 @@ fn notifier(wishes: &Wishes) -> Result<Option<Notifier>, Failure> {
             ),
         )
     })
+}
+
+/// A connection with systemd, if it wants to hear from this process again and again, or it
+/// ends it.
+fn watchdog() -> Option<(Notifier, Duration)> {
+    let patience = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero())?;
+    match Notifier::from_environment() {
+        Ok(notifier) => Some((notifier?, patience)),
+        Err(errno) => {
+            warn!("unable to tell systemd that this goes on: {}", fdholder::strerror(errno));
+            None
+        }
+    }
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input

@@ -8,6 +8,7 @@ pub mod family;
 pub mod installed;
 pub mod proxy;
 pub mod suite;
+pub mod system;
 pub mod systemd;
 pub mod trial;
 

@@ -18,14 +18,29 @@ use std::thread::JoinHandle;
 
 /// Arguments: a folder, and the root of the system whose systemd it is (or nothing: this
 /// one's). The name of the folder is that of the cgroup. In the environment: what systemd wants.
+/// What is in the folder `tree` is seen on top of the system. What is at run/ is at a place that
+/// services see also when they do not see /tmp.
 const KEEPER: &str = r#"
 set -eu
 folder=$1 root=$2 name=$(basename "$1")
 [ -z "$root" ] || mount --bind "$root/usr" /usr
+for it in "$folder"/tree/*; do
+    [ ! -d "$it" ] || mount -t overlay overlay -o "lowerdir=$it:/${it##*/}" "/${it##*/}"
+done
 # It refuses to run where there is no /run/systemd/system, and logs to a socket in journal.
 mkdir -p /run/systemd
+# Services that do not see all of the system get a new /run where there is no file system.
+mount --rbind /run /run
 mount -t tmpfs tmpfs /run/systemd
-mkdir /run/systemd/system /run/systemd/journal
+mkdir /run/systemd/system /run/systemd/journal /run/systemd/run
+# What services do not see is covered by these, which the first process makes elsewhere.
+mkdir -m 700 /run/systemd/inaccessible
+mkdir -m 0 /run/systemd/inaccessible/dir
+mknod -m 0 /run/systemd/inaccessible/chr c 0 0
+mkfifo -m 0 /run/systemd/inaccessible/fifo
+: >/run/systemd/inaccessible/reg
+mount --bind "$folder/run" /run/systemd/run
+export XDG_RUNTIME_DIR=/run/systemd/run
 mount --bind "$folder/journal" /run/systemd/journal
 mount -t cgroup2 cgroup2 "$folder/cgroup"
 group=$folder/cgroup/$name
@@ -92,14 +107,25 @@ impl Manager {
         Self::of(Path::new(""))
     }
 
+    /// The same with files installed: what `install` puts into a folder is seen on top of the
+    /// system.
+    pub fn with(install: impl FnOnce(&Path)) -> Self {
+        Self::of_with(Path::new(""), install)
+    }
+
     /// The systemd of another system, which is installed in a folder; ready. Everything else is
     /// this machine's, except `/usr`.
     pub fn of(root: &Path) -> Self {
+        Self::of_with(root, |_| ())
+    }
+
+    fn of_with(root: &Path, install: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        for name in ["run", "units", "units/service.d", "journal", "cgroup", "nothing"] {
+        for name in ["run", "units", "units/service.d", "journal", "cgroup", "nothing", "tree"] {
             fs::create_dir(at(name)).unwrap();
         }
+        install(&at("tree"));
         for target in TARGETS {
             fs::write(at("units").join(target), "[Unit]\nDescription=A target\n").unwrap();
         }
@@ -118,7 +144,6 @@ impl Manager {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", at("nothing"))
-            .env("XDG_RUNTIME_DIR", at("run"))
             .env("NOTIFY_SOCKET", at("ready"))
             .env("SYSTEMD_UNIT_PATH", at("units"))
             .env("SYSTEMD_GENERATOR_PATH", at("nothing"))
@@ -144,6 +169,18 @@ impl Manager {
                 return fs::remove_file(self.folder.path().join("ready")).unwrap();
             }
         }
+    }
+
+    /// A program that sees what the manager sees.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={}", self.manager_pid())).args(["--mount", program]);
+        command
+    }
+
+    /// What `%t` is in units, as it is seen from outside.
+    pub fn runtime(&self) -> PathBuf {
+        self.folder.path().join("run")
     }
 
     /// Where there is room for sockets and files of units.
@@ -258,7 +295,7 @@ impl Manager {
         Command::new("systemctl")
             .args(["--user", "--no-pager"])
             .args(arguments)
-            .env("XDG_RUNTIME_DIR", self.folder.path().join("run"))
+            .env("XDG_RUNTIME_DIR", self.runtime())
             .env_remove("DBUS_SESSION_BUS_ADDRESS")
             .output()
             .unwrap()

@@ -13,8 +13,10 @@ use tracing::warn;
 /// What systemd has given back.
 #[derive(Debug)]
 pub struct Recovered {
-    /// The listening socket; also one that systemd itself listens on for this service.
+    /// One that systemd itself listens on for this service.
     pub listener: Option<OwnedFd>,
+    /// The listening socket that was kept. It may lead nowhere any more.
+    pub kept_listener: Option<OwnedFd>,
     /// Who may serve.
     pub roll: Option<OwnedFd>,
     /// What is held.
@@ -70,6 +72,12 @@ impl Past {
         self.has_listener
     }
 
+    /// The listening socket that it has is not the one that is served on.
+    #[must_use]
+    pub fn without_listener(self) -> Self {
+        Self { has_listener: false, ..self }
+    }
+
     /// There was none.
     pub fn none() -> Self {
         Self { is_known: true, ..Self::default() }
@@ -95,10 +103,9 @@ fn number(name: &str, kind: char) -> Option<u64> {
 
 /// Puts together what systemd has given back, with room for so many.
 pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
-    let (mut listener, mut roll) = (None, None);
+    let (mut listener, mut kept_listener, mut roll) = (None, None, None);
     let (mut lists, mut single) = (Vec::new(), Vec::new());
     let (mut fds, mut wrapped) = (HashMap::new(), HashMap::new());
-    let mut has_listener = false;
     for (name, fd) in given {
         if let Some(serial) = number(&name, 'h') {
             fds.insert(serial, fd);
@@ -111,8 +118,11 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
         } else if name == "r" {
             roll = Some(fd);
         } else if check_inherited(&fd).is_ok() {
-            has_listener |= name == "l";
-            listener = Some(fd);
+            if name == "l" {
+                kept_listener = Some(fd);
+            } else {
+                listener = Some(fd);
+            }
         } else {
             warn!("systemd gave a descriptor named {name}, which is not for this daemon");
         }
@@ -129,8 +139,8 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
         Names { direct: fds.keys().copied().collect(), wrapped: wrapped.keys().copied().collect() };
     wrapped.extend(fds);
     let store = restore(known, wrapped, highest, capacity);
-    let past = Past { names, has_listener, is_known: true };
-    Recovered { listener, roll, store, past }
+    let past = Past { names, has_listener: kept_listener.is_some(), is_known: true };
+    Recovered { listener, kept_listener, roll, store, past }
 }
 
 /// Holds what is known and there.

@@ -12,6 +12,7 @@ use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
 use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
 use fdholder_daemon::privileges::{drop_to, Become};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Permissions;
@@ -111,9 +112,9 @@ pub fn at(
         warn!("what systemd has kept is older than what was held last, and is dropped");
         recovered.drop_what_is_held();
     }
-    let Recovered { listener, roll, store, past } = recovered;
+    let Recovered { listener, kept_listener, roll, store, past } = recovered;
     if whose == Whose::Anothers {
-        drop(listener);
+        drop((listener, kept_listener));
         // It may have changed things since what systemd has given to this process.
         let is_there = || roll.as_ref().is_none_or(|roll| matches!(may_recover(roll), Ok(None)));
         return listen_or_take_over(listen, user, settings, is_there, |_| {
@@ -121,19 +122,22 @@ pub fn at(
         });
     }
     let with = |listener, store| Inheritance { store, ..Inheritance::of(listener, capacity) };
-    match listener.filter(|listener| listens_on(listener, &listen.path)) {
-        Some(listener) => {
-            become_user(user)?;
-            Ok(Start::Anew(with(listener, store), past))
-        }
-        None => listen_or_take_over(
-            listen,
-            user,
-            settings,
-            || true,
-            |listener| Ok(Start::Anew(with(listener, store), past)),
-        ),
+    let leads_here = |listener: &OwnedFd| listens_on(listener, &listen.path);
+    // That of a socket unit may be newer than the one that was kept; then it is kept from now on.
+    let made = listener.filter(leads_here);
+    let (listener, past) = match made {
+        Some(listener) => (Some(listener), past.without_listener()),
+        None => match kept_listener.filter(leads_here) {
+            Some(listener) => (Some(listener), past),
+            None => (None, past.without_listener()),
+        },
+    };
+    if let Some(listener) = listener {
+        become_user(user)?;
+        return Ok(Start::Anew(with(listener, store), past));
     }
+    let begin = |listener| Ok(Start::Anew(with(listener, store), past));
+    listen_or_take_over(listen, user, settings, || true, begin)
 }
 
 /// What is said when systemd is to give what it has by now.
@@ -243,12 +247,24 @@ fn whose(recovered: &Recovered, path: &Path, settings: &Settings) -> Result<Whos
 fn listens_on(listener: &OwnedFd, path: &Path) -> bool {
     let bound = rustix::net::getsockname(listener).ok();
     let bound = bound.and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());
-    let same = |bound: &std::ffi::CStr| {
-        let bound = Path::new(OsStr::from_bytes(bound.to_bytes()));
-        // Nobody has put another one in its place, as far as that can be seen.
-        bound == path && path.exists()
-    };
+    let same = |bound: &std::ffi::CStr| Path::new(OsStr::from_bytes(bound.to_bytes())) == path;
     bound.is_some_and(|address| address.path().is_some_and(|bound| same(&bound)))
+        && leads_to(path, listener)
+}
+
+/// Whether clients come in here by a path. Another socket may have been put there since, be it
+/// that nobody listens on that.
+fn leads_to(path: &Path, listener: &OwnedFd) -> bool {
+    match connect_to(path) {
+        // Who has connected waits to be let in, which the listening socket tells at once.
+        Ok(_client) => {
+            let mut waiting = [PollFd::new(listener, PollFlags::IN)];
+            poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        }
+        // There are too many already.
+        Err(Errno::AGAIN) => true,
+        Err(_) => false,
+    }
 }
 
 /// Takes over from whoever listens on a path; `None` when nobody does any more.

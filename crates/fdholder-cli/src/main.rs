@@ -4,28 +4,18 @@
 //! options, operands, environment, messages and exit codes. Called `fdholder`, it takes
 //! the same operations as subcommands.
 
-mod activation;
 mod commands;
 mod config;
 mod connect;
-mod contents;
-mod describe;
-mod duration;
 mod endpoint;
-mod exec;
 mod failure;
-mod front_door;
-mod holder_status;
-mod inherited;
 mod log;
+mod look;
 mod options;
-mod output;
 mod passing;
 mod program;
-mod progress;
+mod show;
 mod sockopt;
-mod table;
-mod terminal;
 mod users;
 
 use program::Invocation;

@@ -1,6 +1,10 @@
 //! Descriptors for a program that this process becomes: which numbers they get, what the
 //! environment says of them, and that it gets nothing else.
 
+pub mod activation;
+pub mod becoming;
+pub mod front_door;
+pub mod inherited;
 mod names;
 mod order;
 
@@ -8,7 +12,6 @@ pub use names::{is_fd_name, stand_in};
 pub use order::natural;
 
 use crate::failure::{exit, Failure};
-use crate::inherited;
 use clap::builder::PossibleValue;
 use clap::ValueEnum;
 use fdholder::environ::{self, Variable};

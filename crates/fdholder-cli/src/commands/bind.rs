@@ -1,9 +1,9 @@
 //! `bind`: open what a service listens on, and have it held; or leave what is held already.
 
 use crate::connect::{connect, identifier};
-use crate::describe::describe;
 use crate::endpoint::{arguments, Endpoint, EndpointOptions, OpenError};
 use crate::failure::{exit, Failure};
+use crate::look::describe::describe;
 use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};

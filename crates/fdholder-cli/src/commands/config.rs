@@ -2,10 +2,10 @@
 
 use crate::config::{Config, Socket};
 use crate::failure::{exit, Failure};
-use crate::output::print;
 use crate::program::{Invocation, Program};
-use crate::table::Table;
-use crate::terminal::Screen;
+use crate::show::output::print;
+use crate::show::table::Table;
+use crate::show::terminal::Screen;
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::check::{check, Says};
 use serde_json::json;

@@ -7,8 +7,8 @@ mod client;
 mod report;
 mod server;
 
-use crate::describe::describe;
 use crate::failure::{exit, Failure};
+use crate::look::describe::describe;
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Client, Deadline, Identifier, Limit};
@@ -46,7 +46,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     }
     let report = play()?;
     let text = if invocation.matches.get_flag("json") { report.json() } else { report.table() };
-    crate::output::print(&text)?;
+    crate::show::output::print(&text)?;
     Ok(ExitCode::from(if report.is_good() { 0 } else { exit::DENIED }))
 }
 

@@ -1,14 +1,14 @@
 //! `exec`: become a program that has held descriptors open, and knows of them.
 
-use crate::activation;
 use crate::connect::{connect, connect_negotiated};
-use crate::exec::become_program;
 use crate::failure::{exit, Failure};
-use crate::front_door::FrontDoor;
-use crate::inherited;
 use crate::options::{
     milliseconds_option, number, path_operand, timeout_option, Milliseconds, EXIT_CODES_EXEC,
 };
+use crate::passing::activation;
+use crate::passing::becoming::become_program;
+use crate::passing::front_door::FrontDoor;
+use crate::passing::inherited;
 use crate::passing::{
     assign, is_fd_name, leave, natural, stand_in, variables, EnvStyle, Passed, Pids,
 };

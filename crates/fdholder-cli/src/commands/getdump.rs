@@ -2,9 +2,9 @@
 //! environment.
 
 use crate::connect::connect_negotiated;
-use crate::exec::become_program;
 use crate::failure::Failure;
 use crate::options::{path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
+use crate::passing::becoming::become_program;
 use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Entry};

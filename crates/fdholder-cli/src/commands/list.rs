@@ -3,12 +3,12 @@
 mod long;
 
 use crate::connect::{connect, deadline};
-use crate::contents::Contents;
 use crate::failure::Failure;
+use crate::look::contents::Contents;
 use crate::options::{milliseconds_option, path_operand, timeout_option, Milliseconds, EXIT_CODES};
-use crate::output::print;
 use crate::program::{Invocation, Program};
-use crate::terminal::Screen;
+use crate::show::output::print;
+use crate::show::terminal::Screen;
 use clap::{Arg, ArgAction, Command};
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -2,10 +2,10 @@
 
 use crate::connect::deadline;
 use crate::failure::Failure;
-use crate::holder_status::{look, Known};
+use crate::look::status::{look, Known};
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
-use crate::output::print;
 use crate::program::{Invocation, Program};
+use crate::show::output::print;
 use clap::{Arg, Command};
 use fdholder::{Errno, Standby, Status};
 use std::collections::BTreeMap;

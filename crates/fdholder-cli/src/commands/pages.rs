@@ -3,8 +3,8 @@
 
 use crate::commands::ALL;
 use crate::failure::{exit, Failure};
-use crate::output::print;
 use crate::program::{everything, Invocation, Program};
+use crate::show::output::print;
 use clap::builder::EnumValueParser;
 use clap::{Arg, Command};
 use clap_complete::Shell;

@@ -2,9 +2,9 @@
 
 use crate::connect::connect;
 use crate::connect::identifier;
-use crate::exec::become_program;
 use crate::failure::Failure;
 use crate::options::{id_operand, path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
+use crate::passing::becoming::become_program;
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
 //! `rules check`: who may do what, and where a rule is wrong.
 
 use crate::failure::{exit, Failure};
-use crate::output::print;
 use crate::program::{Invocation, Program};
-use crate::table::{Cell, Table};
-use crate::terminal::Screen;
+use crate::show::output::print;
+use crate::show::table::{Cell, Table};
+use crate::show::terminal::Screen;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use fdholder_daemon::access::check::{check, Rule, Says};
 use fdholder_daemon::access::{Refusal, Rights, Rules, User};

@@ -8,11 +8,11 @@ mod wishes;
 
 pub use wishes::Wishes;
 
-use crate::activation;
 use crate::config::Config;
 use crate::failure::{exit, Failure};
 use crate::log;
 use crate::options::{milliseconds_option, number_option, path_operand};
+use crate::passing::activation;
 use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};

@@ -2,8 +2,8 @@
 
 use crate::connect::connect;
 use crate::failure::{exit, Failure};
-use crate::inherited;
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
+use crate::passing::inherited;
 use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Cause, Entry, Error};

@@ -1,14 +1,14 @@
 //! `status`: how a holder is.
 
 use crate::connect::deadline;
-use crate::duration::brief;
 use crate::failure::Failure;
-use crate::holder_status::{look, Known};
+use crate::look::status::{look, Known};
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
-use crate::output::print;
 use crate::program::{Invocation, Program};
-use crate::table::{Cell, Table};
-use crate::terminal::{Screen, Style};
+use crate::show::duration::brief;
+use crate::show::output::print;
+use crate::show::table::{Cell, Table};
+use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Service, Standby, Status};

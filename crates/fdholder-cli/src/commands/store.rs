@@ -3,11 +3,11 @@
 use crate::connect::connect;
 use crate::connect::identifier;
 use crate::failure::Failure;
-use crate::inherited;
 use crate::options::{
     id_operand, milliseconds_option, number_option, path_operand, timeout_option, Milliseconds,
     EXIT_CODES,
 };
+use crate::passing::inherited;
 use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{Cause, Error, Limit};

@@ -6,7 +6,7 @@ mod summary;
 use crate::failure::{exit, Failure};
 use crate::options::{milliseconds, path_operand, Milliseconds};
 use crate::program::{Invocation, Program};
-use crate::progress::Bar;
+use crate::show::progress::Bar;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Identifier, Left, OnConflict, Transfer, TransferError};

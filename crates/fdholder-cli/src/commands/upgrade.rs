@@ -3,8 +3,8 @@
 use crate::connect::connect_negotiated;
 use crate::failure::{exit, Failure};
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
-use crate::output::print;
 use crate::program::{Invocation, Program};
+use crate::show::output::print;
 use clap::Command;
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! What the demo shows at its end.
 
 use super::client::Connections;
-use crate::describe::Description;
+use crate::look::describe::Description;
 use fdholder::{Limit, Timestamp};
 use serde_json::json;
 use std::fmt::Write;

@@ -1,10 +1,10 @@
 //! Everything that is held, to be looked at.
 
-use crate::contents::{Contents, Seen};
-use crate::describe::{Description, Queue};
-use crate::duration::brief;
-use crate::table::{Cell, Table};
-use crate::terminal::{Screen, Style};
+use crate::look::contents::{Contents, Seen};
+use crate::look::describe::{Description, Queue};
+use crate::show::duration::brief;
+use crate::show::table::{Cell, Table};
+use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use fdholder::{Identifier, Limit, Timestamp};
 use serde_json::{json, Value};

@@ -1,8 +1,8 @@
 //! What a configuration wants open from the start.
 
 use crate::config::Socket;
-use crate::describe::describe;
 use crate::endpoint::OpenError;
+use crate::look::describe::describe;
 use fdholder::{Entry, Identifier, Limit};
 use fdholder_daemon::Store;
 use std::collections::HashMap;

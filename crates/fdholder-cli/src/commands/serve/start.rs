@@ -3,7 +3,7 @@
 
 use super::Settings;
 use crate::failure::{exit, Failure};
-use crate::inherited;
+use crate::passing::inherited;
 use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
 use fdholder_daemon::fdstore::{may_recover, recover, Past, Recovered};

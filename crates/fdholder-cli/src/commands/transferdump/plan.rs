@@ -1,10 +1,10 @@
 //! What a transfer would do.
 
-use crate::duration::brief;
 use crate::failure::{exit, Failure};
-use crate::output::print;
-use crate::table::Table;
-use crate::terminal::Screen;
+use crate::show::duration::brief;
+use crate::show::output::print;
+use crate::show::table::Table;
+use crate::show::terminal::Screen;
 use fdholder::{strerror, Errno, Limit, Plan, Timestamp};
 use serde_json::json;
 use std::process::ExitCode;

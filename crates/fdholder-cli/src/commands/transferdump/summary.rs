@@ -1,7 +1,7 @@
 //! What a transfer did, in words and as JSON.
 
 use crate::failure::Failure;
-use crate::output::print;
+use crate::show::output::print;
 use fdholder::{Identifier, Report, Verification};
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::{json, Value};

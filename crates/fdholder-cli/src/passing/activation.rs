@@ -1,7 +1,7 @@
 //! Descriptors that systemd gives to a process, and what the process tells systemd.
 
 use crate::failure::Failure;
-use crate::inherited;
+use crate::passing::inherited;
 use crate::passing::FIRST;
 use fdholder::Errno;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! Everything that a holder holds, in as much detail as it tells and lets us see.
 
-use crate::describe::{describe, Description};
 use crate::failure::Failure;
+use crate::look::describe::{describe, Description};
 use crate::passing::natural;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Inspected, Limit, Origin};
 use fdholder_daemon::privileges::raise_open_files;

@@ -1,6 +1,6 @@
 //! Tables of text.
 
-use crate::terminal::{Screen, Style};
+use crate::show::terminal::{Screen, Style};
 
 /// What stands between two columns.
 const GAP: usize = 2;

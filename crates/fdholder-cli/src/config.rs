@@ -4,11 +4,13 @@ use crate::commands::Wishes;
 use crate::endpoint::{Endpoint, EndpointOptions};
 use crate::failure::{exit, Failure};
 use fdholder::Identifier;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Bytes of a configuration at most: thousands of sockets.
@@ -74,7 +76,13 @@ impl Config {
 
 fn read(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(LEN_MAX + 1).read_to_string(&mut text)?;
+    // Something else could keep a daemon waiting that reads it again.
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(nonblock).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no file"));
+    }
+    file.take(LEN_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > LEN_MAX {
         return Err(std::io::Error::other(format!("it is longer than {LEN_MAX} bytes")));
     }

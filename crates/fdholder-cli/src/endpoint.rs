@@ -7,7 +7,7 @@ mod open;
 mod options;
 
 pub use open::OpenError;
-pub use options::{arguments, EndpointOptions};
+pub use options::{arguments, EndpointOptions, Mode};
 
 use rustix::net::SocketType;
 use std::fmt;
@@ -68,6 +68,9 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.chars().any(char::is_control) {
+            return Err("there are no control characters in it".to_owned());
+        }
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(format!("'{text}' does not say what it is: {SCHEMES}"));
         };

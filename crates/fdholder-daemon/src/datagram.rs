@@ -38,6 +38,9 @@ const CONTROL_LEN: usize = {
     len as usize
 };
 
+/// `SCM_PIDFD` in linux/socket.h, since 6.5: a descriptor of the sender's process.
+const SCM_PIDFD: libc::c_int = 4;
+
 /// What a control message must be aligned like.
 #[repr(C)]
 union Control {
@@ -101,6 +104,11 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Datagram, Errno> 
                 let user = User { uid: ucred.uid, gid: ucred.gid };
                 let pid = (ucred.pid != 0).then_some(ucred.pid);
                 sender = Some(Credentials { pid, user });
+            }
+            (libc::SOL_SOCKET, SCM_PIDFD) if data_len >= size_of::<RawFd>() => {
+                // Nobody has asked for it but a stranger who shares the socket; it is closed.
+                // SAFETY: as for SCM_RIGHTS.
+                drop(unsafe { OwnedFd::from_raw_fd(data.cast::<RawFd>().read_unaligned()) });
             }
             _ => {}
         }

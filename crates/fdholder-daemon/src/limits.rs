@@ -104,8 +104,19 @@ pub const NOTIFY_LEN_MAX: usize = 4096;
 pub const NOTIFY_STATUS_LEN_MAX: usize = 512;
 
 /// Datagrams of one service that are carried out in one turn of the loop, so that one that
-/// sends all the time does not keep clients waiting: each may have to look at all that is held.
+/// sends all the time does not keep clients waiting.
 pub const NOTIFIED_PER_TURN: usize = 16;
+
+/// Descriptors that are compared in one turn with what is held for a service, for the same
+/// reason: each takes half a microsecond.
+pub const NOTIFY_WORK_PER_TURN: usize = 4096;
+
+/// Datagrams whose descriptors wait to be closed until followers have been told what they
+/// changed. With more, none is read.
+pub const NOTIFY_LEAVING_MAX: usize = 64;
+
+/// Services whose status is told: a reply fits into a message, and on a screen.
+pub const SERVICES_TOLD_MAX: usize = 1000;
 
 /// Clients accepted in one turn of the loop, so that a flood of them does not keep those
 /// already here from being served.

@@ -99,10 +99,13 @@ impl fmt::Display for ListenError {
             }
             Self::InUse { path, pid, uid } => {
                 write!(f, "unable to bind to {}: a daemon listens there (", path.display())?;
-                if let Some(pid) = pid {
-                    write!(f, "pid {pid}, ")?;
+                match pid {
+                    Some(pid) => write!(f, "pid {pid}, uid {uid})")?,
+                    // Nobody listens to datagrams, so there is nobody to name.
+                    None if *uid == u32::MAX => f.write_str("by datagrams)")?,
+                    None => write!(f, "uid {uid})")?,
                 }
-                write!(f, "uid {uid}): stop it first, or choose another path")
+                f.write_str(": stop it first, or choose another path")
             }
             Self::NotASocket(path) => write!(
                 f,
@@ -142,13 +145,21 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
     let bound = bind(&socket, &address);
     rustix::process::umask(umask);
     bound.map_err(ListenError::system(doing()))?;
-    if let Some(User { uid, gid }) = *owner {
-        chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .map_err(ListenError::system(format!("give {} to uid {uid}", path.display())))?;
-    }
-    if *kind != SocketType::DGRAM {
-        listen(&socket, *backlog)
-            .map_err(ListenError::system(format!("listen to {}", path.display())))?;
+    let finish = || {
+        if let Some(User { uid, gid }) = *owner {
+            chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(ListenError::system(format!("give {} to uid {uid}", path.display())))?;
+        }
+        if *kind != SocketType::DGRAM {
+            listen(&socket, *backlog)
+                .map_err(ListenError::system(format!("listen to {}", path.display())))?;
+        }
+        Ok(())
+    };
+    if let Err(error) = finish() {
+        // It leads nowhere.
+        let _ = unlink(path);
+        return Err(error);
     }
     Ok(socket)
 }

@@ -16,9 +16,10 @@ pub(crate) mod status_file;
 pub use message::Message;
 
 use crate::access::Rights;
-use crate::store::{Change, Store};
+use crate::store::{Change, Record, Store};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Limit, Tenure, Timestamp};
+use std::sync::Arc;
 
 /// What the identifier of a door ends in.
 const DOOR: &[u8] = b"/.notify";
@@ -52,6 +53,11 @@ pub struct Heeded<F> {
     pub changes: Vec<Change<F>>,
     /// What was refused first, and why.
     pub refused: Option<(String, Errno)>,
+    /// Descriptors that are not held. Whoever waits until one of them is closed (BARRIER=1) is
+    /// to wait until the changes are told.
+    pub left: Vec<F>,
+    /// How many descriptors were compared, or identifiers looked up.
+    pub work: usize,
 }
 
 /// Stores and removes what a datagram asks for. `is_same` says whether two descriptors are one
@@ -65,25 +71,56 @@ pub fn heed<F>(
     store: &mut Store<F>,
     now: Timestamp,
 ) -> Heeded<F> {
-    let mut heeded = Heeded { changes: store.expire(now), refused: None };
+    let changes = store.expire(now);
+    let mut heeded = Heeded { changes, refused: None, left: Vec::new(), work: 1 };
     if message.removes {
         if let Some(name) = message.name.as_deref() {
             remove(service, name, sender, store, now, &mut heeded);
         }
     }
-    // Descriptors that come with anything else, as with BARRIER=1, are closed.
-    if message.stores {
-        let name = message.name.as_deref().unwrap_or("stored");
-        for fd in fds {
-            let held = in_service(store, service).any(|record| is_same(&record.fd, &fd));
-            if held {
+    let name = message.name.as_deref().unwrap_or("stored");
+    let mut ids = Ids { service, name, next: 1 };
+    let refused = |errno| Some((format!("store under {}/{name}", service.escape_ascii()), errno));
+    // Nothing is compared for who may not store.
+    let first = ids.candidate();
+    let may_store =
+        first.and_then(|id| sender.rights.may_store(&id).then_some(()).ok_or(Errno::PERM));
+    match may_store {
+        Ok(()) if message.stores => {}
+        Err(errno) if message.stores && !fds.is_empty() => {
+            heeded.refused = heeded.refused.or_else(|| refused(errno));
+            heeded.left = fds;
+            return heeded;
+        }
+        _ => {
+            heeded.left = fds;
+            return heeded;
+        }
+    }
+    let tenure = Tenure::from(now);
+    let tenure = if message.polls { tenure.with_peer() } else { tenure };
+    let mut held: Vec<_> = in_service(store, service).map(Arc::clone).collect();
+    for fd in fds {
+        heeded.work += held.len();
+        if held.iter().any(|record| is_same(&record.fd, &fd)) {
+            heeded.left.push(fd);
+            continue;
+        }
+        let id = match ids.free(store, &mut heeded.work) {
+            Ok(id) if sender.rights.may_store(&id) => id,
+            denied => {
+                let errno = denied.err().unwrap_or(Errno::PERM);
+                heeded.refused = heeded.refused.take().or_else(|| refused(errno));
+                heeded.left.push(fd);
                 continue;
             }
-            let answer = put(service, name, fd, message.polls, sender, store, now, &mut heeded);
-            if let Err(errno) = answer {
-                let what = format!("store under {}/{name}", service.escape_ascii());
-                heeded.refused.get_or_insert((what, errno));
-            }
+        };
+        let entry = Entry { id: id.clone(), limit: Limit::never(), fd };
+        let mut outcome = store.store_for(entry, sender.uid, tenure, now);
+        heeded.changes.append(&mut outcome.changes);
+        match outcome.answer {
+            Ok(()) => held.extend(store.find_held(&id).map(Arc::clone)),
+            Err(errno) => heeded.refused = heeded.refused.take().or_else(|| refused(errno)),
         }
     }
     heeded
@@ -93,57 +130,58 @@ pub fn heed<F>(
 fn in_service<'a, F>(
     store: &'a Store<F>,
     service: &'a [u8],
-) -> impl Iterator<Item = &'a std::sync::Arc<crate::store::Record<F>>> {
+) -> impl Iterator<Item = &'a Arc<Record<F>>> {
     store.iter().filter(move |record| fd_name(service, &record.id).is_some())
+}
+
+/// Whether something is held for the sake of a service, not by it: a door, or a status.
+pub fn is_reserved(id: &Identifier) -> bool {
+    id.as_bytes().ends_with(DOOR) || id.as_bytes().ends_with(STATUS)
 }
 
 /// The FDNAME of something that is held for a service.
 pub fn fd_name<'a>(service: &[u8], id: &'a Identifier) -> Option<&'a [u8]> {
     let name = id.as_bytes().strip_prefix(service)?.strip_prefix(b"/")?;
-    if DOOR.ends_with(name) || STATUS.ends_with(name) {
+    if is_reserved(id) {
         return None;
     }
-    let end = name.iter().rposition(|&byte| byte == b':').unwrap_or(name.len());
-    Some(&name[..end])
-}
-
-#[allow(clippy::too_many_arguments)] // All of them are what one descriptor needs.
-fn put<F>(
-    service: &[u8],
-    name: &str,
-    fd: F,
-    polls: bool,
-    sender: &Sender<'_>,
-    store: &mut Store<F>,
-    now: Timestamp,
-    heeded: &mut Heeded<F>,
-) -> Answer<()> {
-    let id = free_id(service, name, store)?;
-    if !sender.rights.may_store(&id) {
-        return Err(Errno::PERM);
+    // The second under one name, and so on, has a number behind a colon.
+    let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    match name[..name.len() - digits].strip_suffix(b":") {
+        Some(before) if digits > 0 => Some(before),
+        _ => Some(name),
     }
-    let tenure = Tenure::from(now);
-    let tenure = if polls { tenure.with_peer() } else { tenure };
-    let entry = Entry { id, limit: Limit::never(), fd };
-    let mut outcome = store.store_for(entry, sender.uid, tenure, now);
-    heeded.changes.append(&mut outcome.changes);
-    outcome.answer
 }
 
-/// `SERVICE/NAME`, or with the first number behind it under which nothing is held.
-fn free_id<F>(service: &[u8], name: &str, store: &Store<F>) -> Answer<Identifier> {
-    for number in 1..=store.capacity() + 1 {
-        let suffix = if number == 1 { String::new() } else { format!(":{number}") };
-        let id = [service, b"/", name.as_bytes(), suffix.as_bytes()].concat();
+/// `SERVICE/NAME`, `SERVICE/NAME:2`, and so on.
+struct Ids<'a> {
+    service: &'a [u8],
+    name: &'a str,
+    next: usize,
+}
+
+impl Ids<'_> {
+    fn candidate(&self) -> Answer<Identifier> {
+        let suffix = if self.next == 1 { String::new() } else { format!(":{}", self.next) };
+        let id = [self.service, b"/", self.name.as_bytes(), suffix.as_bytes()].concat();
         let id = Identifier::new(id).map_err(|_| Errno::NAMETOOLONG)?;
-        if fd_name(service, &id).is_none() {
+        if is_reserved(&id) {
             return Err(Errno::INVAL);
         }
-        if store.find_held(&id).is_none() {
-            return Ok(id);
+        Ok(id)
+    }
+
+    /// The next under which nothing is held.
+    fn free<F>(&mut self, store: &Store<F>, work: &mut usize) -> Answer<Identifier> {
+        loop {
+            let id = self.candidate()?;
+            if store.find_held(&id).is_none() {
+                return Ok(id);
+            }
+            self.next += 1;
+            *work += 1;
         }
     }
-    Err(Errno::NFILE)
 }
 
 /// All that is held under one FDNAME.
@@ -158,6 +196,7 @@ fn remove<F>(
     let named = in_service(store, service)
         .filter(|record| fd_name(service, &record.id) == Some(name.as_bytes()));
     let ids: Vec<_> = named.map(|record| record.id.clone()).collect();
+    heeded.work += store.len();
     for id in ids {
         let answer = if sender.rights.may_store(&id) {
             let mut outcome = store.delete(&id, now);

@@ -360,7 +360,8 @@ impl Peer {
         }
         // A client that no longer listens wants no delivery.
         let done = self.again.is_none() && self.connection.outbox().is_empty();
-        if self.half_closed && (done && !self.is_borrowing() || self.is_delivering()) {
+        let is_due = self.is_borrowing() || self.asks_status();
+        if self.half_closed && (done && !is_due || self.is_delivering()) {
             return Err(Gone::Closed);
         }
         self.update_interest(on_edge);

@@ -1,13 +1,14 @@
 //! The event loop: sockets, timers and signals around a store.
 
-mod care;
 mod clients;
 mod configuration;
+mod doors;
 mod followers;
 mod handover;
 mod standby;
 mod status;
 mod upgrade;
+mod wards;
 mod watchdog;
 
 use crate::access::{Rules, User};
@@ -25,7 +26,6 @@ use crate::replication::Mirrors;
 use crate::room::Room;
 use crate::signals::Signals;
 use crate::tally::Tally;
-use care::Wards;
 pub use configuration::{Reload, Reloaded};
 use fdholder::link::HandedClient;
 use fdholder::{strerror, Errno, Timestamp};
@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::warn;
 use upgrade::Upgrade;
+use wards::Wards;
 use watchdog::Watchdog;
 
 /// What a server is told.
@@ -390,6 +391,7 @@ impl Server {
         loop {
             self.look_after_wards();
             self.tend_followers();
+            self.let_leave();
             if let Some(ended) = self.has_ended() {
                 return Ok(ended);
             }

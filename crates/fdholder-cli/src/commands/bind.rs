@@ -106,7 +106,7 @@ impl Binding<'_> {
             }
             match self.endpoint.open(self.options) {
                 Ok(fd) => {
-                    if self.give(&fd, held.is_some())? {
+                    if self.give(&fd, held.as_ref())? {
                         return Ok(());
                     }
                 }
@@ -132,9 +132,9 @@ impl Binding<'_> {
     }
 
     /// Has it held; false when others were faster.
-    fn give(&mut self, fd: &OwnedFd, in_place_of_another: bool) -> Result<bool, Failure> {
+    fn give(&mut self, fd: &OwnedFd, in_place_of: Option<&OwnedFd>) -> Result<bool, Failure> {
         let (id, deadline) = (self.id, self.deadline);
-        if in_place_of_another {
+        if in_place_of.is_some() {
             // A set replaces in one step. Who may not give one does it in two.
             let set = [Entry { id: id.clone(), limit: Limit::never(), fd }];
             match self.holder.setdump(&set, deadline) {
@@ -149,7 +149,13 @@ impl Binding<'_> {
         match self.holder.store(id, Limit::never(), fd, deadline) {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.cause(), Cause::Denied(Errno::BUSY)) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                let Some(old) = in_place_of else { return Err(error.into()) };
+                // It was deleted, but it is still open here.
+                let back = self.holder.store(id, Limit::never(), old, deadline);
+                let fate = if back.is_ok() { "what was held is held again" } else { "it is gone" };
+                Err(Failure::new(exit::DENIED, format_args!("{error}; {fate}")))
+            }
         }
     }
 

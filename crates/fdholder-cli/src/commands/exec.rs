@@ -1,21 +1,25 @@
 //! `exec`: become a program that has held descriptors open, and knows of them.
 
 use crate::connect::{connect, connect_negotiated};
+use crate::endpoint::Mode;
 use crate::failure::{exit, Failure};
 use crate::options::{
     milliseconds_option, number, path_operand, timeout_option, Milliseconds, EXIT_CODES_EXEC,
 };
 use crate::passing::activation;
 use crate::passing::becoming::become_program;
-use crate::passing::front_door::FrontDoor;
+use crate::passing::front_door::{self, FrontDoor};
 use crate::passing::inherited;
 use crate::passing::{
-    assign, is_fd_name, leave, natural, stand_in, variables, EnvStyle, Passed, Pids,
+    assign, is_fd_name, leave, natural, stand_in, variables, EnvStyle, Passed, Pids, FIRST,
 };
 use crate::program::{Invocation, Program};
+use crate::users::read_owner;
 use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
+use fdholder::environ::Variable;
 use fdholder::{Cause, Client, Deadline, Errno, Identifier};
+use fdholder_daemon::notify::is_reserved;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -68,6 +72,18 @@ fn define(command: Command) -> Command {
                 .value_parser(clap::value_parser!(PathBuf))
                 .requires("notify")
                 .help("Where that socket is to be [default: PATH.NAME.notify]"),
+        )
+        .arg(
+            text("notify-mode", "MODE")
+                .value_parser(|text: &str| Mode::read(text))
+                .requires("notify")
+                .help("Mode of that socket, when it is made: who may send [default: 0600]"),
+        )
+        .arg(
+            text("notify-owner", "USER[:GROUP]")
+                .value_parser(|text: &str| read_owner(text))
+                .requires("notify")
+                .help("Owner of that socket, for a PROG that becomes another user"),
         )
         .arg(Arg::new("inherited").long("inherited").action(ArgAction::SetTrue).help(
             "First pass on what LISTEN_FDS gave to this process, whatever LISTEN_PID says: \
@@ -163,10 +179,16 @@ fn choices(invocation: &Invocation) -> Vec<Choice> {
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let flag = |id: &str| invocation.matches.get_flag(id);
-    // Before anything else is opened here.
-    let inherited = if flag("inherited") { activation::passed_on()? } else { Vec::new() };
     let kept: Vec<u32> =
         invocation.matches.get_many("keep").into_iter().flatten().copied().collect();
+    // Before anything else is opened here.
+    let inherited = if flag("inherited") { activation::passed_on()? } else { Vec::new() };
+    // They move, in the order in which they are told.
+    let given = FIRST..FIRST + inherited.len() as u32; // As many as can be open.
+    if let Some(number) = kept.iter().find(|number| given.contains(number)) {
+        let problem = format!("{number} is one of those that LISTEN_FDS tells of: it is passed on");
+        return Err(Failure::new(exit::USAGE, problem));
+    }
     for &number in &kept {
         inherited::descriptor(number)
             .map_err(|errno| Failure::system(format!("keep descriptor {number}"), errno))?;
@@ -187,11 +209,18 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         let mut source = Source::of(invocation, notify.is_some())?;
         passed.append(&mut source.get(choices)?);
         if let Some(service) = notify {
-            let wanted: Option<PathBuf> = invocation.optional("notify-socket");
+            let wanted = front_door::Wanted {
+                path: invocation.optional("notify-socket"),
+                mode: invocation.optional("notify-mode"),
+                owner: invocation.optional("notify-owner"),
+            };
             let holder = invocation.required::<PathBuf>("path")?;
             let opened =
-                FrontDoor::open(&mut source.holder, &service, wanted, &holder, source.deadline)?;
-            passed.append(&mut opened.stored(&mut source.holder, source.deadline)?);
+                FrontDoor::open(&mut source.holder, &service, &wanted, &holder, source.deadline)?;
+            let mut stored = opened.stored(&mut source.holder, source.deadline)?;
+            // What was asked for by its identifier is not passed on twice.
+            stored.retain(|one| passed.iter().all(|other| other.id != one.id));
+            passed.append(&mut stored);
             door = Some(opened);
         }
     } else if passed.is_empty() {
@@ -204,10 +233,20 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let own = (!flag("no-pid")).then(std::process::id);
     let pids = Pids { own, parent: parent.unsigned_abs() };
-    let mut variables = variables(&passed, &numbers, style, pids)?;
+    let mut all = others_variables();
+    all.extend(variables(&passed, &numbers, style, pids)?);
+    let mut variables = all;
     variables.extend(door.into_iter().flat_map(FrontDoor::variables));
     leave(passed, &numbers, &kept)?;
     Err(become_program(invocation, variables))
+}
+
+/// What the environment says of descriptors that were for somebody else, and is not said anew:
+/// unset first.
+fn others_variables() -> Vec<Variable> {
+    let is_others = |name: &String| name.starts_with("EINHORN_") || name.starts_with("S6_FD");
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(is_others).map(|name| (name, None)).collect()
 }
 
 /// A holder that descriptors are taken from.
@@ -274,7 +313,8 @@ impl Source {
     fn ids(&mut self, prefix: &[u8]) -> Result<Vec<Identifier>, Failure> {
         loop {
             let mut ids = self.holder.list(self.deadline)?;
-            ids.retain(|id| id.as_bytes().starts_with(prefix));
+            // Doors are the holder's.
+            ids.retain(|id| id.as_bytes().starts_with(prefix) && !is_reserved(id));
             ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
             if !ids.is_empty() || (self.missing_ok && self.wait.passed()) {
                 return Ok(ids);

@@ -1,7 +1,7 @@
 //! `metrics`: how a holder is, for Prometheus.
 
 use crate::connect::deadline;
-use crate::failure::Failure;
+use crate::failure::{exit, Failure};
 use crate::look::status::{look, Known};
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
@@ -10,6 +10,7 @@ use clap::{Arg, Command};
 use fdholder::{Errno, Standby, Status};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
+use std::fs;
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,6 +67,11 @@ fn replace(file: &Path, text: &str) -> Result<(), Failure> {
         let error = errno.map_or(error, io::Error::from);
         Failure::system(format!("write {}", file.display()), error)
     };
+    // Not a device, nor anything else that would be lost.
+    if fs::symlink_metadata(file).is_ok_and(|meta| !meta.is_file()) {
+        let problem = format!("unable to write {}: it is there, and no file", file.display());
+        return Err(Failure::new(exit::SYSTEM, problem));
+    }
     let folder = file.parent().filter(|folder| *folder != Path::new(""));
     let mut new = tempfile::Builder::new()
         .prefix(".fdholder-")

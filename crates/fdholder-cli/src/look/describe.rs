@@ -1,5 +1,6 @@
 //! What a descriptor is, in words: its kind, its addresses, what waits in it.
 
+use crate::show::terminal::harmless;
 use crate::sockopt::tcp_accept_queue;
 use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use rustix::io::ioctl_fionread;
@@ -36,7 +37,7 @@ impl fmt::Display for Description {
         if self.address.is_empty() {
             return Ok(());
         }
-        write!(f, " {}", self.address)
+        write!(f, " {}", harmless(self.address.clone()))
     }
 }
 

@@ -1,10 +1,12 @@
 //! `exec --notify`: the socket by which a program that was written for systemd talks to the
 //! holder. How the holder reads it is in `fdholder-daemon`, `notify.rs`.
 
+use crate::endpoint::Mode;
 use crate::failure::{exit, Failure};
-use crate::passing::{natural, Passed};
+use crate::passing::{natural, stand_in, Passed};
 use fdholder::environ::Variable;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Limit};
+use fdholder_daemon::access::User;
 use fdholder_daemon::listen::{listen_at, Listen};
 use fdholder_daemon::notify::{fd_name, service_of, status_id};
 use rustix::net::sockopt::set_socket_passcred;
@@ -12,6 +14,7 @@ use rustix::net::{getsockname, SocketAddrUnix, SocketType};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// The socket of a service, which the holder reads.
@@ -24,6 +27,14 @@ pub struct FrontDoor {
     room: u32,
 }
 
+/// What is said of the socket itself.
+#[derive(Debug)]
+pub struct Wanted {
+    pub path: Option<PathBuf>,
+    pub mode: Option<Mode>,
+    pub owner: Option<User>,
+}
+
 impl FrontDoor {
     /// Finds the door of a service, or makes one. What the service has said of itself when
     /// it ran last is forgotten.
@@ -34,7 +45,7 @@ impl FrontDoor {
     pub fn open(
         holder: &mut Client,
         service: &OsStr,
-        wanted: Option<PathBuf>,
+        wanted: &Wanted,
         at: &Path,
         deadline: Deadline,
     ) -> Result<Self, Failure> {
@@ -50,12 +61,12 @@ impl FrontDoor {
             Err(error) => return Err(error.into()),
         };
         let known = held.and_then(|door| address_of(&door));
-        let is_wanted = |known: &PathBuf| wanted.as_ref().is_none_or(|wanted| wanted == known);
+        let is_wanted = |known: &PathBuf| wanted.path.as_ref().is_none_or(|path| path == known);
         let address = if let Some(known) = known.filter(is_wanted) {
             known
         } else {
-            let path = wanted.unwrap_or_else(|| beside(at, &service));
-            make(holder, &id, &path, deadline)?
+            let path = wanted.path.clone().unwrap_or_else(|| beside(at, &service));
+            make(holder, &id, &path, wanted, deadline)?
         };
         let status = status_id(&service).ok_or_else(too_long)?;
         match holder.delete(&status, deadline) {
@@ -78,7 +89,14 @@ impl FrontDoor {
         deadline: Deadline,
     ) -> Result<Vec<Passed<OwnedFd>>, Failure> {
         let mut ids = holder.list(deadline)?;
-        ids.retain(|id| fd_name(&self.service, id).is_some());
+        // What is below another service's door is that service's.
+        let others: Vec<_> = ids.iter().filter_map(service_of).map(<[u8]>::to_vec).collect();
+        let is_others = |id: &Identifier| {
+            let below =
+                |other: &Vec<u8>| other.len() > self.service.len() && fd_name(other, id).is_some();
+            others.iter().any(below)
+        };
+        ids.retain(|id| fd_name(&self.service, id).is_some() && !is_others(id));
         ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
         let mut passed = Vec::with_capacity(ids.len());
         for id in ids {
@@ -89,7 +107,7 @@ impl FrontDoor {
                 Err(error) => return Err(error.into()),
             };
             let name = fd_name(&self.service, &id).unwrap_or_default();
-            let name = crate::passing::stand_in(name);
+            let name = stand_in(name);
             passed.push(Passed { fd, id, name, number: None });
         }
         Ok(passed)
@@ -128,30 +146,36 @@ fn door_id(service: &[u8]) -> Result<Identifier, Failure> {
 fn address_of(door: &OwnedFd) -> Option<PathBuf> {
     let address = SocketAddrUnix::try_from(getsockname(door).ok()?).ok()?;
     let path = PathBuf::from(OsString::from_vec(address.path_bytes()?.to_vec()));
-    path.exists().then_some(path)
+    let is_socket = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
+    is_socket.then_some(path)
 }
 
-/// `PATH.NAME.notify`, beside the holder's own socket.
+/// `PATH.NAME.notify`, beside the holder's own socket; in NAME `/` is `%2F`, and `%` is `%25`.
 fn beside(holder: &Path, service: &[u8]) -> PathBuf {
     let mut path = holder.as_os_str().to_owned();
-    let name: Vec<_> = service.iter().map(|&byte| if byte == b'/' { b'-' } else { byte }).collect();
     path.push(".");
-    path.push(OsStr::from_bytes(&name));
+    path.push(stand_in(service).replace('/', "%2F"));
     path.push(".notify");
     path.into()
 }
 
-/// Makes a door, and has the holder read it. Anybody may send to it: senders are judged one
-/// by one.
+/// Makes a door, and has the holder read it. Senders are judged one by one; but it is not for
+/// everybody to send.
 fn make(
     holder: &mut Client,
     id: &Identifier,
     path: &Path,
+    wanted: &Wanted,
     deadline: Deadline,
 ) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(path)
         .map_err(|error| Failure::system(format!("find {}", path.display()), error))?;
-    let listen = Listen { mode: 0o666, kind: SocketType::DGRAM, ..Listen::stream_at(&path) };
+    let listen = Listen {
+        mode: wanted.mode.map_or(0o600, |Mode(mode)| mode),
+        owner: wanted.owner,
+        kind: SocketType::DGRAM,
+        ..Listen::stream_at(&path)
+    };
     let door = listen_at(&listen).map_err(|error| {
         Failure::new(exit::SYSTEM, format_args!("{error} (--notify-socket says where else)"))
     })?;

@@ -1,6 +1,6 @@
 //! Tables of text.
 
-use crate::show::terminal::{Screen, Style};
+use crate::show::terminal::{harmless, Screen, Style};
 
 /// What stands between two columns.
 const GAP: usize = 2;
@@ -24,7 +24,7 @@ pub struct Cell {
 
 impl Cell {
     pub fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self { text: text.into(), style }
+        Self { text: harmless(text.into()), style }
     }
 }
 

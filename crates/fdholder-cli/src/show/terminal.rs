@@ -45,6 +45,27 @@ impl Screen {
     }
 }
 
+/// What others have written, as it can be shown: no control characters, which a terminal would
+/// act upon, and none that turn the direction of a text or end a line.
+pub fn harmless(text: String) -> String {
+    let is_harmful = |letter: char| {
+        let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}');
+        let ends = matches!(letter, '\u{2028}' | '\u{2029}' | '\u{2066}'..='\u{2069}');
+        letter.is_control() || turns || ends
+    };
+    if !text.contains(is_harmful) {
+        return text;
+    }
+    let escaped = |letter: char| {
+        if is_harmful(letter) {
+            letter.escape_default().to_string()
+        } else {
+            letter.to_string()
+        }
+    };
+    text.chars().map(escaped).collect()
+}
+
 /// What a text is to look like.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Style {

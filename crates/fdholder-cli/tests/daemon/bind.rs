@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn bind(path: &Path, arguments: &[&str]) -> Output {
     suite::fdholder(["bind", path.to_str().unwrap()]).args(arguments).output().unwrap()
@@ -105,6 +105,36 @@ fn who_may_only_store_can_replace() {
     let first = inode(&held(&daemon, "web"));
     bind_well(&path, &["--replace", "web", "memfd:web"]);
     assert_ne!(inode(&held(&daemon, "web")), first);
+}
+
+/// Who may not give sets deletes and stores, and between the two others may take the room.
+#[test]
+fn a_replacement_that_finds_no_room_says_what_became_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules =
+        Rules::none(folder.path().join("rules")).allow("uid/self").regexes("uid/self", ".", ".");
+    let path = folder.path().join("holder");
+    let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &["-n", "1"]);
+    bind_well(&path, &["web", "tcp:127.0.0.1:0"]);
+    // The fourth request stores; those before look, try a set, and delete.
+    let inject = "inject=sendmsg:delay_enter=500ms:when=4";
+    let bind = Command::new("strace")
+        .args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject])
+        .arg(env!("CARGO_BIN_EXE_fdholder"))
+        .args(["bind", "--replace", path.to_str().unwrap(), "web", "memfd:web"])
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(bind) = bind else {
+        assert!(std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_none(), "strace is not installed");
+        return;
+    };
+    let mut client = daemon.client();
+    let null = fs::File::open("/dev/null").unwrap();
+    let never = fdholder::Limit::never();
+    eventually("there is room", || client.store(&id("x"), never, &null, deadline()).is_ok());
+    let output = bind.wait_with_output().unwrap();
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("Too many open files in system; it is gone"), "{output:?}");
 }
 
 #[test]

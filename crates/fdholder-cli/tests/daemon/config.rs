@@ -198,6 +198,11 @@ fn files_are_checked() {
     assert!(stderr(&output).contains("is not a regular expression"), "{output:?}");
     fs::remove_file(&file).unwrap();
     assert_exit(&place.check(), 111);
+    // Nobody writes into it.
+    rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();
+    let output = place.check();
+    assert_exit(&output, 111);
+    assert!(stderr(&output).contains("it is no file"), "{output:?}");
 }
 
 #[test]

@@ -232,6 +232,13 @@ fn what_cannot_be_is_said() {
     let path = daemon.path.to_str().unwrap();
     assert_exit(&run(&["exec", "--fd", "a", path, "--", "/nowhere/prog"]), 127);
     assert_exit(&run(&["exec", "--fd", "a", path, "--", "/"]), 126);
+    // What is passed on moves.
+    let mut command = suite::fdholder(["exec", "--fd", "a", path, "--"]);
+    command.arg(env!("CARGO_BIN_EXE_fdholder"));
+    command.args(["exec", "--inherited", "--keep", "3", "--env-style", "nginx", "--", "true"]);
+    let output = command.output().unwrap();
+    assert_exit(&output, 100);
+    assert!(stderr(&output).contains("3 is one of those"), "{output:?}");
     // What it tells of is not there.
     let mut command = suite::fdholder(["exec", "--inherited", "--", "true"]);
     assert_exit(&command.env("LISTEN_FDS", "1").output().unwrap(), 111);

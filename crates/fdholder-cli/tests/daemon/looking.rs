@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -230,6 +231,51 @@ fn a_status_tells_what_was_done() {
     daemon.terminate();
 }
 
+/// Any number of them, asked without waiting, take a turn each.
+#[test]
+fn many_who_ask_are_all_answered() {
+    const COUNT: usize = 20_000;
+    let (_folder, daemon) = serve(&[]);
+    let mut socket = UnixStream::connect(&daemon.path).unwrap();
+    let mut writer = socket.try_clone().unwrap();
+    let asker = std::thread::spawn(move || {
+        // Hello in version 3, and then only "+9".
+        let hello = b"\0\0\0\x06\0\0+\0\0\0\0\x03";
+        std::io::Write::write_all(&mut writer, hello).unwrap();
+        let ask = b"\0\0\0\x02\0\0+\x09".repeat(COUNT);
+        std::io::Write::write_all(&mut writer, &ask).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut answers = 0;
+    let mut head = [0; 6];
+    while socket.read_exact(&mut head).is_ok() {
+        let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let mut payload = vec![0; len as usize];
+        socket.read_exact(&mut payload).unwrap();
+        assert_eq!(payload[0], 0);
+        answers += 1;
+    }
+    asker.join().unwrap();
+    assert_eq!(answers, 1 + COUNT);
+    assert_eq!(json("status", &[], &daemon.path)["pid"], daemon.pid());
+}
+
+/// What others have named is shown as it is harmless.
+#[test]
+fn nothing_that_is_shown_acts_on_the_terminal() {
+    let (_folder, daemon) = serve(&[]);
+    let name = "a\u{1b}]0;x\u{7}\nb\u{202e}";
+    let memfd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::empty()).unwrap();
+    daemon.client().store(&id("x"), Limit::never(), &memfd, deadline()).unwrap();
+    let text = stdout(&run("list", &["--long"], &daemon.path));
+    assert!(text.contains("a\\u{1b}]0;x\\u{7}\\nb\\u{202e}"), "{text}");
+    assert_eq!(text.lines().count(), 2, "{text}");
+    let mut bind = suite::fdholder(["bind"]);
+    let error = bind.arg(&daemon.path).args(["x", "memfd:other"]).output().unwrap();
+    assert_eq!(stderr(&error).lines().count(), 1, "{error:?}");
+    assert!(!stderr(&error).contains('\u{1b}'), "{error:?}");
+}
+
 #[test]
 fn what_expires_is_counted() {
     let (_folder, daemon) = serve(&[]);
@@ -265,6 +311,8 @@ fn metrics_are_what_prometheus_reads() {
     assert_exit(&run("metrics", &into, &path), 111);
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.ends_with(&format!("fdholder_up{{{labels}}} 0\n")), "{text}");
+    assert_exit(&run("metrics", &["--output", "/dev/null"], &path), 111);
+    assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().collect();
     assert!(left.iter().all(|it| !it.file_name().to_string_lossy().starts_with('.')), "{left:?}");
 }

@@ -218,6 +218,11 @@ fn doors_outlive_daemons() {
     // It is also known there what goes with its peer.
     drop((a, a_peer));
     eventually("it is let go", || held(&daemon) == [id("db/promoted"), id("db/upgraded")]);
+    end(&daemon);
+}
+
+/// Ends whatever serves now.
+fn end(daemon: &Daemon) {
     let pid = i32::try_from(status(&daemon.path)["pid"].as_i64().unwrap()).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
@@ -264,6 +269,128 @@ fn what_is_no_door_is_left_alone() {
     let mut bytes = [0; 7];
     UnixStream::from(copy).read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"READY=1");
+}
+
+/// Whoever waits for a barrier knows that the standby has been told of all before.
+#[test]
+fn a_barrier_waits_for_the_standby() {
+    let (_folder, daemon) = serve(&["--standby"]);
+    eventually("the standby has everything", || status(&daemon.path)["standby"] == "ready");
+    let door = start(&daemon.path, &[]);
+    let files: Vec<_> = (0..250).map(|_| File::open("/dev/null").unwrap()).collect();
+    let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    door.send("FDSTORE=1\nFDNAME=precious", &fds[..1]);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    door.send("BARRIER=1", &[writer.as_fd()]);
+    drop(writer);
+    // What comes behind it takes its time, and all of it is read in one turn.
+    for part in 0..6 {
+        let many = &fds[1 + part * 40..1 + (part + 1) * 40];
+        door.send(&format!("FDSTORE=1\nFDNAME=other{part}"), many);
+    }
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    daemon.signal(Signal::KILL);
+    assert!(held(&daemon).contains(&id("db/precious")));
+    end(&daemon);
+}
+
+/// Somebody who shares a door can shut it, and ask for descriptors of processes with each
+/// datagram: neither costs the daemon more than that door.
+#[test]
+fn a_shared_door_does_no_harm() {
+    let (_folder, daemon) = serve(&[]);
+    let door = start(&daemon.path, &[]);
+    let shared = daemon.client().retrieve(&id("db/.notify"), deadline()).unwrap();
+    let program = "import socket, sys\n\
+        door = socket.socket(fileno=3)\n\
+        try:\n\
+        \x20   door.setsockopt(socket.SOL_SOCKET, 76, 1)\n\
+        except OSError:\n\
+        \x20   pass\n";
+    let mut command = suite::fdholder(["exec", "--fd", "db/.notify"]);
+    command.arg(&daemon.path).args(["--", "python3", "-c", program]);
+    assert_exit(&command.output().unwrap(), 0);
+    let before = daemon.open_fds();
+    for _ in 0..50 {
+        door.send_all("X=y", &[]);
+    }
+    assert_eq!(daemon.open_fds(), before);
+    rustix::net::shutdown(&shared, rustix::net::Shutdown::Both).unwrap();
+    let turns = || {
+        let path = format!("/proc/{}/status", daemon.pid());
+        let text = fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| line.contains("voluntary_ctxt_switches"));
+        lines.map(|line| line.rsplit('\t').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    // One that spins is put aside again and again, and never sleeps.
+    eventually("it sleeps", || {
+        let state = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let before = turns();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        state.rsplit(") ").next().unwrap().starts_with('S') && turns() == before
+    });
+    assert_eq!(held(&daemon), []);
+}
+
+/// What was written into a status by others is not believed, and not written to.
+#[test]
+fn a_status_is_never_shared() {
+    let (_folder, daemon) = serve(&[]);
+    let door = start(&daemon.path, &[]);
+    door.send_all("STATUS=one", &[]);
+    let first = daemon.client().retrieve(&id("db/.status"), deadline()).unwrap();
+    assert!(rustix::io::pwrite(&first, b"READY=1\n", 0).is_err());
+    door.send_all("STATUS=two", &[]);
+    let second = daemon.client().retrieve(&id("db/.status"), deadline()).unwrap();
+    assert_ne!(inode(&first), inode(&second));
+    assert_eq!(service(&daemon.path)["status"], "two");
+    let other = rustix::fs::memfd_create("mine", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::io::pwrite(&other, b"READY=1\nSTATUS=mine\n", 0).unwrap();
+    let mut client = daemon.client();
+    client.delete(&id("db/.status"), deadline()).unwrap();
+    client.store(&id("db/.status"), Limit::never(), &other, deadline()).unwrap();
+    assert_eq!(service(&daemon.path)["status"], "");
+    door.send_all("STATUS=three", &[]);
+    assert_eq!(service(&daemon.path)["status"], "three");
+}
+
+/// What was sent before anybody asked who sends is from a user that everybody could be.
+#[test]
+fn senders_that_nobody_knows_are_ignored() {
+    let (folder, daemon) = serve(&[]);
+    let path = folder.path().join("door");
+    let door = UnixDatagram::bind(&path).unwrap();
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.connect(&path).unwrap();
+    sender.send(b"READY=1\nSTATUS=forged").unwrap();
+    daemon.client().store(&id("db/.notify"), Limit::never(), &door, deadline()).unwrap();
+    eventually("it is looked at", || status(&daemon.path)["counts"]["notify.refused"] == 1);
+    assert_eq!(service(&daemon.path)["ready"], false);
+    sender.send(b"READY=1").unwrap();
+    eventually("it is looked at", || status(&daemon.path)["counts"]["notify.ok"] == 1);
+    assert_eq!(service(&daemon.path)["ready"], true);
+}
+
+/// Each service gets what is its own.
+#[test]
+fn services_within_services_are_apart() {
+    let (folder, daemon) = serve(&[]);
+    let outer = start(&daemon.path, &[]);
+    let mut command = suite::fdholder(["exec", "--notify", "db/inner"]);
+    let look = ["--", "sh", "-c", "echo $NOTIFY_SOCKET $LISTEN_FDNAMES"];
+    let inner = |command: &mut Command| {
+        stdout(&command.arg(&daemon.path).args(look).output().unwrap()).trim().to_owned()
+    };
+    let socket = inner(&mut command);
+    assert_eq!(socket, folder.path().join("holder.db%2Finner.notify").to_str().unwrap());
+    let inner_door = Door { socket: socket.into(), names: String::new(), numbers: 0 };
+    let (null, zero) = (File::open("/dev/null").unwrap(), File::open("/dev/zero").unwrap());
+    outer.send_all("FDSTORE=1\nFDNAME=outer", &[null.as_fd()]);
+    inner_door.send_all("FDSTORE=1\nFDNAME=state\nSTATUS=x", &[zero.as_fd()]);
+    assert_eq!(start(&daemon.path, &[]).names, "outer");
+    assert_eq!(start(&daemon.path, &["--fd-prefix", "db/"]).names, "db/inner/state:db/outer");
+    let mut command = suite::fdholder(["exec", "--notify", "db/inner"]);
+    assert!(inner(&mut command).ends_with(" state"));
 }
 
 #[test]

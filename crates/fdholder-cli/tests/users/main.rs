@@ -211,8 +211,12 @@ fn who_sends_a_notification_is_judged() {
         .deny("uid/1002");
     let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &[]);
     let socket = folder.path().join("holder.db.notify");
-    let door =
-        run_as(0, 0, &binary, &["exec", "--notify", "db", path.to_str().unwrap(), "--", "true"]);
+    let door = run_as(
+        0,
+        0,
+        &binary,
+        &["exec", "--notify", "db", "--notify-mode", "0666", path.to_str().unwrap(), "--", "true"],
+    );
     assert_exit(&door, 0);
     // Whoever it claims to be.
     let program = "import array, os, socket, sys\n\

@@ -3,23 +3,37 @@
 
 use crate::limits::NOTIFY_STATUS_LEN_MAX;
 use fdholder::{Errno, Service};
-use rustix::fs::{fcntl_get_seals, ftruncate, memfd_create, MemfdFlags};
+use rustix::fs::{fcntl_add_seals, fcntl_get_seals, memfd_create, MemfdFlags, SealFlags};
 use rustix::io::{pread, pwrite};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Bytes of it at most: a status, and two numbers.
 const LEN_MAX: usize = NOTIFY_STATUS_LEN_MAX + 64;
 
-/// A new one.
-pub fn create() -> Result<OwnedFd, Errno> {
-    memfd_create("fdholder-status", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+/// Nobody can change it any more, nor keep whoever reads it waiting.
+const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// A new one, in the place of the one before: that may be in others' hands.
+///
+/// # Errors
+///
+/// Those of `memfd_create(2)`.
+pub fn create(service: &Service) -> Result<OwnedFd, Errno> {
+    let Service { ready, pid, status, .. } = service;
+    let text = format!("READY={}\nPID={pid}\nSTATUS={status}\n", u8::from(*ready));
+    let file = memfd_create("fdholder-status", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    pwrite(&file, text.as_bytes(), 0)?;
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file)
 }
 
 /// Reads one; the name of the service is for the caller to fill in. `None` for what is no
-/// file in memory: reading from anything else could take as long as its owner likes.
+/// such file: reading from anything else could take as long as its owner likes.
 pub fn read(file: impl AsFd) -> Option<Service> {
-    // Only such files have seals.
-    fcntl_get_seals(&file).ok()?;
+    if !fcntl_get_seals(&file).ok()?.contains(SEALS) {
+        return None;
+    }
     let mut bytes = [0; LEN_MAX];
     let len = pread(&file, &mut bytes, 0).ok()?;
     let mut service = Service::default();
@@ -34,43 +48,25 @@ pub fn read(file: impl AsFd) -> Option<Service> {
     Some(service)
 }
 
-/// Writes it anew.
-///
-/// # Errors
-///
-/// EINVAL when it is no file in memory; EPERM when its owner has sealed it.
-pub fn write(file: impl AsFd, service: &Service) -> Result<(), Errno> {
-    fcntl_get_seals(&file)?;
-    let Service { ready, pid, status, .. } = service;
-    let text = format!("READY={}\nPID={pid}\nSTATUS={status}\n", u8::from(*ready));
-    let written = pwrite(&file, text.as_bytes(), 0)?;
-    ftruncate(&file, written as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{fcntl_add_seals, SealFlags};
 
     #[test]
-    fn it_comes_back_as_it_was() {
-        let file = create().unwrap();
-        let mut service =
-            Service { ready: true, pid: 7, status: "x".repeat(512), ..Service::default() };
-        write(&file, &service).unwrap();
-        assert_eq!(read(&file), Some(service.clone()));
-        service.status = "short".into();
-        write(&file, &service).unwrap();
+    fn it_comes_back_as_it_was_and_stays_so() {
+        let status = "x".repeat(NOTIFY_STATUS_LEN_MAX);
+        let service = Service { ready: true, pid: u32::MAX, status, ..Service::default() };
+        let file = create(&service).unwrap();
         assert_eq!(read(&file), Some(service));
+        assert_eq!(pwrite(&file, b"READY=0", 0), Err(Errno::PERM));
     }
 
     #[test]
-    fn what_is_no_file_in_memory_is_not_touched() {
+    fn what_others_could_change_is_not_read() {
         let (pipe, _other) = std::io::pipe().unwrap();
         assert_eq!(read(&pipe), None);
-        assert!(write(&pipe, &Service::default()).is_err());
-        let sealed = create().unwrap();
-        fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
-        assert_eq!(write(&sealed, &Service::default()), Err(Errno::PERM));
+        let open = memfd_create("open", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        pwrite(&open, b"READY=1\n", 0).unwrap();
+        assert_eq!(read(&open), None);
     }
 }

@@ -79,6 +79,43 @@ fn rights_and_room_decide() {
     assert_eq!(held(&store), named(&[("web/a", 10), ("web/a:2", 20)]));
 }
 
+/// Of what ends like a reserved name nothing is reserved, and a colon alone is no number.
+#[test]
+fn names_that_look_alike_are_names() {
+    let (mut store, all) = (Store::new(20), Rights::all());
+    for (number, name) in ["status", "notify", "s", "y", "us", "fy"].into_iter().enumerate() {
+        let fd = 10 * number as u32; // Six of them.
+        assert_eq!(send(&mut store, &all, &format!("FDSTORE=1\nFDNAME={name}"), &[fd]), None);
+        let id = id(&format!("web/{name}"));
+        assert_eq!(fd_name(b"web", &id), Some(name.as_bytes()));
+        assert_eq!(send(&mut store, &all, &format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]), None);
+        assert!(store.find_held(&id).is_none());
+    }
+    assert_eq!(fd_name(b"web", &id("web/http:")), Some(&b"http:"[..]));
+    assert_eq!(fd_name(b"web", &id("web/http:x")), Some(&b"http:x"[..]));
+    assert_eq!(fd_name(b"web", &id("web/10")), Some(&b"10"[..]));
+    // That of a service within this one is not its own.
+    assert_eq!(fd_name(b"web", &id("web/a/.notify")), None);
+}
+
+/// Who may not store anything costs nothing.
+#[test]
+fn nothing_is_compared_for_a_stranger() {
+    let (mut store, all, none) = (Store::new(300), Rights::all(), Rights::default());
+    let fds: Vec<u32> = (0..200).map(|number| number * 10).collect();
+    send(&mut store, &all, "FDSTORE=1\nFDNAME=a", &fds);
+    assert_eq!(store.len(), 200);
+    let message = Message::parse(b"FDSTORE=1\nFDNAME=a");
+    let by = |rights, store: &mut Store<u32>| {
+        let sender = Sender { uid: 7, rights };
+        heed(b"web", &message, fds.clone(), &sender, |a, b| a == b, store, now())
+    };
+    let heeded = by(&none, &mut store);
+    assert_eq!((heeded.work, heeded.left.len()), (1, 200));
+    let heeded = by(&all, &mut store);
+    assert_eq!((heeded.work, heeded.left.len()), (1 + 200 * 200, 200));
+}
+
 /// A name is no way to get at anything else.
 #[test]
 fn names_stay_within_their_service() {

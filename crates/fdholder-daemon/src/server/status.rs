@@ -3,15 +3,15 @@
 use super::Server;
 use crate::offspring::Offspring;
 use fdholder::{Standby, Status};
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 impl Server {
-    /// Tells a client.
+    /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
     pub(super) fn tell_status(&mut self, token: usize) {
         let status = self.status();
         if let Some(peer) = self.peers.get_mut(token) {
             peer.tell_status(&status);
-            self.serve(token);
+            self.turns.set(token, &mut peer.turn, Some(Instant::now()));
         }
     }
 

@@ -1,0 +1,135 @@
+//! Doors of services: datagrams are read and carried out.
+
+use super::Server;
+use crate::credentials::Credentials;
+use crate::datagram::{receive, Datagram};
+use crate::limits::{
+    NOTIFIED_PER_TURN, NOTIFY_LEAVING_MAX, NOTIFY_LEN_MAX, NOTIFY_WORK_PER_TURN, SERVICES_TOLD_MAX,
+};
+use crate::notify::{heed, service_of, status_file, status_id, Message, Sender};
+use crate::reading::is_readable;
+use crate::same_file::are_one;
+use fdholder::extension::OnConflict;
+use fdholder::{strerror, Entry, Errno, Limit, Service, Tenure, Timestamp};
+use std::os::fd::{AsFd, OwnedFd};
+use tracing::warn;
+
+/// What the kernel says of a sender whom it does not know: one of a user namespace that is not
+/// ours, or who has sent before anybody asked.
+const OVERFLOW_UID: u32 = 65534;
+
+impl Server {
+    /// Reads what has come, as much as may be in one turn.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read from, now or ever: ESHUTDOWN somebody has shut it down.
+    pub(super) fn read_door(&mut self, service: &[u8], door: &OwnedFd) -> Result<(), Errno> {
+        let mut buffer = [0; NOTIFY_LEN_MAX];
+        let mut work = 0;
+        for number in 0..NOTIFIED_PER_TURN {
+            if work > NOTIFY_WORK_PER_TURN || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+                return Ok(());
+            }
+            let datagram = match receive(door, &mut buffer) {
+                Ok(datagram) => datagram,
+                Err(Errno::AGAIN) if number == 0 && is_readable(door.as_fd()) => {
+                    return Err(Errno::SHUTDOWN);
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) => return Err(errno),
+            };
+            match self.obey(service, &buffer[..datagram.len], datagram) {
+                Ok(done) => {
+                    work += done;
+                    self.hold.tally.notified += 1;
+                }
+                Err(problem) => {
+                    self.hold.tally.notify_refused += 1;
+                    warn!("service {}: {problem}", service.escape_ascii());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out one datagram; returns how much work it was.
+    fn obey(&mut self, service: &[u8], text: &[u8], datagram: Datagram) -> Result<usize, String> {
+        let sender = datagram.sender.filter(is_known).ok_or("a sender nobody knows is ignored")?;
+        if datagram.is_cut {
+            return Err(format!("{sender} has sent more than {NOTIFY_LEN_MAX} bytes at once"));
+        }
+        let rights = self.rules.rights(sender.user, self.user);
+        let rights = rights.map_err(|refusal| format!("{sender} refused: {refusal}"))?;
+        let message = Message::parse(text);
+        let by = Sender { uid: sender.user.uid, rights: &rights };
+        let is_same = |a: &OwnedFd, b: &OwnedFd| are_one(a, b).unwrap_or(false);
+        let (store, now) = (&mut self.hold.store, Timestamp::now());
+        let heeded = heed(service, &message, datagram.fds, &by, is_same, store, now);
+        self.hold.mirrors.record(&heeded.changes, &self.hold.store);
+        let said = self.write_down(service, &message, &by, sender.pid);
+        if !heeded.left.is_empty() {
+            self.wards.leaving.push_back((self.hold.mirrors.ticket(), heeded.left));
+        }
+        if message.stores && datagram.fds_lost {
+            return Err(format!("there was no room for the descriptors of {sender}"));
+        }
+        let done = heeded.refused.map_or(said, Err).map(|()| heeded.work);
+        done.map_err(|(what, errno)| format!("unable to {what} for {sender}: {}", strerror(errno)))
+    }
+
+    /// Keeps what a service says of itself.
+    fn write_down(
+        &mut self,
+        service: &[u8],
+        message: &Message,
+        by: &Sender<'_>,
+        pid: Option<i32>,
+    ) -> Result<(), (String, Errno)> {
+        if message.ready.is_none() && message.status.is_none() {
+            return Ok(());
+        }
+        let failed = |errno| ("keep its status".to_owned(), errno);
+        let id = status_id(service).ok_or(failed(Errno::NAMETOOLONG))?;
+        if !by.rights.may_store(&id) {
+            return Err(failed(Errno::PERM));
+        }
+        let store = &mut self.hold.store;
+        let before = store.find_held(&id).and_then(|record| status_file::read(&record.fd));
+        let before = before.unwrap_or_default();
+        let after = Service {
+            ready: message.ready.unwrap_or(before.ready),
+            pid: pid.map_or(0, i32::unsigned_abs),
+            status: message.status.clone().unwrap_or(before.status),
+            name: String::new(),
+        };
+        let fd = status_file::create(&after).map_err(failed)?;
+        let now = Timestamp::now();
+        let entry = Entry { id, limit: Limit::never(), fd };
+        let staged = store.stage(entry, by.uid, Tenure::from(now));
+        let outcome = store.setdump(vec![staged], OnConflict::Replace, now);
+        self.hold.mirrors.record(&outcome.changes, store);
+        outcome.answer.map(|_taken| ()).map_err(failed)
+    }
+
+    /// What services that have a door say of themselves.
+    pub(super) fn services(&self) -> Vec<Service> {
+        let doors = self.wards.all.iter().filter_map(|(_, door)| service_of(&door.id));
+        let mut names: Vec<_> = doors.collect();
+        names.sort_unstable();
+        names.truncate(SERVICES_TOLD_MAX);
+        let said = |name: &[u8]| {
+            let file = self.hold.store.find_held(&status_id(name)?)?;
+            status_file::read(&file.fd)
+        };
+        let service = |name: &[u8]| {
+            let said = said(name).unwrap_or_default();
+            Service { name: name.escape_ascii().to_string(), ..said }
+        };
+        names.into_iter().map(service).collect()
+    }
+}
+
+fn is_known(sender: &Credentials) -> bool {
+    sender.pid.is_some() || sender.user.uid != OVERFLOW_UID
+}

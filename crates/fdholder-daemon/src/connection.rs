@@ -237,7 +237,6 @@ impl<F> Connection<F> {
         self.set.is_some()
             || self.is_delivering()
             || self.is_borrowing()
-            || self.asks_status
             || !self.outbox.is_empty()
             || self.decoder.is_mid_frame()
     }

@@ -360,8 +360,7 @@ impl Peer {
         }
         // A client that no longer listens wants no delivery.
         let done = self.again.is_none() && self.connection.outbox().is_empty();
-        let is_due = self.is_borrowing() || self.asks_status();
-        if self.half_closed && (done && !is_due || self.is_delivering()) {
+        if self.half_closed && (done && !self.is_borrowing() || self.is_delivering()) {
             return Err(Gone::Closed);
         }
         self.update_interest(on_edge);

@@ -5,6 +5,7 @@ use crate::support::{
     assert_exit, deadline, eventually, id, open_fds, stderr, stdout, suite, Daemon, Rules, Suite,
 };
 use fdholder::{Identifier, Limit};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::fstat;
 use rustix::process::Signal;
 use sd_notify::NotifyState;
@@ -285,13 +286,37 @@ fn a_barrier_waits_for_the_standby() {
     drop(writer);
     // What comes behind it takes its time, and all of it is read in one turn.
     for part in 0..6 {
-        let many = &fds[1 + part * 40..1 + (part + 1) * 40];
+        let many = &fds[1 + part * 40..][..40];
         door.send(&format!("FDSTORE=1\nFDNAME=other{part}"), many);
     }
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     daemon.signal(Signal::KILL);
     assert!(held(&daemon).contains(&id("db/precious")));
     end(&daemon);
+}
+
+/// And that it has closed what is not held any more.
+#[test]
+fn a_barrier_waits_until_the_standby_has_closed() {
+    let (_folder, daemon) = serve(&["--standby"]);
+    eventually("the standby has everything", || status(&daemon.path)["standby"] == "ready");
+    let door = start(&daemon.path, &[]);
+    let null = File::open("/dev/null").unwrap();
+    door.send_all("FDSTORE=1\nFDNAME=x", &[null.as_fd()]);
+    let standby = i32::try_from(status(&daemon.path)["standby_pid"].as_i64().unwrap()).unwrap();
+    let standby = rustix::process::Pid::from_raw(standby).unwrap();
+    // For less long than it may take before it is given up.
+    rustix::process::kill_process(standby, Signal::STOP).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    door.send("FDSTOREREMOVE=1\nFDNAME=x", &[]);
+    door.send("BARRIER=1", &[writer.as_fd()]);
+    drop(writer);
+    let mut polled = [PollFd::new(&reader, PollFlags::IN)];
+    let passed = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 300_000_000 }));
+    assert_eq!(passed, Ok(0));
+    rustix::process::kill_process(standby, Signal::CONT).unwrap();
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    daemon.terminate();
 }
 
 /// Somebody who shares a door can shut it, and ask for descriptors of processes with each
@@ -357,7 +382,10 @@ fn a_status_is_never_shared() {
 /// What was sent before anybody asked who sends is from a user that everybody could be.
 #[test]
 fn senders_that_nobody_knows_are_ignored() {
-    let (folder, daemon) = serve(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let rules =
+        Rules::all(folder.path().join("rules")).allow("uid/65534").regexes("uid/65534", ".", ".");
+    let daemon = Daemon::with_rules(Suite::Ours, &folder.path().join("holder"), &rules, &[]);
     let path = folder.path().join("door");
     let door = UnixDatagram::bind(&path).unwrap();
     let sender = UnixDatagram::unbound().unwrap();

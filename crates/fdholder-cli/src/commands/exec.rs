@@ -20,6 +20,8 @@ use clap::{Arg, ArgAction, Command};
 use fdholder::environ::Variable;
 use fdholder::{Cause, Client, Deadline, Errno, Identifier};
 use fdholder_daemon::notify::is_reserved;
+use fdholder_daemon::privileges::raise_open_files;
+use rustix::process::{getrlimit, setrlimit, Resource};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -199,6 +201,10 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         let id = id.map_err(|bad| Failure::new(exit::SYSTEM, bad))?;
         passed.push(Passed { fd, id, name, number: None });
     }
+    // On their way descriptors have two numbers each. The program gets the limit it would have
+    // had.
+    let limit = getrlimit(Resource::Nofile);
+    raise_open_files();
     let choices = choices(invocation);
     let notify: Option<OsString> = invocation.optional("notify");
     let mut door = None;
@@ -238,6 +244,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let mut variables = all;
     variables.extend(door.into_iter().flat_map(FrontDoor::variables));
     leave(passed, &numbers, &kept)?;
+    setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Err(become_program(invocation, variables))
 }
 

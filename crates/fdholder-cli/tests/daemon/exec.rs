@@ -107,6 +107,23 @@ fn nothing_else_is_inherited() {
     assert_eq!(seen.variable("LISTEN_PID"), None);
 }
 
+/// All that fits below the program's limit is passed on, and the limit stays.
+#[test]
+fn as_many_are_passed_as_fit() {
+    let (_folder, daemon) = serve(&[]);
+    let null = File::open("/dev/null").unwrap();
+    let mut client = daemon.client();
+    for number in 0..90 {
+        client.store(&id(&format!("x{number}")), Limit::never(), &null, deadline()).unwrap();
+    }
+    let script = "ulimit -Sn 100; exec \"$0\" exec --fd-prefix x \"$1\" -- \
+                  sh -c 'ulimit -Sn; echo $LISTEN_FDS; ls -l /proc/$$/fd | grep -c null'";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
+    let output = command.stdin(Stdio::piped()).output().unwrap();
+    assert_eq!(stdout(&output), "100\n90\n90\n", "{output:?}");
+}
+
 #[test]
 fn numbers_can_be_chosen() {
     let (_folder, daemon) = holding(&["a", "b", "c"]);

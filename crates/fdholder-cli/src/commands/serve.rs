@@ -374,6 +374,8 @@ impl Settings {
                 Err(error) => return Err(Failure::system("announce readiness on stdout", error)),
             }
             activation::announce(format!("serving {place}"));
+            // Whoever was promoted has nobody wait for it.
+            fdholder_daemon::memory::give_back_code();
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {
             Ended::Stopped { held, kept, clients } => {

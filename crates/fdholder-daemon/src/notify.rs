@@ -81,21 +81,16 @@ pub fn heed<F>(
     let name = message.name.as_deref().unwrap_or("stored");
     let mut ids = Ids { service, name, next: 1 };
     let refused = |errno| Some((format!("store under {}/{name}", service.escape_ascii()), errno));
+    if !message.stores || fds.is_empty() {
+        heeded.left = fds;
+        return heeded;
+    }
     // Nothing is compared for who may not store.
-    let first = ids.candidate();
-    let may_store =
-        first.and_then(|id| sender.rights.may_store(&id).then_some(()).ok_or(Errno::PERM));
-    match may_store {
-        Ok(()) if message.stores => {}
-        Err(errno) if message.stores && !fds.is_empty() => {
-            heeded.refused = heeded.refused.or_else(|| refused(errno));
-            heeded.left = fds;
-            return heeded;
-        }
-        _ => {
-            heeded.left = fds;
-            return heeded;
-        }
+    let may_store = |id| sender.rights.may_store(&id).then_some(()).ok_or(Errno::PERM);
+    if let Err(errno) = ids.candidate().and_then(may_store) {
+        heeded.refused = heeded.refused.or_else(|| refused(errno));
+        heeded.left = fds;
+        return heeded;
     }
     let tenure = Tenure::from(now);
     let tenure = if message.polls { tenure.with_peer() } else { tenure };

@@ -114,6 +114,12 @@ fn nothing_is_compared_for_a_stranger() {
     assert_eq!((heeded.work, heeded.left.len()), (1, 200));
     let heeded = by(&all, &mut store);
     assert_eq!((heeded.work, heeded.left.len()), (1 + 200 * 200, 200));
+    // What is refused in the end has cost as much.
+    let mut full = Store::new(200);
+    send(&mut full, &all, "FDSTORE=1\nFDNAME=a", &fds);
+    let sender = Sender { uid: 7, rights: &all };
+    let heeded = heed(b"web", &message, fds.clone(), &sender, |_, _| false, &mut full, now());
+    assert!(heeded.refused.is_some() && heeded.work > 200 * 200, "{}", heeded.work);
 }
 
 /// A name is no way to get at anything else.

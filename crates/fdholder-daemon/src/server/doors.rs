@@ -39,11 +39,8 @@ impl Server {
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) => return Err(errno),
             };
-            match self.obey(service, &buffer[..datagram.len], datagram) {
-                Ok(done) => {
-                    work += done;
-                    self.hold.tally.notified += 1;
-                }
+            match self.obey(service, &buffer[..datagram.len], datagram, &mut work) {
+                Ok(()) => self.hold.tally.notified += 1,
                 Err(problem) => {
                     self.hold.tally.notify_refused += 1;
                     warn!("service {}: {problem}", service.escape_ascii());
@@ -53,8 +50,14 @@ impl Server {
         Ok(())
     }
 
-    /// Carries out one datagram; returns how much work it was.
-    fn obey(&mut self, service: &[u8], text: &[u8], datagram: Datagram) -> Result<usize, String> {
+    /// Carries out one datagram, and adds how much work it was, be it refused.
+    fn obey(
+        &mut self,
+        service: &[u8],
+        text: &[u8],
+        datagram: Datagram,
+        work: &mut usize,
+    ) -> Result<(), String> {
         let sender = datagram.sender.filter(is_known).ok_or("a sender nobody knows is ignored")?;
         if datagram.is_cut {
             return Err(format!("{sender} has sent more than {NOTIFY_LEN_MAX} bytes at once"));
@@ -66,6 +69,7 @@ impl Server {
         let is_same = |a: &OwnedFd, b: &OwnedFd| are_one(a, b).unwrap_or(false);
         let (store, now) = (&mut self.hold.store, Timestamp::now());
         let heeded = heed(service, &message, datagram.fds, &by, is_same, store, now);
+        *work += heeded.work;
         self.hold.mirrors.record(&heeded.changes, &self.hold.store);
         let said = self.write_down(service, &message, &by, sender.pid);
         if !heeded.left.is_empty() {
@@ -74,7 +78,7 @@ impl Server {
         if message.stores && datagram.fds_lost {
             return Err(format!("there was no room for the descriptors of {sender}"));
         }
-        let done = heeded.refused.map_or(said, Err).map(|()| heeded.work);
+        let done = heeded.refused.map_or(said, Err);
         done.map_err(|(what, errno)| format!("unable to {what} for {sender}: {}", strerror(errno)))
     }
 

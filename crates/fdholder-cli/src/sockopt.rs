@@ -24,6 +24,10 @@ pub fn set_tcp_fastopen(socket: impl AsFd, pending: u32) -> Result<(), Errno> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
+    checked(result)
+}
+
+fn checked(result: libc::c_int) -> Result<(), Errno> {
     if result == 0 {
         return Ok(());
     }
@@ -52,9 +56,5 @@ pub fn tcp_accept_queue(listener: impl AsFd) -> Result<(u32, u32), Errno> {
             &raw mut len,
         )
     };
-    if result == 0 {
-        return Ok((info.tcpi_unacked, info.tcpi_sacked));
-    }
-    let error = std::io::Error::last_os_error();
-    Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+    checked(result).map(|()| (info.tcpi_unacked, info.tcpi_sacked))
 }

@@ -239,13 +239,12 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let own = (!flag("no-pid")).then(std::process::id);
     let pids = Pids { own, parent: parent.unsigned_abs() };
-    let mut all = others_variables();
-    all.extend(variables(&passed, &numbers, style, pids)?);
-    let mut variables = all;
-    variables.extend(door.into_iter().flat_map(FrontDoor::variables));
+    let mut told = others_variables();
+    told.extend(variables(&passed, &numbers, style, pids)?);
+    told.extend(door.into_iter().flat_map(FrontDoor::variables));
     leave(passed, &numbers, &kept)?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
-    Err(become_program(invocation, variables))
+    Err(become_program(invocation, told))
 }
 
 /// What the environment says of descriptors that were for somebody else, and is not said anew:

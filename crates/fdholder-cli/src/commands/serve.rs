@@ -374,7 +374,7 @@ impl Settings {
                 Err(error) => return Err(Failure::system("announce readiness on stdout", error)),
             }
             activation::announce(format!("serving {place}"));
-            // Whoever was promoted has nobody wait for it.
+            // Not when it was promoted: then clients wait.
             fdholder_daemon::memory::give_back_code();
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {

@@ -98,12 +98,13 @@ impl Found {
         for id in ids {
             match holder.retrieve(&id, deadline) {
                 Ok(fd) => {
-                    self.0.insert(id, (None, Some(describe(fd))));
+                    // A dump that broke off may have told its limit.
+                    self.0.entry(id).or_default().1 = Some(describe(fd));
                 }
                 Err(error) => match error.cause() {
                     Cause::Denied(Errno::NOENT) => {}
                     Cause::Denied(_) => {
-                        self.0.entry(id).or_insert((None, None));
+                        self.0.entry(id).or_default();
                     }
                     _ => return Err(error),
                 },

@@ -1,7 +1,9 @@
 //! `bind` opens what services listen on, once.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, eventually, id, stderr, suite, Daemon, Rules, Suite};
+use crate::support::{
+    assert_exit, deadline, eventually, id, is_missing, stderr, suite, Daemon, Rules, Suite,
+};
 use rustix::fs::{fcntl_getfl, fstat, OFlags};
 use rustix::net::getsockname;
 use rustix::net::sockopt::{ipv6_v6only, socket_acceptconn, socket_reuseport};
@@ -117,7 +119,7 @@ fn a_replacement_that_finds_no_room_says_what_became_of_it() {
     let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &["-n", "1"]);
     bind_well(&path, &["web", "tcp:127.0.0.1:0"]);
     // The fourth request stores; those before look, try a set, and delete.
-    let inject = "inject=sendmsg:delay_enter=500ms:when=4";
+    let inject = "inject=sendmsg:delay_enter=2s:when=4";
     let bind = Command::new("strace")
         .args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject])
         .arg(env!("CARGO_BIN_EXE_fdholder"))
@@ -125,8 +127,7 @@ fn a_replacement_that_finds_no_room_says_what_became_of_it() {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(bind) = bind else {
-        assert!(std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_none(), "strace is not installed");
-        return;
+        return is_missing("strace");
     };
     let mut client = daemon.client();
     let null = fs::File::open("/dev/null").unwrap();
@@ -162,6 +163,9 @@ fn options_are_set() {
         &["again", &format!("tcp:{}", address(&tcp)), "--ipv6only", "--reuseport"],
     );
     assert!(!fcntl_getfl(held(&daemon, "again")).unwrap().contains(OFlags::NONBLOCK));
+    bind_well(&daemon.path, &["one", "tcp:127.0.0.1:0", "--device", "lo"]);
+    let device = socket2::SockRef::from(&held(&daemon, "one")).device().unwrap();
+    assert_eq!(device.as_deref(), Some(&b"lo"[..]));
     bind_well(&daemon.path, &["free", "tcp:192.0.2.1:0", "--freebind"]);
     let output = bind(&daemon.path, &["bound", "tcp:192.0.2.1:0"]);
     assert_exit(&output, 111);
@@ -221,8 +225,7 @@ fn who_comes_second_finds_what_the_first_has_opened() {
         .args(["bind", daemon.path.to_str().unwrap(), "web", &endpoint])
         .spawn();
     let Ok(mut slow) = slow else {
-        assert!(std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_none(), "strace is not installed");
-        return;
+        return is_missing("strace");
     };
     eventually("the first has opened it", || TcpStream::connect(address).is_ok());
     assert_eq!(daemon.client().list(deadline()).unwrap(), []);
@@ -276,8 +279,7 @@ fn what_is_in_the_way_is_said_and_stays() {
 #[test]
 fn s6s_daemon_will_do() {
     if !Suite::S6V213.is_installed() {
-        assert!(std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_none(), "s6 is not installed");
-        return;
+        return is_missing("s6");
     }
     let folder = tempfile::tempdir().unwrap();
     let rules = Rules::all(folder.path().join("rules"));

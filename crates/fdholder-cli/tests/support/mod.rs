@@ -36,6 +36,14 @@ pub fn id(name: &str) -> Identifier {
     Identifier::new(name).unwrap()
 }
 
+/// Says that a part of a test is left out, as something is not installed; where everything
+/// must be, that is a failure.
+pub fn is_missing(what: &str) {
+    let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
+    assert!(!required, "{what} is not installed: scripts/peers");
+    eprintln!("left out: {what} is not installed");
+}
+
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -41,15 +41,13 @@ impl Wishes {
     /// What the command line says.
     pub fn of(invocation: &Invocation) -> Self {
         let flag = |id: &str| invocation.matches.get_flag(id).then_some(true);
-        let optional = |id: &str| {
-            let known = invocation.matches.try_contains_id(id).is_ok();
-            known.then(|| invocation.optional::<u32>(id)).flatten()
-        };
+        // Those of the daemon that makes its socket are unknown to the one that gets it.
+        let known = |id: &str| invocation.matches.try_contains_id(id).is_ok();
+        let optional = |id: &str| known(id).then(|| invocation.optional::<u32>(id)).flatten();
         let span = |id: &str| {
             let Milliseconds(span) = invocation.optional(id)?;
             Some(span.map_or(0, |span| span.as_millis() as u32)) // It was one.
         };
-        let known = |id: &str| invocation.matches.try_contains_id(id).is_ok();
         Self {
             path: known("path").then(|| invocation.optional("path")).flatten(),
             backlog: optional("backlog"),

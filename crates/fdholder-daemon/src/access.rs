@@ -11,6 +11,7 @@ mod freshness;
 pub mod pattern;
 
 use crate::limits::RIGHTS_CACHED_MAX;
+use crate::shares::Quotas;
 use fdholder::Identifier;
 use pattern::Pattern;
 use std::collections::HashMap;
@@ -97,21 +98,28 @@ pub struct Rights {
     pub getdump: bool,
     /// It may give a dump.
     pub setdump: bool,
+    /// How much it may have of what there is for all.
+    pub quotas: Quotas,
 }
 
-/// The variables that grant rights.
-pub const VARIABLES: [&str; 5] = [
+/// The variables that grant rights, or limit them.
+pub const VARIABLES: [&str; 9] = [
     "S6_FDHOLDER_STORE_REGEX",
     "S6_FDHOLDER_RETRIEVE_REGEX",
     "S6_FDHOLDER_LIST",
     "S6_FDHOLDER_GETDUMP",
     "S6_FDHOLDER_SETDUMP",
+    "FDHOLDER_MAXFDS",
+    "FDHOLDER_MAXCONN",
+    "FDHOLDER_MAXBYTES",
+    "FDHOLDER_MAXUNREAD",
 ];
 
 impl Rights {
     /// The right to everything.
     pub fn all() -> Self {
-        Self { store: Ids::All, retrieve: Ids::All, list: true, getdump: true, setdump: true }
+        let (store, retrieve, quotas) = (Ids::All, Ids::All, Quotas::default());
+        Self { store, retrieve, list: true, getdump: true, setdump: true, quotas }
     }
 
     /// Whether nothing is granted.
@@ -143,11 +151,28 @@ impl Rights {
                 b"S6_FDHOLDER_LIST" => rights.list = true,
                 b"S6_FDHOLDER_GETDUMP" => rights.getdump = true,
                 b"S6_FDHOLDER_SETDUMP" => rights.setdump = true,
+                b"FDHOLDER_MAXFDS" => limit(&mut rights.quotas.fds, name, value)?,
+                b"FDHOLDER_MAXCONN" => limit(&mut rights.quotas.connections, name, value)?,
+                b"FDHOLDER_MAXBYTES" => limit(&mut rights.quotas.bytes, name, value)?,
+                b"FDHOLDER_MAXUNREAD" => limit(&mut rights.quotas.unread, name, value)?,
                 _ => {}
             }
         }
         Ok(rights)
     }
+}
+
+/// Sets a limit, unless an earlier variable has.
+fn limit(limit: &mut Option<usize>, name: &[u8], value: &[u8]) -> Result<(), String> {
+    if limit.is_none() {
+        let digits = value.iter().all(u8::is_ascii_digit);
+        let number = str::from_utf8(value).ok().filter(|_| digits).and_then(|it| it.parse().ok());
+        *limit = Some(number.ok_or_else(|| {
+            let (name, value) = (name.escape_ascii(), value.escape_ascii());
+            format!("{name}: '{value}' is not a number")
+        })?);
+    }
+    Ok(())
 }
 
 /// Why a client was refused.

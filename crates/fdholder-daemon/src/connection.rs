@@ -6,8 +6,9 @@ mod tests;
 
 use crate::access::Rights;
 use crate::delivery::{Delivery, Held};
-use crate::limits::WORK_PER_REQUEST;
+use crate::limits::{MEMORY_PER_FD, WORK_PER_REQUEST};
 use crate::outbox::Outbox;
+use crate::shares::{Amounts, Claimant, Ledger, Quotas, Resource, Short};
 use crate::store::{Change, Outcome, Record, Staged, Store};
 use crate::tally::Operation;
 use fdholder::extension::{self, Extension, OnConflict, Taken};
@@ -30,6 +31,14 @@ pub struct Standing {
     /// What it may do besides. `None`: it is not let in, but that a daemon of the same user
     /// may follow does not depend on rules.
     pub rights: Option<Arc<Rights>>,
+}
+
+impl Standing {
+    /// What it may have of what there is for all.
+    pub fn claimant(&self) -> Claimant {
+        let quotas = self.rights.as_ref().map_or_else(Quotas::default, |rights| rights.quotas);
+        Claimant { uid: self.uid, is_trusted: self.is_own || self.uid == 0, quotas }
+    }
 }
 
 /// A client's side of the daemon: what has arrived, what it may do, a set it is giving,
@@ -57,6 +66,10 @@ pub struct Connection<F> {
     upgrade: Upgrading,
     /// It has asked for the status.
     asks_status: bool,
+    /// It has had something deleted: the answer waits until that is closed.
+    awaits_close: bool,
+    /// Of what there was too little for it last.
+    short: Option<Short>,
 }
 
 /// Where a client is with an upgrade.
@@ -122,6 +135,8 @@ impl<F> Connection<F> {
             follow: None,
             upgrade: Upgrading::No,
             asks_status: false,
+            awaits_close: false,
+            short: None,
         }
     }
 
@@ -147,6 +162,7 @@ impl<F> Connection<F> {
             || self.is_borrowing()
             || self.follow.is_some()
             || self.asks_status
+            || self.awaits_close
         {
             return None;
         }
@@ -237,8 +253,44 @@ impl<F> Connection<F> {
         self.set.is_some()
             || self.is_delivering()
             || self.is_borrowing()
+            || self.awaits_close
             || !self.outbox.is_empty()
             || self.decoder.is_mid_frame()
+    }
+
+    /// Whether a part of a request has come, with the descriptors if any.
+    pub fn is_mid_frame(&self) -> bool {
+        self.decoder.is_mid_frame()
+    }
+
+    /// What it has of what there is for all; its socket has more.
+    pub fn charges(&self) -> Amounts {
+        let announced = self.set.as_ref().map_or(0, |set| set.announced);
+        let set = self.set.as_ref().map_or(0, |set| set.entries.len() * MEMORY_PER_FD);
+        let snapshot = self.snapshot.len() * size_of::<usize>();
+        let bytes = self.decoder.unread_len() + self.outbox.bytes() + set + snapshot;
+        Amounts::of(Resource::Arriving, self.decoder.fds_len() + announced)
+            .with(Resource::Bytes, bytes)
+            .with(Resource::Loans, usize::from(self.loan.is_some()))
+    }
+
+    /// What it may have.
+    pub fn claimant(&self) -> Claimant {
+        self.standing.claimant()
+    }
+
+    /// Whether the answer to a delete waits until what it has dropped is
+    /// [closed](Self::has_closed).
+    pub fn awaits_close(&self) -> bool {
+        self.awaits_close
+    }
+
+    /// That is closed now; or it takes so long that the answer says so (EINPROGRESS).
+    pub fn has_closed(&mut self, is_closed: bool) {
+        if std::mem::take(&mut self.awaits_close) {
+            let answer = if is_closed { Ok(()) } else { Err(Errno::INPROGRESS) };
+            self.outbox.push(reply::status(answer));
+        }
     }
 
     /// Whether its time runs: it is in the middle of something, or keeps open what it has
@@ -301,13 +353,19 @@ impl<F> Connection<F> {
     ///
     /// [`Malformed`] when the client breaks the protocol; the connection must be closed.
     /// A set it had not finished is dropped with it, and nothing of it was stored.
-    pub fn step(&mut self, store: &mut Store<F>, now: Timestamp) -> Result<Step<F>, Malformed> {
+    pub fn step(
+        &mut self,
+        store: &mut Store<F>,
+        ledger: &Ledger,
+        now: Timestamp,
+    ) -> Result<Step<F>, Malformed> {
         // What it has asked since it was lent something waits until that is settled.
         let waits = self.is_delivering()
             || self.is_borrowing()
             || self.follow.is_some()
             || self.awaits_upgrade()
-            || self.asks_status;
+            || self.asks_status
+            || self.awaits_close;
         if waits || self.outbox.is_full() {
             return Ok(Step::Wait);
         }
@@ -319,7 +377,7 @@ impl<F> Connection<F> {
             Parsed::Request(request) => {
                 let cost = 1 + work(&request, store) / WORK_PER_REQUEST;
                 let operation = Operation::from(&request);
-                (self.carry_out(request, store, now)?, cost, operation)
+                (self.carry_out(request, store, ledger, now)?, cost, operation)
             }
             // Only these come with descriptors that are held; one or the other.
             Parsed::FdsLost => {
@@ -337,6 +395,7 @@ impl<F> Connection<F> {
         &mut self,
         request: Request<F>,
         store: &mut Store<F>,
+        ledger: &Ledger,
         now: Timestamp,
     ) -> Result<Vec<Change<F>>, Malformed> {
         let may_come_amid_set =
@@ -348,27 +407,37 @@ impl<F> Connection<F> {
             return match request {
                 Request::Extension(
                     extension @ (Extension::Hello(_) | Extension::Follow { .. }),
-                ) => Ok(self.extend(extension, &Rights::default(), store, now)),
+                ) => Ok(self.extend(extension, &Rights::default(), store, ledger, now)),
                 _ => Err(Malformed::NOT_LET_IN),
             };
         };
         Ok(match request {
             Request::Store(entry) if !rights.may_store(&entry.id) => self.refuse(Errno::PERM),
             Request::Store(entry) => {
-                let Outcome { answer, changes } = store.store(entry, self.standing.uid, now);
+                let who = self.claimant();
+                let Outcome { answer, changes } = store.store(entry, &who, now);
+                self.note_enfile(&answer, store, &who);
                 self.outbox.push(reply::status(answer));
                 changes
             }
             Request::Delete(id) if !rights.may_store(&id) => self.refuse(Errno::PERM),
             Request::Delete(id) => {
                 let Outcome { answer, changes } = store.delete(&id, now);
-                self.outbox.push(reply::status(answer));
+                match answer {
+                    Ok(()) => self.awaits_close = true,
+                    Err(errno) => self.outbox.push(refusal(errno)),
+                }
                 changes
             }
             Request::Retrieve { id, delete }
                 if !rights.may_retrieve(&id) || (delete && !rights.may_store(&id)) =>
             {
                 self.refuse(Errno::PERM)
+            }
+            Request::Retrieve { delete: true, .. }
+                if ledger.room(&self.claimant(), Resource::Loans) == 0 =>
+            {
+                self.fall_short(Short::Loans)
             }
             Request::Retrieve { id, delete } => {
                 let Outcome { answer, changes } =
@@ -380,12 +449,18 @@ impl<F> Connection<F> {
                 changes
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
+            Request::List if self.lacks_bytes(store.id_bytes() + store.len(), ledger) => {
+                self.fall_short_of_bytes()
+            }
             Request::List => {
                 let (entries, changes) = store.dump(now);
                 self.outbox.push(reply::list(entries.iter().map(|entry| &entry.id)));
                 changes
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
+            Request::Getdump if self.lacks_bytes(store.len() * size_of::<usize>(), ledger) => {
+                self.fall_short_of_bytes()
+            }
             Request::Getdump => {
                 let (entries, changes) = store.dump(now);
                 self.outbox.push(reply::getdump_head(entries.len() as u32)); // At most FDS_MAX.
@@ -393,9 +468,9 @@ impl<F> Connection<F> {
                 changes
             }
             Request::Setdump(_) if !rights.setdump => self.refuse(Errno::PERM),
-            Request::Setdump(count) => self.begin_set(count, store),
+            Request::Setdump(count) => self.begin_set(count, store, ledger),
             Request::SetdumpData(entries) => self.add_to_set(entries, store, now)?,
-            Request::Extension(extension) => self.extend(extension, &rights, store, now),
+            Request::Extension(extension) => self.extend(extension, &rights, store, ledger, now),
         })
     }
 
@@ -404,10 +479,39 @@ impl<F> Connection<F> {
         Vec::new()
     }
 
-    fn begin_set(&mut self, count: u32, store: &Store<F>) -> Vec<Change<F>> {
+    /// Refuses as there is too little of something.
+    fn fall_short(&mut self, short: Short) -> Vec<Change<F>> {
+        self.short = Some(short);
+        self.refuse(short.errno())
+    }
+
+    /// Whether so many bytes more are too much for it. One reply is never too long: the first
+    /// that waits counts from when it does.
+    fn lacks_bytes(&self, bytes: usize, ledger: &Ledger) -> bool {
+        ledger.room(&self.claimant(), Resource::Bytes) < bytes
+    }
+
+    fn fall_short_of_bytes(&mut self) -> Vec<Change<F>> {
+        self.fall_short(Short::Bytes(self.claimant().may_have(Resource::Bytes)))
+    }
+
+    /// Remembers why there was no room, if that was it.
+    fn note_enfile<T>(&mut self, answer: &Answer<T>, store: &Store<F>, who: &Claimant) {
+        if matches!(answer, Err(Errno::NFILE)) {
+            let is_full = store.len() >= store.capacity();
+            let full = Short::Full { capacity: store.capacity() };
+            self.short = Some(if is_full { full } else { Short::Fds(who.may_hold()) });
+        }
+    }
+
+    fn begin_set(&mut self, count: u32, store: &Store<F>, ledger: &Ledger) -> Vec<Change<F>> {
         let announced = count as usize;
         if !store.could_hold(announced) {
-            return self.refuse(Errno::NFILE);
+            return self.fall_short(Short::Full { capacity: store.capacity() });
+        }
+        let unused = store.capacity() - store.len();
+        if ledger.room_beside(&self.claimant(), Resource::Arriving, unused) < announced {
+            return self.fall_short(Short::Arriving);
         }
         if announced > 0 {
             // Not more than the store can hold, and memory is taken as it is filled.
@@ -434,7 +538,9 @@ impl<F> Connection<F> {
             self.outbox.push(reply::status(Err(Errno::AGAIN)));
             return Ok(Vec::new());
         }
-        let Outcome { answer, changes } = store.setdump(set.entries, self.on_conflict, now);
+        let who = self.claimant();
+        let Outcome { answer, changes } = store.setdump(set.entries, self.on_conflict, &who, now);
+        self.note_enfile(&answer, store, &who);
         self.outbox.push(reply::status(answer.as_ref().map(|_| ()).map_err(|errno| *errno)));
         self.taken = answer.ok();
         Ok(changes)

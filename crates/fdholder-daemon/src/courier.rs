@@ -9,6 +9,7 @@
 //! Loop and courier are connected by a pair of sockets. The courier tells through it how it
 //! went; when the loop lets go of its end, the courier ends.
 
+use crate::closing::ClientFd;
 use crate::delivery::Delivery;
 use crate::limits::{COURIERS_MAX, COURIER_STACK_LEN, DELIVERY_PATIENCE, SEND_PAUSE};
 use fdholder::limits::MESSAGE_FDS_MAX;
@@ -19,9 +20,10 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// All couriers of a daemon.
@@ -54,7 +56,7 @@ impl Crew {
     ///
     /// EBUSY when too many are under way, or the system has nothing for one more; otherwise
     /// how sending at once has failed.
-    pub fn dispatch(&self, delivery: Delivery<OwnedFd>) -> Result<Dispatched, Errno> {
+    pub fn dispatch(&self, delivery: Delivery<ClientFd>) -> Result<Dispatched, Errno> {
         check(delivery.to().as_fd())?;
         let mut ahead = 0;
         if delivery.len() <= MESSAGE_FDS_MAX {
@@ -86,7 +88,8 @@ impl Crew {
             let _ = ours.write_all(&encode(result));
             drop(badge);
         };
-        let thread = std::thread::Builder::new().stack_size(COURIER_STACK_LEN).spawn(deliver);
+        let thread = Builder::new().name("courier".to_owned()).stack_size(COURIER_STACK_LEN);
+        let thread = thread.spawn(deliver);
         thread.map_err(lacking)?;
         Ok(Dispatched::Courier(Courier { socket }))
     }
@@ -155,7 +158,7 @@ fn decode(said: [u8; 12]) -> Answer<u64> {
 /// ECANCELED when the loop has let go. Of the first message so many bytes are there
 /// already, and then its descriptors.
 fn deliver(
-    delivery: &Delivery<OwnedFd>,
+    delivery: &Delivery<ClientFd>,
     mut ahead: usize,
     control: BorrowedFd<'_>,
     patience: Duration,

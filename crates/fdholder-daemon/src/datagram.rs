@@ -22,7 +22,7 @@ pub struct Datagram {
     pub is_cut: bool,
     /// The descriptors, close-on-exec from the start.
     pub fds: Vec<OwnedFd>,
-    /// There was no room for all of them: those that fit are closed.
+    /// There was no room for all of them.
     pub fds_lost: bool,
     /// Who has sent it. `None`: the socket does not ask for that.
     pub sender: Option<Credentials>,
@@ -116,9 +116,6 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Datagram, Errno> 
         next = unsafe { libc::CMSG_NXTHDR(&raw const header, next) };
     }
     let fds_lost = header.msg_flags & libc::MSG_CTRUNC != 0;
-    if fds_lost {
-        fds.clear();
-    }
     Ok(Datagram { len, is_cut: header.msg_flags & libc::MSG_TRUNC != 0, fds, fds_lost, sender })
 }
 

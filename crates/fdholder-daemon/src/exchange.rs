@@ -2,6 +2,7 @@
 //!
 //! Nothing else is done meanwhile: clients wait, and what they send stays in their sockets.
 
+use crate::closing::ClientFd;
 use crate::reading::{has_hung_up, read};
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;
@@ -62,8 +63,8 @@ impl From<Malformed> for Broken {
 /// An exchange with one follower.
 pub(crate) struct Exchange<'a> {
     socket: &'a OwnedFd,
-    decoder: &'a mut Decoder<OwnedFd>,
-    mirrors: &'a mut Mirrors<OwnedFd>,
+    decoder: &'a mut Decoder<ClientFd>,
+    mirrors: &'a mut Mirrors<ClientFd>,
     /// Its key among them.
     mirror: usize,
     buffer: &'a mut [u8],
@@ -76,8 +77,8 @@ pub(crate) struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     /// With the follower that is the mirror of this key.
     pub fn new(
-        (socket, decoder): (&'a OwnedFd, &'a mut Decoder<OwnedFd>),
-        (mirrors, mirror): (&'a mut Mirrors<OwnedFd>, usize),
+        (socket, decoder): (&'a OwnedFd, &'a mut Decoder<ClientFd>),
+        (mirrors, mirror): (&'a mut Mirrors<ClientFd>, usize),
         buffer: &'a mut [u8],
         patience: Duration,
     ) -> Self {
@@ -92,7 +93,7 @@ impl<'a> Exchange<'a> {
     /// follower serves, or never will.
     pub fn hand_over(
         &mut self,
-        clients: impl IntoIterator<Item = HandedClient<Arc<OwnedFd>>>,
+        clients: impl IntoIterator<Item = HandedClient<Arc<ClientFd>>>,
         roll: &Roll,
     ) -> Result<(), Broken> {
         self.tell_all()?;

@@ -1,14 +1,16 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
+use crate::closing::{self, ClientFd};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
+use crate::limits::CLOSE_SLOW;
 use crate::offspring::let_go_of_children;
 use crate::reading::{is_readable, read};
 use crate::replication::roll::{succeed, Place, Succession};
 use crate::replication::{Replica, ReplicaError};
-use fdholder::extension::{self, Extension, VERSION};
+use fdholder::extension::{self, Extension, FOLLOW_VERSION, VERSION};
 use fdholder::frame::Decoder;
-use fdholder::link::{Fed, Head, Heard, LINK_PAYLOAD_MAX};
+use fdholder::link::{Fed, Head, Heard, Mirrored, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
@@ -98,16 +100,27 @@ const REST: Duration = Duration::from_micros(200);
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
+/// Whoever has given something is kept waiting if it takes long to close it.
+fn of_their_owners(fed: Fed<ClientFd>) -> Fed<ClientFd> {
+    let Fed::Changes { up_to, goes_on, mut changes } = fed else { return fed };
+    for change in &mut changes {
+        if let Mirrored::Held { entry, origin } = change {
+            entry.fd.set_owner(origin.owner);
+        }
+    }
+    Fed::Changes { up_to, goes_on, changes }
+}
+
 /// A process that follows.
 #[derive(Debug)]
 pub struct Follower {
     socket: OwnedFd,
-    decoder: Decoder<OwnedFd>,
+    decoder: Decoder<ClientFd>,
     buffer: Vec<u8>,
     head: Head,
     listener: OwnedFd,
     roll: OwnedFd,
-    replica: Replica<OwnedFd>,
+    replica: Replica<ClientFd>,
     /// How many times in a row nothing had to be confirmed.
     calm: u32,
 }
@@ -126,7 +139,7 @@ impl Follower {
         bytes.extend(ask(Extension::Follow { capacity: capacity_told }).bytes());
         let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
         let mut buffer = vec![0; READ_LEN];
-        let mut receive = |decoder: &mut Decoder<OwnedFd>, deadline| {
+        let mut receive = |decoder: &mut Decoder<ClientFd>, deadline| {
             while !decoder.has_frame() {
                 if !read(&socket, decoder, &mut buffer, Some(deadline))? {
                     return Err(FollowError::NoFdholder);
@@ -142,7 +155,7 @@ impl Follower {
         receive(&mut decoder, deadline)?;
         let cut_short = || Malformed::INCOMPLETE;
         let version = extension::parse_hello(&decoder.next()?.ok_or_else(cut_short)?)?;
-        if version.ok().is_none_or(|version| version < VERSION) {
+        if version.ok().is_none_or(|version| version < FOLLOW_VERSION) {
             return Err(FollowError::TooOld);
         }
         receive(&mut decoder, deadline)?;
@@ -151,6 +164,10 @@ impl Follower {
             return Err(FollowError::Refused(errno));
         }
         let Fed::Head { head, listener, roll } = Fed::parse(frame)? else {
+            return Err(Malformed::INCOMPLETE.into());
+        };
+        let (listener, roll) = (listener.into_inner(), roll.into_inner());
+        let (Some(listener), Some(roll)) = (listener, roll) else {
             return Err(Malformed::INCOMPLETE.into());
         };
         let replica = Replica::new(capacity);
@@ -268,7 +285,7 @@ impl Follower {
         }
         let mut up_to = None;
         while let Some(frame) = self.decoder.next()? {
-            match self.replica.hear(Fed::parse(frame)?)? {
+            match self.replica.hear(of_their_owners(Fed::parse(frame)?))? {
                 // The last of them says it for all.
                 Some(answer @ Heard::UpTo(_)) => up_to = Some(answer),
                 // If it has gone, what it said before still counts.
@@ -279,6 +296,9 @@ impl Follower {
         self.calm = self.calm.saturating_add(1);
         if let Some(answer) = up_to {
             self.calm = 0;
+            // What is not held any more is closed before the primary says so; but nobody else
+            // is kept waiting for what takes longer than any close should.
+            closing::begun().wait(CLOSE_SLOW);
             let _ = self.say(answer);
         }
         Ok(true)

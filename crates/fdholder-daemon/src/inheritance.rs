@@ -1,5 +1,6 @@
 //! What one daemon leaves to the next.
 
+use crate::closing::ClientFd;
 use crate::replication::roll::Place;
 use crate::store::Store;
 use fdholder::link::HandedClient;
@@ -12,9 +13,9 @@ pub struct Inheritance {
     /// Where clients come in.
     pub listener: OwnedFd,
     /// What is held.
-    pub store: Store<OwnedFd>,
+    pub store: Store<ClientFd>,
     /// Clients that were served by another daemon.
-    pub clients: Vec<HandedClient<OwnedFd>>,
+    pub clients: Vec<HandedClient<ClientFd>>,
     /// The numbers of what went last, of which others may not have been told.
     pub dropped: VecDeque<u64>,
     /// Of the daemon that had all that.

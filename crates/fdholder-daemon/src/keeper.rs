@@ -3,6 +3,7 @@
 //! The keeper was handed everything, and serves nobody: it waits for the new program at the
 //! other end of its connection to take over. If that does not come, it serves itself.
 
+use crate::closing::ClientFd;
 use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
 use crate::limits::{KEEP_PATIENCE, READ_LEN};
@@ -32,7 +33,7 @@ pub(crate) fn keep(
     inheritance: Inheritance,
 ) -> Result<Option<Inheritance>, Errno> {
     let Inheritance { listener, store, clients, dropped, place } = inheritance;
-    let share = |client: HandedClient<OwnedFd>| client.map(|socket| Some(Arc::new(socket)));
+    let share = |client: HandedClient<ClientFd>| client.map(|socket| Some(Arc::new(socket)));
     let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
     let kept =
         Kept { listener: &listener, store: &store, clients: &clients, place: place.as_ref() };
@@ -45,8 +46,8 @@ pub(crate) fn keep(
 
 struct Kept<'a> {
     listener: &'a OwnedFd,
-    store: &'a crate::Store<OwnedFd>,
-    clients: &'a [HandedClient<Arc<OwnedFd>>],
+    store: &'a crate::Store<ClientFd>,
+    clients: &'a [HandedClient<Arc<ClientFd>>],
     place: Option<&'a Place>,
 }
 
@@ -81,7 +82,7 @@ impl Kept<'_> {
         socket: &OwnedFd,
         head: Head,
         roll: &Roll,
-        decoder: &mut Decoder<OwnedFd>,
+        decoder: &mut Decoder<ClientFd>,
         buffer: &mut [u8],
     ) -> Result<(), Broken> {
         say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd()))?;
@@ -99,10 +100,10 @@ impl Kept<'_> {
 
 fn next_request(
     socket: &OwnedFd,
-    decoder: &mut Decoder<OwnedFd>,
+    decoder: &mut Decoder<ClientFd>,
     buffer: &mut [u8],
     deadline: Instant,
-) -> Result<Extension<OwnedFd>, Broken> {
+) -> Result<Extension<ClientFd>, Broken> {
     while !decoder.has_frame() {
         if !read(socket, decoder, buffer, Some(deadline))? {
             return Err(Broken::Gone);

@@ -8,6 +8,7 @@
 
 pub mod access;
 mod bugs;
+mod closing;
 mod connection;
 mod courier;
 pub mod credentials;
@@ -35,6 +36,7 @@ mod replication;
 mod room;
 mod same_file;
 mod server;
+mod shares;
 pub mod signals;
 #[cfg(test)]
 mod simulator;
@@ -42,11 +44,13 @@ mod store;
 mod tally;
 mod unread;
 
+pub use closing::ClientFd;
 pub use connection::{Connection, Standing, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;
 pub use replication::{Carrier, Mirror, Mirrors, Replica, ReplicaError, Ticket};
 pub use room::Room;
 pub use server::{Ended, Options, Reload, Reloaded, Server};
+pub use shares::{Allowance, Amounts, Claimant, Ledger, Quotas, Resource, Short};
 pub use store::{Change, Outcome, Record, Staged, Store};
 pub use tally::Operation;

@@ -25,6 +25,31 @@ pub const CONNECTIONS_MAX_DEFAULT: usize = 256;
 /// Connections at once, whatever is asked for.
 pub const CONNECTIONS_MAX: usize = 65_536;
 
+/// How long a client may be in the middle of something, by default: far longer than any takes
+/// that is not stuck, or means to be.
+pub const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a connection may be idle and not be let go of when its user wants another and has
+/// as many as it may.
+pub const IDLE_SAFE: Duration = Duration::from_secs(60);
+
+/// How long not to look at all clients again: there may be thousands.
+pub const SWEEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// Descriptors that may have come and are not held yet, besides as many as can be held: a few
+/// messages. In a process that may open less it is less, but one message.
+pub const ARRIVING_SPARE: usize = 8 * fdholder::limits::MESSAGE_FDS_MAX;
+
+/// Bytes that wait in requests and replies of all clients, whatever is held …
+pub const BYTES_BASE: usize = 32 << 20;
+
+/// … and for each descriptor that can be held: room for several lists of long identifiers.
+pub const BYTES_PER_FD: usize = 1024;
+
+/// Descriptors that are lent at once, to clients who are to have them alone: before each
+/// request it is looked whether they were taken.
+pub const LOANS_MAX: usize = 256;
+
 /// Replies that wait for one client to read them. With so many unread, its further
 /// requests stay in the socket. A client that waits for its replies has one.
 pub const REPLIES_PENDING_MAX: usize = 16;
@@ -55,6 +80,33 @@ pub const COURIERS_MAX: usize = 16;
 
 /// Bytes of a courier's stack: it has a control message and a few small things on it.
 pub const COURIER_STACK_LEN: usize = 128 * 1024;
+
+/// Threads that close what clients have given: one closes, one stands by, and more while some
+/// are kept waiting by sockets that linger or file servers that do not answer. That many users
+/// of bad will, each with its part, hold up the closing of others' descriptors, and nothing else.
+pub const CLOSERS_MAX: usize = 32;
+
+/// Closers that one user can keep waiting.
+pub const CLOSERS_PER_USER: usize = 2;
+
+/// Bytes of a closer's stack: it has next to nothing on it.
+pub const CLOSER_STACK_LEN: usize = 64 * 1024;
+
+/// How long all closers may be busy before one more begins: far longer than most closes take,
+/// and short enough for whoever waits.
+pub const CLOSE_SLOW: Duration = Duration::from_millis(2);
+
+/// How long the answer to a request waits until what it has dropped is closed. Then it leaves
+/// all the same, and that to a delete says so (EINPROGRESS).
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Descriptors of one user that wait to be closed before no more is read from it: they take
+/// places in the table of descriptors.
+pub const CLOSING_PER_USER_MAX: usize = 256;
+
+/// Descriptors of all users that wait to be closed before doors of services are not read: whose
+/// they are is not known before.
+pub const CLOSING_MAX: usize = 512;
 
 /// Changes that wait for a follower which is still being given its copy; answers wait when
 /// there are more. Descriptors that are not held any more are kept open by them.
@@ -96,6 +148,10 @@ pub const MIRROR_MESSAGES_PER_TURN: usize = 6;
 /// How long to wait before descriptors are sent again that had no room in flight
 /// (ETOOMANYREFS): nothing tells when they do.
 pub const SEND_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long to wait before something is tried again for which a user, or the kernel, has no
+/// room at the moment.
+pub const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 /// Bytes of a service's datagram, as with systemd (`PIPE_BUF`). A longer one is dropped.
 pub const NOTIFY_LEN_MAX: usize = 4096;

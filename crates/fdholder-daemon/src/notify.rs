@@ -16,6 +16,7 @@ pub(crate) mod status_file;
 pub use message::Message;
 
 use crate::access::Rights;
+use crate::shares::Claimant;
 use crate::store::{Change, Record, Store};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Limit, Tenure, Timestamp};
@@ -40,8 +41,8 @@ pub fn status_id(service: &[u8]) -> Option<Identifier> {
 /// Who has sent a datagram.
 #[derive(Debug)]
 pub struct Sender<'a> {
-    /// The user.
-    pub uid: u32,
+    /// The user, and how much it may have held.
+    pub claimant: Claimant,
     /// What the rules grant.
     pub rights: &'a Rights,
 }
@@ -111,7 +112,7 @@ pub fn heed<F>(
             }
         };
         let entry = Entry { id: id.clone(), limit: Limit::never(), fd };
-        let mut outcome = store.store_for(entry, sender.uid, tenure, now);
+        let mut outcome = store.store_for(entry, &sender.claimant, tenure, now);
         heeded.changes.append(&mut outcome.changes);
         match outcome.answer {
             Ok(()) => held.extend(store.find_held(&id).map(Arc::clone)),

@@ -115,6 +115,15 @@ impl<F> Outbox<F> {
         self.refusals
     }
 
+    /// Bytes that wait: of messages, and of a dump what is remembered for each entry.
+    pub(crate) fn bytes(&self) -> usize {
+        let dumps = self.queue.iter().map(|pending| match pending {
+            Pending::Message(_) => 0,
+            Pending::Dump(entries) => entries.len() * size_of::<usize>(),
+        });
+        self.bytes + dumps.sum::<usize>()
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -2,14 +2,20 @@
 //! and a [`Connection`].
 
 use crate::bugs::{active, Bug};
+use crate::closing::{self, ClientFd, Closes};
 use crate::connection::{Connection, Standing, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
-use crate::limits::{MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, SEND_PAUSE};
+use crate::limits::{
+    CLOSE_PATIENCE, CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN,
+    ROOM_PAUSE, SEND_PAUSE,
+};
 use crate::replication::{Mirrors, Ticket};
+use crate::shares::{Amounts, Claimant, Ledger, Resource};
 use crate::store::Store;
 use crate::tally::Tally;
 use crate::unread::all_is_read;
+use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
 use fdholder::{Errno, Malformed, Status, Timestamp};
@@ -23,22 +29,26 @@ use std::time::Instant;
 /// What clients are served from.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    pub store: Store<OwnedFd>,
-    pub mirrors: Mirrors<OwnedFd>,
+    pub store: Store<ClientFd>,
+    pub mirrors: Mirrors<ClientFd>,
     pub crew: Crew,
     pub tally: Tally,
+    /// What each user has of what there is for all.
+    pub ledger: Ledger,
     /// What is read goes here first.
     pub buffer: Vec<u8>,
 }
 
 /// One client of the daemon.
 #[derive(Debug)]
+// Each is about something of its own.
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct Peer {
     /// For messages; its rights were decided when it connected.
     pub who: Credentials,
     /// Shared with the message that hands it over.
-    socket: Arc<OwnedFd>,
-    connection: Connection<OwnedFd>,
+    socket: Arc<ClientFd>,
+    connection: Connection<ClientFd>,
     /// It has shut down its side: what it asked is answered, then it is let go.
     half_closed: bool,
     /// When to serve it again although nothing happens: at once when its turn was over
@@ -47,8 +57,16 @@ pub(crate) struct Peer {
     again: Option<Instant>,
     /// It was sent descriptors.
     gave_fds: bool,
+    /// How many it was sent since it was seen to have read everything.
+    unread_fds: usize,
+    /// What it has of what there is for all, as the ledger knows it.
+    charged: Amounts,
     /// What its replies wait for.
     gate: Option<Ticket>,
+    /// What its requests have dropped, and its replies wait for as well; and until when.
+    closes: Option<(Closes, Instant)>,
+    /// There was no room for descriptors that it has sent: they stay in the socket for now.
+    waits_for_room: bool,
     /// It has broken the protocol; the replies before are still due.
     broken: Option<Malformed>,
     /// What epoll watches for it.
@@ -57,6 +75,12 @@ pub(crate) struct Peer {
     courier: Option<Courier>,
     /// Nobody waits for the courier yet.
     courier_is_new: bool,
+    /// It may not be sent more before others of its user read.
+    waits_for_readers: bool,
+    /// It has finished something.
+    has_progressed: bool,
+    /// When it last did.
+    pub active_at: Instant,
     /// Its entry in the daemon's deadlines.
     pub deadline: Option<Instant>,
     /// Its entry among those to serve again.
@@ -106,23 +130,28 @@ pub(crate) fn has_taken(
     Ok(all_is_read)
 }
 
+/// Whether something may succeed a little later: the kernel has no memory at this moment.
+fn is_for_now(errno: Errno) -> bool {
+    matches!(errno, Errno::NOMEM | Errno::NOBUFS)
+}
+
 /// Whether a client has gone with something unread; its socket tells that only once.
 pub(crate) fn was_told_of_unread(why: &Gone) -> bool {
     matches!(why, Gone::Failed(Errno::CONNRESET))
 }
 
 impl Peer {
-    pub fn new(socket: OwnedFd, who: Credentials, standing: Standing) -> Self {
+    pub fn new(socket: ClientFd, who: Credentials, standing: Standing) -> Self {
         Self::over(socket, who, Connection::new(standing))
     }
 
     /// A client that another daemon has served. What it was sent before it may not have read.
-    pub fn resume(handed: HandedClient<OwnedFd>, who: Credentials, standing: Standing) -> Self {
+    pub fn resume(handed: HandedClient<ClientFd>, who: Credentials, standing: Standing) -> Self {
         let connection = Connection::resume(standing, &handed);
         Self { gave_fds: true, ..Self::over(handed.socket, who, connection) }
     }
 
-    fn over(socket: OwnedFd, who: Credentials, connection: Connection<OwnedFd>) -> Self {
+    fn over(socket: ClientFd, who: Credentials, connection: Connection<ClientFd>) -> Self {
         Self {
             who,
             socket: Arc::new(socket),
@@ -130,11 +159,18 @@ impl Peer {
             half_closed: false,
             again: None,
             gave_fds: false,
+            unread_fds: 0,
+            charged: Amounts::default(),
             gate: None,
+            closes: None,
+            waits_for_room: false,
             broken: None,
             interest: EventFlags::IN,
             courier: None,
             courier_is_new: false,
+            waits_for_readers: false,
+            has_progressed: false,
+            active_at: Instant::now(),
             deadline: None,
             turn: None,
         }
@@ -161,8 +197,73 @@ impl Peer {
     }
 
     /// Whether its replies wait until what they tell of is mirrored.
-    pub fn is_gated(&self, mirrors: &Mirrors<OwnedFd>) -> bool {
+    pub fn is_gated(&self, mirrors: &Mirrors<ClientFd>) -> bool {
         self.gate.is_some_and(|gate| !mirrors.has_passed(gate))
+    }
+
+    /// When it gets its replies although what it has dropped is not closed.
+    pub fn closes_until(&self) -> Option<Instant> {
+        self.closes.as_ref().map(|(_, until)| *until)
+    }
+
+    /// Whether its replies wait until what it has dropped is closed.
+    fn awaits_closes(&mut self) -> bool {
+        let Some((closes, until)) = &self.closes else { return false };
+        let have_ended = closes.have_ended();
+        if !have_ended && Instant::now() < *until {
+            return true;
+        }
+        self.closes = None;
+        self.connection.has_closed(have_ended);
+        false
+    }
+
+    /// Whether what it has dropped is closed, or it has dropped nothing.
+    pub fn closes_have_ended(&self) -> bool {
+        self.closes.as_ref().is_none_or(|(closes, _)| closes.have_ended())
+    }
+
+    /// Whether it is not sent more as its user has too much unread.
+    pub fn waits_for_readers(&self) -> bool {
+        self.waits_for_readers
+    }
+
+    /// Whether something was finished since this was asked last: a request, or a message.
+    pub fn take_progress(&mut self) -> bool {
+        let has_progressed = std::mem::take(&mut self.has_progressed);
+        if has_progressed {
+            self.active_at = Instant::now();
+        }
+        has_progressed
+    }
+
+    /// Whether all that it will ever send was read.
+    pub fn is_read_to_its_end(&self) -> bool {
+        self.half_closed
+    }
+
+    /// Who it is to the ledger.
+    pub fn claimant(&self) -> Claimant {
+        self.connection.claimant()
+    }
+
+    /// Tells the ledger what it has.
+    pub fn recharge(&mut self, ledger: &mut Ledger) {
+        let now = self.connection.charges();
+        let now = now.with(Resource::Connections, 1).with(Resource::Unread, self.unread_fds);
+        ledger.recharge(self.who.user.uid, &mut self.charged, now);
+    }
+
+    /// It goes, and has nothing any more.
+    pub fn discharge(&mut self, ledger: &mut Ledger) {
+        ledger.recharge(self.who.user.uid, &mut self.charged, Amounts::default());
+    }
+
+    /// Finds out whether it has read what it was sent, if that matters to anybody.
+    pub fn look_at_unread(&mut self) {
+        if self.unread_fds > 0 && all_is_read(&self.socket).unwrap_or(false) {
+            self.unread_fds = 0;
+        }
     }
 
     /// Whether it is not known yet whether it has what it was lent.
@@ -176,8 +277,8 @@ impl Peer {
     }
 
     /// For the daemon that is to serve it next, if it is in the middle of nothing.
-    pub fn hand_over(&self) -> Option<HandedClient<Arc<OwnedFd>>> {
-        let idle = !self.half_closed && self.gate.is_none();
+    pub fn hand_over(&self) -> Option<HandedClient<Arc<ClientFd>>> {
+        let idle = !self.half_closed && self.gate.is_none() && self.closes.is_none();
         idle.then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
     }
 
@@ -209,7 +310,8 @@ impl Peer {
     /// It has asked to follow, and could hold so many. Not before it was sent what is due
     /// to it as a client: the link speaks past these replies.
     pub fn take_follower(&mut self) -> Option<u32> {
-        let is_due = self.gate.is_some() || !self.connection.outbox().is_empty();
+        let is_due =
+            self.gate.is_some() || self.closes.is_some() || !self.connection.outbox().is_empty();
         (!is_due).then(|| self.connection.take_follower()).flatten()
     }
 
@@ -220,7 +322,13 @@ impl Peer {
 
     /// Its connection, which is not a client's any more.
     pub fn into_socket(self) -> Option<OwnedFd> {
-        Arc::into_inner(self.socket)
+        Arc::into_inner(self.socket).and_then(ClientFd::into_inner)
+    }
+
+    /// Closes its connection, which it has closed too: everything in it was read, so nothing
+    /// can be waited for.
+    pub fn close(self) {
+        drop(self.into_socket());
     }
 
     /// Finds out whether it has taken what it was lent.
@@ -276,20 +384,52 @@ impl Peer {
     }
 
     /// Reads once, if the client may send more. Returns whether anything came.
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<bool, Gone> {
+    fn receive(&mut self, hold: &mut Hold) -> Result<bool, Gone> {
         if self.half_closed || !self.connection.wants_input() {
             return Ok(false);
         }
-        match transport::receive(&self.socket, buffer, Wait::No) {
+        self.waits_for_room = !self.may_bring_fds(hold) && self.brings_fds()?;
+        if self.waits_for_room {
+            self.again = Some(Instant::now() + ROOM_PAUSE);
+            return Ok(false);
+        }
+        match transport::receive(&self.socket, &mut hold.buffer, Wait::No) {
             Ok(received) if received.len == 0 => self.half_closed = true,
             Ok(received) => {
-                let bytes = &buffer[..received.len];
-                self.connection.receive(bytes, received.fds, received.fds_lost);
+                let bytes = &hold.buffer[..received.len];
+                let uid = self.who.user.uid;
+                let fds = received.fds.into_iter().map(|fd| ClientFd::new(fd, uid));
+                self.connection.receive(bytes, fds, received.fds_lost);
             }
             Err(Errno::AGAIN) => return Ok(false),
+            Err(errno) if is_for_now(errno) => {
+                self.again = Some(Instant::now() + ROOM_PAUSE);
+                return Ok(false);
+            }
             Err(errno) => return Err(Gone::Failed(errno)),
         }
         Ok(true)
+    }
+
+    /// Whether there is room for the descriptors of a whole message of its. Those that it has
+    /// announced have a place; and one that waits for the rest of a message has those of it.
+    fn may_bring_fds(&self, hold: &Hold) -> bool {
+        if self.connection.is_mid_frame() || self.connection.is_mid_set() {
+            return true;
+        }
+        let Hold { store, ledger, .. } = hold;
+        let unused = (store.capacity() - store.len()).saturating_sub(closing::waiting());
+        let room = ledger.room_beside(&self.claimant(), Resource::Arriving, unused);
+        room >= MESSAGE_FDS_MAX && closing::waiting_of(self.who.user.uid) < CLOSING_PER_USER_MAX
+    }
+
+    /// Whether descriptors come next. What they are is not looked at, so none is received.
+    fn brings_fds(&self) -> Result<bool, Gone> {
+        match transport::has_fds(&self.socket) {
+            Ok(has_fds) => Ok(has_fds),
+            Err(errno) if errno == Errno::AGAIN || is_for_now(errno) => Ok(false),
+            Err(errno) => Err(Gone::Failed(errno)),
+        }
     }
 
     /// Reads what has come, carries out what was asked and sends what can be sent, until
@@ -298,15 +438,16 @@ impl Peer {
     /// anything was done.
     pub fn serve(&mut self, hold: &mut Hold) -> Result<bool, Gone> {
         self.again = None;
-        if self.is_gated(&hold.mirrors) {
-            // It will be served when they have passed; nothing else matters until then. That it
+        let has_dropped = self.closes.is_some();
+        if self.awaits_closes() || self.is_gated(&hold.mirrors) {
+            // It will be served when that is over; nothing else matters until then. That it
             // has hung up is told once, not all the time.
             self.interest = EventFlags::ET;
             return Ok(false);
         }
-        // One that has waited for followers is watched, and not by edges, unless it waits
-        // for the client to read as well: what has come meanwhile is told.
-        let has_waited = self.gate.take().is_some();
+        // One that has waited is watched, and not by edges, unless it waits for the client to
+        // read as well: what has come meanwhile is told.
+        let has_waited = self.gate.take().is_some() || has_dropped;
         let mut reads =
             if has_waited && !self.interest.contains(EventFlags::ET) { 0 } else { READS_PER_TURN };
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
@@ -316,7 +457,7 @@ impl Peer {
         loop {
             let before = (requests, messages);
             loop {
-                let has_read = reads > 0 && self.receive(&mut hold.buffer)?;
+                let has_read = reads > 0 && self.receive(hold)?;
                 has_read_any |= has_read;
                 self.carry_out(hold, &mut requests);
                 // A set has many messages, whose answers may leave together.
@@ -327,13 +468,16 @@ impl Peer {
             }
             reads = 0;
             self.dispatch(&hold.crew);
+            if self.awaits_closes() {
+                return Ok(true);
+            }
             self.gate = Some(hold.mirrors.ticket());
             if self.is_gated(&hold.mirrors) {
                 return Ok(true);
             }
             self.gate = None;
             // Also when the next request is malformed: the replies before it are due.
-            paced = self.flush(&mut messages)? == Flushed::Paced;
+            paced = self.flush(&mut messages, &mut hold.ledger)? == Flushed::Paced;
             if let Some(malformed) = self.broken {
                 return Err(Gone::Malformed(malformed));
             }
@@ -341,6 +485,7 @@ impl Peer {
                 break;
             }
             progress = true;
+            self.has_progressed = true;
             if requests == 0 || messages == 0 {
                 self.again = Some(Instant::now());
                 break;
@@ -368,14 +513,27 @@ impl Peer {
     }
 
     /// What a request changed is dropped here, once it is taken down: descriptors that no
-    /// reply carries, nor any message to a follower, close.
+    /// reply carries, nor any message to a follower, close. What comes next waits for that.
     fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize) {
-        while *budget > 0 && self.broken.is_none() {
-            match self.connection.step(&mut hold.store, Timestamp::now()) {
+        while *budget > 0 && self.broken.is_none() && self.closes.is_none() {
+            let now = Timestamp::now();
+            // What others have given, and is over, is not what this one has dropped.
+            let expired = hold.store.expire(now);
+            hold.mirrors.record(&expired, &hold.store);
+            drop(expired);
+            drop(closing::begun());
+            match self.connection.step(&mut hold.store, &hold.ledger, now) {
                 Ok(Step::Did { changes, cost, operation, is_refused }) => {
                     hold.tally.count(operation, is_refused);
                     hold.mirrors.record(&changes, &hold.store);
+                    drop(changes);
                     *budget = budget.saturating_sub(cost);
+                    let closes = closing::begun();
+                    if closes.is_empty() {
+                        self.connection.has_closed(true);
+                    } else {
+                        self.closes = Some((closes, Instant::now() + CLOSE_PATIENCE));
+                    }
                 }
                 Ok(Step::Wait) => break,
                 Err(malformed) => self.broken = Some(malformed),
@@ -383,24 +541,33 @@ impl Peer {
         }
     }
 
-    /// Sends until the socket is full.
-    fn flush(&mut self, budget: &mut usize) -> Result<Flushed, Gone> {
+    /// Sends until the socket is full, or the client has as much unread as it may.
+    fn flush(&mut self, budget: &mut usize, ledger: &mut Ledger) -> Result<Flushed, Gone> {
         while *budget > 0 {
             let is_fdholder = self.connection.is_fdholder();
-            let Some((bytes, entries)) = self.connection.outbox().front() else { break };
-            // s6's receiver fails when the descriptors of a message arrive before those
-            // of the last one were taken.
-            if !entries.is_empty()
-                && self.gave_fds
-                && !is_fdholder
-                && !all_is_read(&self.socket).map_err(Gone::Failed)?
-            {
-                return Ok(Flushed::Paced);
+            let Some((_, entries)) = self.connection.outbox().front() else { break };
+            let count = entries.len();
+            if count > 0 {
+                // s6's receiver fails when the descriptors of a message arrive before those
+                // of the last one were taken.
+                if self.gave_fds
+                    && !is_fdholder
+                    && !all_is_read(&self.socket).map_err(Gone::Failed)?
+                {
+                    return Ok(Flushed::Paced);
+                }
+                self.waits_for_readers = !self.may_leave_unread(count, ledger);
+                if self.waits_for_readers {
+                    self.again = Some(Instant::now() + ROOM_PAUSE);
+                    break;
+                }
             }
+            let Some((bytes, entries)) = self.connection.outbox().front() else { break };
             let fds: Vec<_> = entries.iter().map(|entry| entry.fd.as_fd()).collect();
             match transport::send(&self.socket, bytes, &fds, Wait::No) {
                 Ok(sent) => {
-                    self.gave_fds |= !fds.is_empty();
+                    self.gave_fds |= count > 0;
+                    self.unread_fds += count;
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
                 }
@@ -409,15 +576,32 @@ impl Peer {
                     self.again = Some(Instant::now() + SEND_PAUSE);
                     break;
                 }
+                Err(errno) if is_for_now(errno) => {
+                    self.again = Some(Instant::now() + ROOM_PAUSE);
+                    break;
+                }
                 Err(errno) => return Err(Gone::Failed(errno)),
             }
         }
         Ok(Flushed::AsMuchAsFits)
     }
 
+    /// Whether it may be sent so many descriptors more before it reads. Whoever has read
+    /// everything may be sent one message, whatever the limit.
+    fn may_leave_unread(&mut self, count: usize, ledger: &mut Ledger) -> bool {
+        self.recharge(ledger);
+        let who = self.claimant();
+        if ledger.room(&who, Resource::Unread) >= count {
+            return true;
+        }
+        self.look_at_unread();
+        self.recharge(ledger);
+        ledger.room(&who, Resource::Unread) >= count || ledger.used(who.uid, Resource::Unread) == 0
+    }
+
     fn update_interest(&mut self, on_edge: bool) {
         self.interest = EventFlags::empty();
-        if !self.half_closed && self.connection.wants_input() {
+        if !self.half_closed && self.connection.wants_input() && !self.waits_for_room {
             self.interest |= EventFlags::IN;
         }
         if !self.connection.outbox().is_empty() && self.again.is_none() {

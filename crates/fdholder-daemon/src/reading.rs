@@ -1,10 +1,11 @@
 //! Reading from a connection between two daemons.
 
+use crate::closing::ClientFd;
 use fdholder::frame::Decoder;
 use fdholder::transport::{self, Wait};
 use fdholder::Errno;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long to wait when there was no memory.
@@ -18,7 +19,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(2);
 /// ETIMEDOUT, or those of recvmsg(2) and poll(2).
 pub(crate) fn read(
     socket: &OwnedFd,
-    decoder: &mut Decoder<OwnedFd>,
+    decoder: &mut Decoder<ClientFd>,
     buffer: &mut [u8],
     deadline: Option<Instant>,
 ) -> Result<bool, Errno> {
@@ -26,7 +27,8 @@ pub(crate) fn read(
         match transport::receive(socket, buffer, Wait::No) {
             Ok(received) if received.len == 0 => return Ok(false),
             Ok(received) => {
-                decoder.push(&buffer[..received.len], received.fds, received.fds_lost);
+                let fds = received.fds.into_iter().map(of_daemon);
+                decoder.push(&buffer[..received.len], fds, received.fds_lost);
                 return Ok(true);
             }
             // It was closed with something of ours unread.
@@ -48,9 +50,14 @@ pub(crate) fn read(
     }
 }
 
+/// What another daemon has sent is not known to be anybody else's, until it is said.
+pub(crate) fn of_daemon(fd: OwnedFd) -> ClientFd {
+    ClientFd::new(fd, rustix::process::geteuid().as_raw())
+}
+
 /// Whether whoever is at the other end has hung up.
-pub(crate) fn has_hung_up(socket: &OwnedFd) -> bool {
-    poll(&mut [PollFd::new(socket, PollFlags::empty())], Some(&Timespec::default())) == Ok(1)
+pub(crate) fn has_hung_up(socket: impl AsFd) -> bool {
+    poll(&mut [PollFd::new(&socket, PollFlags::empty())], Some(&Timespec::default())) == Ok(1)
 }
 
 /// Whether there is something to read.

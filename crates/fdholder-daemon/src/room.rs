@@ -1,8 +1,12 @@
 //! How much a process has room for.
 
-use crate::limits::{CONNECTIONS_MAX, FDS_MAX, FDS_RESERVED};
+use crate::limits::{
+    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, CONNECTIONS_MAX, FDS_MAX, FDS_RESERVED, LOANS_MAX,
+};
 use crate::privileges::raise_open_files;
+use crate::shares::{Amounts, Resource};
 use crate::Options;
+use fdholder::limits::MESSAGE_FDS_MAX;
 use rustix::io::fcntl_dupfd_cloexec;
 use std::io;
 use std::os::fd::AsFd;
@@ -14,6 +18,10 @@ pub struct Room {
     pub capacity: usize,
     /// Clients at once.
     pub connections_max: usize,
+    /// Descriptors that have come and are not held yet, when all that can be held is.
+    pub arriving: usize,
+    /// Open files of this process.
+    open_files: usize,
 }
 
 impl Room {
@@ -26,22 +34,37 @@ impl Room {
     pub fn make(options: &Options) -> io::Result<Self> {
         let open_files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
         let available = open_files.saturating_sub(FDS_RESERVED);
-        let connections_max = options.connections_max.clamp(1, CONNECTIONS_MAX).min(available / 2);
-        let capacity = options.fds_max.clamp(1, FDS_MAX).min(available - connections_max);
+        let fds_wanted = options.fds_max.clamp(1, FDS_MAX);
+        // If there is not enough for both, half is for clients.
+        let for_clients = available.saturating_sub(fds_wanted).max(available / 2);
+        let connections_max = options.connections_max.clamp(1, CONNECTIONS_MAX).min(for_clients);
+        let capacity = fds_wanted.min(available - connections_max);
         if connections_max == 0 || capacity == 0 {
             return Err(io::Error::other(format!(
                 "the hard limit on open files, {open_files}, is too low to hold anything; it takes \
                  {} or more", FDS_RESERVED + 2
             )));
         }
-        Ok(Self { capacity, connections_max })
+        let spare = available - connections_max - capacity;
+        let arriving = MESSAGE_FDS_MAX + spare.min(capacity + ARRIVING_SPARE);
+        Ok(Self { capacity, connections_max, arriving, open_files })
+    }
+
+    /// What there is for all clients, when there are so many at most.
+    pub fn sizes(&self, connections_max: usize) -> Amounts {
+        Amounts::of(Resource::Connections, connections_max)
+            .with(Resource::Arriving, self.arriving)
+            .with(Resource::Bytes, BYTES_BASE + self.capacity * BYTES_PER_FD)
+            .with(Resource::Unread, self.open_files)
+            .with(Resource::Loans, LOANS_MAX)
     }
 
     /// Has the kernel make the process's table of descriptors as large as it can become.
     /// While there are couriers, making it larger would stop the loop for milliseconds
     /// each time.
     pub fn grow_descriptor_table(self, any: impl AsFd) {
-        let len = self.capacity + self.connections_max + FDS_RESERVED;
+        let arriving = self.arriving - MESSAGE_FDS_MAX;
+        let len = self.capacity + self.connections_max + arriving + FDS_RESERVED;
         let highest = i32::try_from(len - 1).unwrap_or(i32::MAX);
         // If it cannot be had now, it will be tried again when it is needed.
         drop(fcntl_dupfd_cloexec(any, highest));

@@ -12,6 +12,7 @@ mod wards;
 mod watchdog;
 
 use crate::access::{Rules, User};
+use crate::closing::{self, Bell, ClientFd};
 use crate::courier::Crew;
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
@@ -19,11 +20,14 @@ use crate::fdstore::shelf::Shelf;
 use crate::fdstore::{Notifier, Past};
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
-use crate::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN, SERIALS_SKIPPED};
+use crate::limits::{
+    CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN, SERIALS_SKIPPED,
+};
 use crate::peer::{Hold, Peer};
 use crate::replication::roll::{Place, Roll};
 use crate::replication::Mirrors;
 use crate::room::Room;
+use crate::shares::Ledger;
 use crate::signals::Signals;
 use crate::tally::Tally;
 pub use configuration::{Reload, Reloaded};
@@ -53,8 +57,11 @@ pub struct Options {
     pub connections_max: usize,
     /// Descriptors held at most.
     pub fds_max: usize,
-    /// How long a client may take between two signs of life in the middle of something.
+    /// How long a client may take in the middle of something until it has finished a request,
+    /// or taken a message.
     pub client_timeout: Option<Duration>,
+    /// How long it may take until it has made its first request.
+    pub first_timeout: Option<Duration>,
     /// How long clients may finish what they began once SIGTERM has come.
     pub lame_duck_timeout: Option<Duration>,
 }
@@ -64,7 +71,8 @@ impl Default for Options {
         Self {
             connections_max: CONNECTIONS_MAX_DEFAULT,
             fds_max: FDS_MAX_DEFAULT,
-            client_timeout: None,
+            client_timeout: Some(CLIENT_PATIENCE),
+            first_timeout: None,
             lame_duck_timeout: None,
         }
     }
@@ -103,6 +111,11 @@ pub struct Server {
     gated: BTreeSet<usize>,
     /// Clients of whom it is not known yet whether they have what they were lent.
     borrowers: BTreeSet<usize>,
+    /// Clients whose replies wait until something is closed, and what tells when it is.
+    closing: BTreeSet<usize>,
+    bell: Arc<Bell>,
+    /// When all clients were looked at last.
+    swept_at: Option<Instant>,
     /// When clients in the middle of something are dropped.
     deadlines: Deadlines,
     /// When clients are served again although nothing happens.
@@ -131,7 +144,7 @@ pub struct Server {
     /// A follower is to serve: clients that are in the middle of nothing wait.
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
-    handed: Vec<HandedClient<OwnedFd>>,
+    handed: Vec<HandedClient<ClientFd>>,
     /// How the server has ended.
     ended: Option<Ended>,
     /// When it began to serve.
@@ -166,6 +179,7 @@ const HUP: u64 = u64::MAX - 2;
 const EXPIRY: u64 = u64::MAX - 3;
 const USR2: u64 = u64::MAX - 4;
 const CHILD: u64 = u64::MAX - 5;
+const CLOSED: u64 = u64::MAX - 6;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -249,13 +263,15 @@ impl Server {
         let epoll = insist(is_heir, || epoll::create(epoll::CreateFlags::CLOEXEC))?;
         room.grow_descriptor_table(&epoll);
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
-        let sources: [(BorrowedFd<'_>, u64); 6] = [
+        let bell = insist(is_heir, Bell::new)?;
+        let sources: [(BorrowedFd<'_>, u64); 7] = [
             (listener.as_fd(), LISTENER),
             (signals.term(), TERM),
             (signals.hup(), HUP),
             (signals.usr2(), USR2),
             (signals.child(), CHILD),
             (expiry_timer.as_fd(), EXPIRY),
+            (bell.as_fd(), CLOSED),
         ];
         for (source, token) in sources {
             let data = epoll::EventData::new_u64(token);
@@ -266,6 +282,7 @@ impl Server {
             mirrors: Mirrors::default(),
             crew: Crew::new(options.client_timeout),
             tally: Tally::default(),
+            ledger: Ledger::new(room.sizes(room.connections_max)),
             buffer: vec![0; READ_LEN],
         };
         let server = Self {
@@ -279,6 +296,9 @@ impl Server {
             peers: Slab::new(),
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),
+            closing: BTreeSet::new(),
+            bell,
+            swept_at: None,
             deadlines: Deadlines::default(),
             turns: Deadlines::default(),
             options: Options { connections_max: room.connections_max, ..options },
@@ -389,6 +409,8 @@ impl Server {
             self.resume(client);
         }
         loop {
+            // Nobody waits for what was closed between requests.
+            drop(closing::begun());
             self.look_after_wards();
             self.tend_followers();
             self.let_leave();
@@ -417,6 +439,7 @@ impl Server {
                     USR2 => self.usr2_came(),
                     CHILD => self.reap_orphans(),
                     EXPIRY => self.expiry_timer.rang(),
+                    CLOSED => self.hear_bell(),
                     // Slabs' keys.
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
@@ -497,7 +520,8 @@ impl Server {
         };
         let followers = self.followers_deadline();
         let watchdog = self.watchdog.as_ref().map(Watchdog::due);
-        let next = [accepting, self.deadlines.next(), self.turns.next(), followers, watchdog];
+        let (deadline, turn) = (self.deadlines.next(), self.turns.next());
+        let next = [accepting, deadline, turn, followers, watchdog, self.wards.rest_until];
         let next = next.into_iter().flatten().min()?;
         let span = next.saturating_duration_since(Instant::now());
         // A span too long for a timespec is as good as none.

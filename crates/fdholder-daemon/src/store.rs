@@ -4,12 +4,13 @@
 //! call returns what it changed, for whoever mirrors or records it.
 
 use crate::notify::service_of;
+use crate::shares::{Allowance, Claimant};
 use fdholder::extension::{OnConflict, Taken};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
 use hashbrown::hash_table::{Entry as TableEntry, HashTable};
 use slab::Slab;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -27,6 +28,26 @@ impl<F> std::ops::Deref for Record<F> {
 
     fn deref(&self) -> &Entry<F> {
         &self.entry
+    }
+}
+
+/// Who gives something, and how much of what it has given may be held.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner {
+    uid: u32,
+    may_hold: Allowance,
+}
+
+/// One who may have everything.
+impl From<u32> for Owner {
+    fn from(uid: u32) -> Self {
+        Self { uid, may_hold: Allowance::All }
+    }
+}
+
+impl From<&Claimant> for Owner {
+    fn from(claimant: &Claimant) -> Self {
+        Self { uid: claimant.uid, may_hold: claimant.may_hold() }
     }
 }
 
@@ -72,7 +93,8 @@ pub struct Staged<F> {
 /// until the last of them has left, whatever happens to the store meanwhile.
 ///
 /// Invariants ([`check`](Self::check)): `by_id` has exactly one slot for each identifier
-/// held, `by_limit` exactly those that expire, `lent` only what is held; never more than `capacity` are held.
+/// held, `by_limit` exactly those that expire, `lent` only what is held, `by_owner` how many are
+/// held of each user; never more than `capacity` are held.
 #[derive(Debug)]
 pub struct Store<F> {
     slots: Slab<Arc<Record<F>>>,
@@ -84,6 +106,10 @@ pub struct Store<F> {
     by_limit: BTreeSet<(Timestamp, u32)>,
     /// Slots of what nobody sees, as it was lent. Seldom there is one.
     lent: BTreeSet<u32>,
+    /// How many are held of each user, if any.
+    by_owner: HashMap<u32, u32, ahash::RandomState>,
+    /// Bytes of all identifiers.
+    id_bytes: usize,
     /// The number of what is held next.
     next_serial: u64,
     capacity: usize,
@@ -101,10 +127,13 @@ pub(crate) fn needs_care<F>(record: &Record<F>) -> bool {
 impl<F> Store<F> {
     /// An empty store that holds at most `capacity` descriptors.
     pub fn new(capacity: usize) -> Self {
+        let hasher = keyed_hasher();
         Self {
             slots: Slab::new(),
             by_id: HashTable::new(),
-            hasher: keyed_hasher(),
+            by_owner: HashMap::with_hasher(hasher.clone()),
+            id_bytes: 0,
+            hasher,
             by_limit: BTreeSet::new(),
             lent: BTreeSet::new(),
             next_serial: 1,
@@ -127,6 +156,22 @@ impl<F> Store<F> {
     /// How many descriptors can be held.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// How many are held that a user has given.
+    pub fn held_by(&self, uid: u32) -> usize {
+        self.by_owner.get(&uid).copied().unwrap_or_default() as usize
+    }
+
+    /// How many more a user may have held.
+    pub fn room_for(&self, owner: impl Into<Owner>) -> usize {
+        let Owner { uid, may_hold } = owner.into();
+        may_hold.room(self.held_by(uid), self.len(), self.capacity)
+    }
+
+    /// Bytes of the identifiers of all that is held.
+    pub fn id_bytes(&self) -> usize {
+        self.id_bytes
     }
 
     /// When the next descriptor expires.
@@ -153,9 +198,14 @@ impl<F> Store<F> {
         self.expired
     }
 
-    /// Holds what a user gives. ENFILE when the store is full, EBUSY when the identifier
-    /// is taken.
-    pub fn store(&mut self, entry: Entry<F>, owner: u32, now: Timestamp) -> Outcome<(), F> {
+    /// Holds what a user gives. ENFILE when the store is full, or the user may not have more
+    /// held; EBUSY when the identifier is taken.
+    pub fn store(
+        &mut self,
+        entry: Entry<F>,
+        owner: impl Into<Owner>,
+        now: Timestamp,
+    ) -> Outcome<(), F> {
         self.store_for(entry, owner, Tenure::from(now), now)
     }
 
@@ -163,17 +213,18 @@ impl<F> Store<F> {
     pub fn store_for(
         &mut self,
         entry: Entry<F>,
-        owner: u32,
+        owner: impl Into<Owner>,
         tenure: Tenure,
         now: Timestamp,
     ) -> Outcome<(), F> {
+        let owner = owner.into();
         let mut changes = self.expire(now);
-        let answer = if self.len() >= self.capacity {
+        let answer = if self.room_for(owner) == 0 {
             Err(Errno::NFILE)
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
-            let staged = self.stage(entry, owner, tenure);
+            let staged = self.stage(entry, owner.uid, tenure);
             changes.push(Change::Held(Arc::clone(&staged.entry)));
             self.put(staged);
             Ok(())
@@ -262,7 +313,7 @@ impl<F> Store<F> {
         Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, origin }) }
     }
 
-    /// Adds a set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
+    /// Adds a user's set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
     /// when it has identifiers that are held and is to fail on those. Only new identifiers
     /// count against the capacity, and of several entries of the set under one of those
     /// the last stays; an earlier one counts as replaced.
@@ -270,6 +321,7 @@ impl<F> Store<F> {
         &mut self,
         mut set: Vec<Staged<F>>,
         on_conflict: OnConflict,
+        owner: impl Into<Owner>,
         now: Timestamp,
     ) -> Outcome<Taken, F> {
         let mut changes = self.expire(now);
@@ -290,7 +342,7 @@ impl<F> Store<F> {
             }
             OnConflict::Replace | OnConflict::Fail => {}
         }
-        if !self.has_room_for(&set) {
+        if !(self.has_room_for(&set) && self.may_have(&set, owner.into())) {
             return Outcome { answer: Err(Errno::NFILE), changes };
         }
         let (put, held_before) = (set.len(), self.len());
@@ -373,6 +425,18 @@ impl<F> Store<F> {
         set.len() <= room || new().collect::<HashSet<_>>().len() <= room
     }
 
+    /// Whether a user may have what is in a set held besides what it has.
+    fn may_have(&self, set: &[Staged<F>], owner: Owner) -> bool {
+        let (used, left) = (self.held_by(owner.uid), self.capacity - self.len());
+        let allows = |gained| owner.may_hold.allows(gained, used, left);
+        let is_gained = |staged: &&Staged<F>| {
+            let slot = self.find(staged.hash, &staged.entry.id);
+            slot.is_none_or(|slot| self.slots[slot as usize].origin.owner != owner.uid)
+        };
+        let gained = || set.iter().filter(is_gained).map(|staged| &staged.entry.id);
+        allows(set.len()) || allows(gained().collect::<HashSet<_>>().len())
+    }
+
     fn hash(&self, id: &Identifier) -> u64 {
         self.hasher.hash_one(id)
     }
@@ -398,8 +462,9 @@ impl<F> Store<F> {
     /// Holds an entry in the place of what its identifier had, if anything, which is
     /// returned with the place.
     fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
-        let Self { slots, by_id, hasher, by_limit, lent, .. } = self;
+        let Self { slots, by_id, hasher, by_limit, lent, by_owner, .. } = self;
         let limit = entry.limit.moment();
+        *by_owner.entry(entry.origin.owner).or_default() += 1;
         let is_cared_for = needs_care(&entry);
         let found = by_id.entry(
             hash,
@@ -413,6 +478,7 @@ impl<F> Store<F> {
                 (slot, Some(std::mem::replace(&mut slots[slot as usize], entry)))
             }
             TableEntry::Vacant(free) => {
+                self.id_bytes += entry.id.as_bytes().len();
                 let slot = slots.insert(entry) as u32; // At most FDS_MAX.
                 free.insert(slot);
                 (slot, None)
@@ -427,7 +493,19 @@ impl<F> Store<F> {
         if is_cared_for || replaced.as_ref().is_some_and(|replaced| needs_care(replaced)) {
             self.touched.insert(slot);
         }
+        if let Some(replaced) = &replaced {
+            self.has_one_less(replaced.origin.owner);
+        }
         (slot, replaced)
+    }
+
+    fn has_one_less(&mut self, owner: u32) {
+        if let Some(count) = self.by_owner.get_mut(&owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_owner.remove(&owner);
+            }
+        }
     }
 
     fn remove(&mut self, id: &Identifier) -> Option<Arc<Record<F>>> {
@@ -435,6 +513,8 @@ impl<F> Store<F> {
         let found = self.by_id.find_entry(hash, |&slot| self.slots[slot as usize].id == *id);
         let (slot, _) = found.ok()?.remove();
         let entry = self.slots.remove(slot as usize);
+        self.has_one_less(entry.origin.owner);
+        self.id_bytes -= id.as_bytes().len();
         if needs_care(&entry) {
             self.touched.insert(slot);
         }
@@ -462,6 +542,12 @@ impl<F> Store<F> {
         let expiring = self.slots.iter().filter(|(_, entry)| entry.limit.moment().is_some());
         assert_eq!(self.by_limit.len(), expiring.count());
         assert!(self.lent.iter().all(|&slot| self.slots.contains(slot as usize)));
+        let mut by_owner = HashMap::new();
+        self.iter().for_each(|it| *by_owner.entry(it.origin.owner).or_default() += 1);
+        let counted: HashMap<u32, u32> = self.by_owner.iter().map(|(a, b)| (*a, *b)).collect();
+        assert_eq!(counted, by_owner);
+        let id_bytes: usize = self.iter().map(|it| it.id.as_bytes().len()).sum();
+        assert_eq!(self.id_bytes, id_bytes);
     }
 }
 

@@ -19,7 +19,11 @@ use std::ops::Range;
 
 /// The version of the extensions that this library speaks. Each version has all that the
 /// ones before it had.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+
+/// The first version of a holder that can be followed by this one: what is told of a change
+/// has been the same since.
+pub const FOLLOW_VERSION: u32 = 3;
 
 /// The first payload byte of an extension.
 pub(crate) const COMMAND: u8 = b'+';
@@ -36,7 +40,8 @@ mod number {
     pub const UPGRADE: u8 = 7;
     pub const INSPECT: u8 = 8;
     pub const STATUS: u8 = 9;
-    pub const LAST: u8 = STATUS;
+    pub const WHY: u8 = 10;
+    pub const LAST: u8 = WHY;
 }
 
 /// A request that only fdholder understands.
@@ -84,6 +89,9 @@ pub enum Extension<F> {
     Inspect,
     /// Tell how the holder is: see [`Status`].
     Status,
+    /// Tell of what there was too little when ENFILE or EDQUOT was answered last on this
+    /// connection, and which limit that was.
+    Why,
     /// One of a later version.
     Unknown,
 }
@@ -201,6 +209,7 @@ impl<F> Extension<F> {
             number::FOLLOW => Self::Follow { capacity: reader.u32()? },
             number::UPGRADE => Self::Upgrade,
             number::INSPECT => Self::Inspect,
+            number::WHY => Self::Why,
             _ => Self::Status,
         };
         reader.end()?;
@@ -238,6 +247,7 @@ impl<F> Extension<F> {
             Self::Upgrade => payload.push(number::UPGRADE),
             Self::Inspect => payload.push(number::INSPECT),
             Self::Status => payload.push(number::STATUS),
+            Self::Why => payload.push(number::WHY),
             Self::Unknown => payload.push(u8::MAX),
         }
         Message::new(fds, |bytes| bytes.append(&mut payload))
@@ -335,6 +345,14 @@ pub fn told_status<F>(status: &Status) -> Message<F> {
     Message::new(Vec::new(), |bytes| {
         bytes.push(0);
         bytes.extend_from_slice(status.to_string().as_bytes());
+    })
+}
+
+/// Encodes why there was too little of something; empty when there was not.
+pub fn told_why<F>(why: &str) -> Message<F> {
+    Message::new(Vec::new(), |bytes| {
+        bytes.push(0);
+        bytes.extend_from_slice(why.as_bytes());
     })
 }
 
@@ -462,6 +480,15 @@ pub fn parse_status<F>(frame: &Frame<'_, F>) -> Result<Answer<Status>, Malformed
         let text = std::str::from_utf8(reader.0).map_err(|_| Malformed("a status in no text"))?;
         text.parse()
     })
+}
+
+/// Reads why there was too little of something.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is no such answer.
+pub fn parse_why<F>(frame: &Frame<'_, F>) -> Result<Answer<String>, Malformed> {
+    parse(frame, |reader| Ok(String::from_utf8_lossy(reader.0).into_owned()))
 }
 
 #[cfg(test)]

@@ -113,8 +113,8 @@ impl<F> Decoder<F> {
 
     /// Adds what one `recvmsg` brought.
     ///
-    /// `fds_lost` says that the kernel could not install all of the descriptors; the
-    /// caller has closed the others, and the frame they belong to will say so.
+    /// `fds_lost` says that the kernel could not install all of the descriptors; those that
+    /// came are dropped here, and the frame they belong to will say so.
     pub fn push(&mut self, bytes: &[u8], fds: impl IntoIterator<Item = F>, fds_lost: bool) {
         if self.start == self.bytes.len() {
             self.bytes.clear();
@@ -125,15 +125,28 @@ impl<F> Decoder<F> {
             self.start = 0;
         }
         self.bytes.extend_from_slice(bytes);
-        self.fds.extend(fds.into_iter().map(Arrived::Fd));
         if fds_lost {
+            // One by one: dropped together, what makes them might not be asked for them.
+            fds.into_iter().for_each(drop);
             self.fds.push_back(Arrived::MessageLost);
+        } else {
+            self.fds.extend(fds.into_iter().map(Arrived::Fd));
         }
     }
 
     /// Whether a part of a frame is waiting for the rest.
     pub fn is_mid_frame(&self) -> bool {
         self.start < self.bytes.len()
+    }
+
+    /// How many descriptors wait for their frame.
+    pub fn fds_len(&self) -> usize {
+        self.fds.len()
+    }
+
+    /// How many bytes were not handed out yet.
+    pub fn unread_len(&self) -> usize {
+        self.bytes.len() - self.start
     }
 
     /// What has arrived and was not handed out; `None` when descriptors came with it.

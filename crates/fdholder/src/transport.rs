@@ -29,8 +29,8 @@ pub struct Received {
     pub len: usize,
     /// The descriptors, close-on-exec from the start.
     pub fds: Vec<OwnedFd>,
-    /// The process had no room for all descriptors of a message (`MSG_CTRUNC`). Those
-    /// that fit are closed already: half a set is of no use to anybody.
+    /// The process had no room for all descriptors of a message (`MSG_CTRUNC`). Those that
+    /// fit are for the caller to close: half a set is of no use to anybody.
     pub fds_lost: bool,
 }
 
@@ -83,6 +83,24 @@ pub fn peek(socket: impl AsFd, buffer: &mut [u8], wait: Wait) -> Result<Received
     receive_with(socket, buffer, wait, RecvFlags::PEEK)
 }
 
+/// Whether descriptors come with what can be read next. None of them is received for that.
+///
+/// # Errors
+///
+/// Those of recvmsg(2), EINTR excepted. EAGAIN: nothing can be read yet.
+pub fn has_fds(socket: impl AsFd) -> Result<bool, Errno> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let mut byte = [0];
+    loop {
+        let mut control = RecvAncillaryBuffer::default();
+        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut control, flags) {
+            Err(Errno::INTR) => {}
+            // There is no room for any, which the kernel tells if there are.
+            result => return result.map(|message| message.flags.contains(ReturnFlags::CTRUNC)),
+        }
+    }
+}
+
 fn receive_with(
     socket: impl AsFd,
     buffer: &mut [u8],
@@ -108,8 +126,5 @@ fn receive_with(
         }
     }
     let fds_lost = message.flags.contains(ReturnFlags::CTRUNC);
-    if fds_lost {
-        fds.clear();
-    }
     Ok(Received { len: message.bytes, fds, fds_lost })
 }

@@ -81,7 +81,7 @@ fn define_server(command: Command) -> Command {
         )
         .arg(
             milliseconds_option("client-timeout", 't', "client-timeout")
-                .help("Drop a client that is silent so long before its first request or in the middle of one [default: 0, never]"),
+                .help("Drop a client that takes so long until its first request, or in the middle of one; 0: never [default: 60000, and as long as it likes until its first]"),
         )
         .arg(
             milliseconds_option("lame-duck", 'T', "lame-duck-timeout")

@@ -216,8 +216,8 @@ fn there_is_another_standby() {
     let trace = family.folder.path().join("trace");
     let mut strace = std::process::Command::new("strace");
     strace.args(["-qq", "-o", trace.to_str().unwrap(), "-e", "trace=epoll_ctl,kill,wait4,waitid"]);
-    // Six sources, then the first standby.
-    strace.args(["-e", "inject=epoll_ctl:error=ENOSPC:when=7"]);
+    // Seven sources, then the first standby.
+    strace.args(["-e", "inject=epoll_ctl:error=ENOSPC:when=8"]);
     strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "--standby"]);
     strace.arg(&family.path);
     family.spawn(strace);

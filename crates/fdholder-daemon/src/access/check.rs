@@ -82,12 +82,7 @@ fn check_rule(rules: &Path, key: String) -> Rule {
         }
         Ok(Verdict::Deny) => Says::Deny,
         Ok(Verdict::NoMatch) => {
-            let unreadable = there("allow") || there("deny");
-            remarks.push(if unreadable {
-                "its allow or deny cannot be read, so it says nothing".to_owned()
-            } else {
-                "neither allow nor deny is there, so it says nothing".to_owned()
-            });
+            remarks.push("neither allow nor deny is there, so it says nothing".to_owned());
             Says::Nothing
         }
         Err(refusal) => Says::Broken(refusal.to_string()),
@@ -99,10 +94,10 @@ fn check_rule(rules: &Path, key: String) -> Rule {
         if VARIABLES.contains(&name.as_str()) {
             let empty = fs::metadata(folder.join("env").join(&name)).is_ok_and(|m| m.len() == 0);
             if empty {
-                remarks.push(format!("env/{name} is empty and grants nothing; a newline would"));
+                remarks.push(format!("env/{name} is empty and says nothing; a newline would"));
             }
-        } else if name.starts_with("S6_FDHOLDER_") {
-            remarks.push(format!("env/{name}: there is no such right"));
+        } else if name.starts_with("S6_FDHOLDER_") || name.starts_with("FDHOLDER_") {
+            remarks.push(format!("env/{name}: there is no such right or limit"));
         }
     }
     Rule { key, says, remarks }

@@ -35,26 +35,31 @@ pub(super) fn look_up(folder: &Path, witness: &mut Witness) -> Result<Verdict, R
     Ok(Verdict::NoMatch)
 }
 
-/// Whether there is such a file that this process may read. Not there, or not for us, is
-/// no; anything else is no answer.
+/// Whether there is such a file. One that this process may not read might say that others are
+/// denied, so it is no answer, and neither is anything else that goes wrong.
 fn is_readable(path: &Path, witness: &mut Witness) -> Result<bool, Refusal> {
     let c_path = c_path(path)?;
     // Looked at first: a change from here on is noticed next time.
     witness.look_at(c_path.clone());
     match accessat(CWD, c_path.as_c_str(), Access::READ_OK, AtFlags::EACCESS) {
         Ok(()) => Ok(true),
-        Err(Errno::NOENT | Errno::ACCESS) => Ok(false),
+        Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(broken(path, fdholder::strerror(errno))),
     }
 }
 
 fn rights_in(env: &Path, witness: &mut Witness) -> Result<Rights, Refusal> {
+    // It changes when a file comes or goes, so those that are not there need not be looked at.
+    witness.look_at(c_path(env)?);
     let mut variables = Vec::new();
     for name in VARIABLES {
         let path = env.join(name);
         if let Some(value) = value_in(&path, witness)? {
             variables.push((name.as_bytes(), value));
         }
+    }
+    if !witness.is_unchanged() {
+        return Err(broken(env, "it changes while it is read"));
     }
     Rights::from_environment(variables.iter().map(|(name, value)| (*name, value.as_slice())))
         .map_err(|problem| broken(env, problem))
@@ -64,7 +69,6 @@ fn rights_in(env: &Path, witness: &mut Witness) -> Result<Rights, Refusal> {
 /// there, or empty.
 fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refusal> {
     let c_path = c_path(path)?;
-    witness.look_at(c_path.clone());
     // NONBLOCK so that a FIFO put in the place does not stop the daemon.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let file = match open(c_path.as_c_str(), flags, Mode::empty()) {
@@ -76,6 +80,7 @@ fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refus
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(broken(path, "not a regular file"));
     }
+    witness.has_seen(c_path, stat);
     let mut content = Vec::new();
     File::from(file)
         .take(RULE_FILE_LEN_MAX as u64 + 1)

@@ -74,6 +74,15 @@ impl Witness {
     /// Looks at a path, before it is read.
     pub fn look_at(&mut self, path: CString) {
         let seen = look(&path);
+        self.remember(path, seen);
+    }
+
+    /// A path has been looked at by who has opened it, before it is read.
+    pub fn has_seen(&mut self, path: CString, stat: Stat) {
+        self.remember(path, Seen::File(stat.into()));
+    }
+
+    fn remember(&mut self, path: CString, seen: Seen) {
         if let Seen::File(identity) = &seen {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let (secs, nanos) = identity.changed;
@@ -87,7 +96,13 @@ impl Witness {
 
     /// Whether everything that was looked at is as it was.
     pub fn still_holds(&self) -> bool {
-        !self.unsettled && self.paths.iter().all(|(path, seen)| look(path) == *seen)
+        !self.unsettled && self.is_unchanged()
+    }
+
+    /// Whether no change shows, be it that what changed a moment ago may change again without
+    /// a trace.
+    pub fn is_unchanged(&self) -> bool {
+        self.paths.iter().all(|(path, seen)| look(path) == *seen)
     }
 }
 

@@ -3,12 +3,16 @@
 use super::{refusal, Connection, Sending, Upgrading};
 use crate::access::Rights;
 use crate::delivery::Delivery;
+use crate::shares::Ledger;
 use crate::store::{Change, Store};
-use fdholder::extension::{self, Extension};
+use fdholder::extension::{self, Extension, OnConflict};
 use fdholder::limits::RELEASE_FDS_MAX;
 use fdholder::{reply, Errno, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Bytes that are told of an entry at most, besides its identifier, or kept.
+const TOLD_PER_ENTRY: usize = 48;
 
 impl<F> Connection<F> {
     /// Carries one out.
@@ -17,6 +21,7 @@ impl<F> Connection<F> {
         extension: Extension<F>,
         rights: &Rights,
         store: &mut Store<F>,
+        ledger: &Ledger,
         now: Timestamp,
     ) -> Vec<Change<F>> {
         match extension {
@@ -29,6 +34,11 @@ impl<F> Connection<F> {
                 if !(rights.list || rights.getdump) =>
             {
                 self.refuse(Errno::PERM)
+            }
+            Extension::Snapshot { .. } | Extension::Inspect
+                if self.lacks_bytes(store.id_bytes() + store.len() * TOLD_PER_ENTRY, ledger) =>
+            {
+                self.fall_short_of_bytes()
             }
             Extension::Snapshot { entries } => self.take_snapshot(entries, rights, store, now),
             Extension::Deliver { .. } if !rights.getdump => self.refuse(Errno::PERM),
@@ -46,7 +56,13 @@ impl<F> Connection<F> {
                 }
                 _ => self.refuse(Errno::INVAL),
             },
-            Extension::OnConflict(_) if !rights.setdump => self.refuse(Errno::PERM),
+            // Whether an identifier is held is not for everybody to know.
+            Extension::OnConflict(on_conflict)
+                if !rights.setdump
+                    || on_conflict != OnConflict::Replace && !(rights.list || rights.getdump) =>
+            {
+                self.refuse(Errno::PERM)
+            }
             Extension::OnConflict(on_conflict) => {
                 self.on_conflict = on_conflict;
                 self.outbox.push(reply::status(Ok(())));
@@ -76,6 +92,11 @@ impl<F> Connection<F> {
             }
             Extension::Status => {
                 self.asks_status = true;
+                Vec::new()
+            }
+            Extension::Why => {
+                let why = self.short.map_or_else(String::new, |short| short.to_string());
+                self.outbox.push(extension::told_why(&why));
                 Vec::new()
             }
             Extension::Unknown => self.refuse(Errno::OPNOTSUPP),

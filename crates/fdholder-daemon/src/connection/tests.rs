@@ -35,8 +35,11 @@ fn ask(connection: &mut Connection<u32>, request: Request<u32>) {
 
 /// Carries out one request; returns its cost.
 fn step(connection: &mut Connection<u32>, store: &mut Store<u32>) -> Option<usize> {
-    match connection.step(store, now()).unwrap() {
-        Step::Did { cost, .. } => Some(cost),
+    match connection.step(store, &Ledger::ample(), now()).unwrap() {
+        Step::Did { cost, .. } => {
+            connection.has_closed(true);
+            Some(cost)
+        }
         Step::Wait => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::about::{self, About};
 use super::unwrap;
+use crate::closing::ClientFd;
 use crate::listen::check_inherited;
 use crate::replication::roll::{try_recover, Succession};
 use crate::store::{Record, Store};
@@ -20,7 +21,7 @@ pub struct Recovered {
     /// Who may serve.
     pub roll: Option<OwnedFd>,
     /// What is held.
-    pub store: Store<OwnedFd>,
+    pub store: Store<ClientFd>,
     /// What else systemd has.
     pub past: Past,
 }
@@ -149,7 +150,7 @@ fn restore(
     mut fds: HashMap<u64, OwnedFd>,
     last: u64,
     capacity: usize,
-) -> Store<OwnedFd> {
+) -> Store<ClientFd> {
     let mut store = Store::new(capacity);
     store.skip_serials(last);
     // Of several under one identifier the one that came last counts.
@@ -157,6 +158,7 @@ fn restore(
         known.into_iter().map(|about| (about.origin.serial, about)).collect();
     for (serial, About { origin, limit, id }) in known {
         let Some(fd) = fds.remove(&serial) else { continue };
+        let fd = ClientFd::new(fd, origin.owner);
         let record = Record { entry: Entry { id, limit, fd }, origin };
         if store.mirror(record).is_err() {
             warn!("systemd has kept more than there is room for: see option -n");

@@ -3,12 +3,13 @@
 use super::about::{self, About};
 use super::recovery::Past;
 use super::{wrap, Notifier};
+use crate::closing::ClientFd;
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::replication::{Item, Mirrors};
 use crate::same_file::are_one;
 use crate::store::{Record, Store};
 use fdholder::{strerror, Errno};
-use rustix::fs::fstat;
+use rustix::fs::{statx, AtFlags, StatxFlags};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -43,7 +44,7 @@ struct Letter {
 
 #[derive(Debug)]
 enum Fd {
-    Held(Arc<Record<OwnedFd>>),
+    Held(Arc<Record<ClientFd>>),
     Own(OwnedFd),
     /// Not to be closed by us.
     Shared(Arc<OwnedFd>),
@@ -52,7 +53,7 @@ enum Fd {
 /// What is known of a number that is held.
 #[derive(Debug)]
 struct Kept {
-    record: Arc<Record<OwnedFd>>,
+    record: Arc<Record<ClientFd>>,
     /// systemd has, or is to have, this very descriptor.
     is_direct: bool,
     /// It has, or may have, one that is wrapped.
@@ -95,12 +96,20 @@ pub(crate) struct Shelf {
     roll: Option<Arc<OwnedFd>>,
 }
 
+/// Device and inode, as they are known here: no file server is asked.
+fn file_of(fd: impl AsFd) -> Option<(u64, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(fd, c"", flags, StatxFlags::INO).ok()?;
+    let device = u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor);
+    Some((device, stat.stx_ino))
+}
+
 impl Shelf {
     /// A shelf for what is held, and then for what a mirror tells.
     pub fn new(
         notifier: impl Into<Arc<Notifier>>,
-        mirrors: &mut Mirrors<OwnedFd>,
-        store: &Store<OwnedFd>,
+        mirrors: &mut Mirrors<ClientFd>,
+        store: &Store<ClientFd>,
         past: &Past,
     ) -> Self {
         let mut shelf = Self {
@@ -186,7 +195,7 @@ impl Shelf {
 
     /// Tells systemd what there is to tell, as far as it reads. Returns false when there is
     /// more, for the next turn.
-    pub fn tell(&mut self, mirrors: &mut Mirrors<OwnedFd>, store: &Store<OwnedFd>) -> bool {
+    pub fn tell(&mut self, mirrors: &mut Mirrors<ClientFd>, store: &Store<ClientFd>) -> bool {
         self.retry_at = None;
         if self.lost.is_some() && !self.begin_anew(mirrors, store) {
             return true;
@@ -231,7 +240,7 @@ impl Shelf {
     }
 
     /// systemd does not take anything now. Answers wait for it, but not for ever.
-    fn wait_for_systemd(&mut self, mirrors: &mut Mirrors<OwnedFd>) {
+    fn wait_for_systemd(&mut self, mirrors: &mut Mirrors<ClientFd>) {
         let now = Instant::now();
         self.retry_at = Some(now + RETRY_PAUSE);
         if now - *self.stalled.get_or_insert(now) < FOLLOWER_PATIENCE {
@@ -247,7 +256,7 @@ impl Shelf {
     }
 
     /// Tells systemd of everything, if it reads again.
-    fn begin_anew(&mut self, mirrors: &mut Mirrors<OwnedFd>, store: &Store<OwnedFd>) -> bool {
+    fn begin_anew(&mut self, mirrors: &mut Mirrors<ClientFd>, store: &Store<ClientFd>) -> bool {
         if self.notifier.send(NOTHING, None).is_err() {
             self.retry_at = Some(Instant::now() + LONG_RETRY_PAUSE);
             return false;
@@ -267,7 +276,7 @@ impl Shelf {
         true
     }
 
-    fn take(&mut self, item: Item<OwnedFd>, goes_on: bool) {
+    fn take(&mut self, item: Item<ClientFd>, goes_on: bool) {
         match item {
             Item::Held(record) => {
                 let serial = record.origin.serial;
@@ -284,13 +293,13 @@ impl Shelf {
 
     /// Takes down what is held, and whether systemd can have it as it is: not if it has the
     /// same open file already.
-    fn place(&mut self, record: Arc<Record<OwnedFd>>) {
+    fn place(&mut self, record: Arc<Record<ClientFd>>) {
         let serial = record.origin.serial;
-        let file = fstat(&record.fd).map_or((0, serial), |stat| (stat.st_dev, stat.st_ino));
+        let file = file_of(&record.fd).unwrap_or((0, serial));
         let twins = self.by_file.entry(file).or_default();
         let mut others = twins.iter().filter_map(|twin| self.kept.get(twin));
         // In doubt it is wrapped, as systemd would not say that it has dropped it.
-        let is_twin = |twin: &Record<OwnedFd>| are_one(&twin.fd, &record.fd).unwrap_or(true);
+        let is_twin = |twin: &Record<ClientFd>| are_one(&twin.fd, &record.fd).unwrap_or(true);
         let has_twin = others.any(|twin| twin.is_direct && is_twin(&twin.record));
         twins.insert(serial);
         self.last = self.last.max(serial);

@@ -3,6 +3,7 @@
 
 use super::shelf::Shelf;
 use super::*;
+use crate::closing::ClientFd;
 use crate::replication::{Mirrors, Ticket};
 use crate::same_file::are_one;
 use crate::store::Store;
@@ -55,20 +56,20 @@ impl Systemd {
 
 /// The daemon, as far as it is of interest here.
 struct Daemon {
-    store: Store<OwnedFd>,
-    mirrors: Mirrors<OwnedFd>,
+    store: Store<ClientFd>,
+    mirrors: Mirrors<ClientFd>,
     shelf: Shelf,
 }
 
 impl Daemon {
-    fn new(notifier: Notifier, store: Store<OwnedFd>, past: &Past) -> Self {
+    fn new(notifier: Notifier, store: Store<ClientFd>, past: &Past) -> Self {
         let mut mirrors = Mirrors::default();
         let shelf = Shelf::new(notifier, &mut mirrors, &store, past);
         Self { store, mirrors, shelf }
     }
 
     /// Returns the numbers of what went.
-    fn record(&mut self, changes: &[Change<OwnedFd>]) -> Vec<u64> {
+    fn record(&mut self, changes: &[Change<ClientFd>]) -> Vec<u64> {
         self.mirrors.record(changes, &self.store);
         let gone = changes.iter().flat_map(|change| match change {
             Change::Held(_) => &[],
@@ -84,7 +85,7 @@ impl Daemon {
 
     /// What is held: which file, until when, and whose.
     fn content(&self) -> Content {
-        let what = |fd: &OwnedFd| {
+        let what = |fd: &ClientFd| {
             let mut bytes = [0; 16];
             let len = pread(fd, &mut bytes, 0).unwrap();
             String::from_utf8(bytes[..len].to_vec()).unwrap()
@@ -164,7 +165,7 @@ proptest! {
                 let index = file_of.map_or(files.len() - 1, |of| usize::from(of) % files.len());
                 fcntl_dupfd_cloexec(&files[index], 0).unwrap()
             };
-            let mut entry = |number, of| Entry { id: id(number), limit: Limit::never_from(now()), fd: pick(of) };
+            let mut entry = |number, of| Entry { id: id(number), limit: Limit::never_from(now()), fd: ClientFd::new(pick(of), 0) };
             match op {
                 Op::Store { id, file } => {
                     let entry = entry(id, file);
@@ -180,7 +181,7 @@ proptest! {
                     let set = set.into_iter();
                     let set = set.map(|entry| daemon.store.stage(entry, owner.next().unwrap(), Tenure::from_bits(0)));
                     let set = set.collect();
-                    let outcome = daemon.store.setdump(set, OnConflict::Replace, now());
+                    let outcome = daemon.store.setdump(set, OnConflict::Replace, 0, now());
                     dropped.extend(daemon.record(&outcome.changes));
                 }
                 Op::Read(count) => systemd.read(count),

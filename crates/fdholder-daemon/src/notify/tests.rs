@@ -13,7 +13,7 @@ fn id(text: &str) -> Identifier {
 
 /// What a user with all rights, or some, sends for the service `web`.
 fn send(store: &mut Store<u32>, rights: &Rights, text: &str, fds: &[u32]) -> Option<Errno> {
-    let sender = Sender { uid: 7, rights };
+    let sender = Sender { claimant: Claimant::trusted(7), rights };
     let message = Message::parse(text.as_bytes());
     // Numbers with the same tens are one open file.
     let same = |a: &u32, b: &u32| a / 10 == b / 10;
@@ -107,7 +107,7 @@ fn nothing_is_compared_for_a_stranger() {
     assert_eq!(store.len(), 200);
     let message = Message::parse(b"FDSTORE=1\nFDNAME=a");
     let by = |rights, store: &mut Store<u32>| {
-        let sender = Sender { uid: 7, rights };
+        let sender = Sender { claimant: Claimant::trusted(7), rights };
         heed(b"web", &message, fds.clone(), &sender, |a, b| a == b, store, now())
     };
     let heeded = by(&none, &mut store);
@@ -117,7 +117,7 @@ fn nothing_is_compared_for_a_stranger() {
     // What is refused in the end has cost as much.
     let mut full = Store::new(200);
     send(&mut full, &all, "FDSTORE=1\nFDNAME=a", &fds);
-    let sender = Sender { uid: 7, rights: &all };
+    let sender = Sender { claimant: Claimant::trusted(7), rights: &all };
     let heeded = heed(b"web", &message, fds.clone(), &sender, |_, _| false, &mut full, now());
     assert!(heeded.refused.is_some() && heeded.work > 200 * 200, "{}", heeded.work);
 }

@@ -1,15 +1,18 @@
 //! Clients: let in, served, let go.
 
 use super::{Accepting, Server, COURIER, LISTENER};
+use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
-use crate::limits::ACCEPTS_PER_TURN;
+use crate::limits::{ACCEPTS_PER_TURN, IDLE_SAFE, SWEEP_PAUSE};
 use crate::peer::{Gone, Peer};
+use crate::shares::{Claimant, Resource, Short};
 use fdholder::link::HandedClient;
-use fdholder::{strerror, Errno};
+use fdholder::transport::{self, Wait};
+use fdholder::{reply, strerror, Errno};
 use rustix::event::epoll;
 use rustix::net::{accept_with, SocketFlags};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -43,14 +46,57 @@ impl Server {
 
     /// Lets a client in, or closes the connection. Returns its token.
     pub(super) fn let_in(&mut self, socket: OwnedFd) -> Option<usize> {
-        let who = who(&socket)?;
+        // Nobody but the kernel has sent anything to it if it is closed before it is read: it
+        // has to be closed like everything that a client has given.
+        let who = who(&socket);
+        let socket = ClientFd::new(socket, who.map_or(self.user.uid, |who| who.user.uid));
+        let who = who?;
         let standing = self.standing(who)?;
+        let claimant = standing.claimant();
+        if self.hold.ledger.room(&claimant, Resource::Connections) == 0
+            && !self.drop_idle(&claimant)
+        {
+            self.turn_away(&socket, who, &claimant);
+            return None;
+        }
         self.admit(Peer::new(socket, who, standing))
     }
 
+    /// It has as many connections as it may.
+    fn turn_away(&mut self, socket: &ClientFd, who: Credentials, claimant: &Claimant) {
+        self.hold.tally.turned_away += 1;
+        let short = Short::Connections(claimant.may_have(Resource::Connections));
+        debug!("{who} refused: {short}");
+        // It takes this for the answer to whatever it asks. If it does not get it, it sees that
+        // the connection is closed.
+        let answer = reply::status::<BorrowedFd<'_>>(Err(short.errno()));
+        let _ = transport::send(socket, answer.bytes(), &[], Wait::No);
+    }
+
+    /// Lets go of a connection of a user who wants one more, if it has one that nothing has
+    /// been asked on for long: its other end may be held here, and nobody have it any more.
+    fn drop_idle(&mut self, claimant: &Claimant) -> bool {
+        if !self.may_sweep() {
+            return false;
+        }
+        let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
+        let idle = self.peers.iter().filter(|(_, peer)| is_its(peer));
+        let Some((token, peer)) = idle.min_by_key(|(_, peer)| peer.active_at) else {
+            return false;
+        };
+        if peer.active_at.elapsed() < IDLE_SAFE {
+            return false;
+        }
+        warn!("{} is let go of, as it has been idle and its user wants another", peer.who);
+        self.let_go(token, &Gone::Failed(Errno::CANCELED));
+        true
+    }
+
     /// Goes on serving a client that another daemon has served.
-    pub(super) fn resume(&mut self, handed: HandedClient<OwnedFd>) {
+    pub(super) fn resume(&mut self, mut handed: HandedClient<ClientFd>) {
         let Some(who) = who(&handed.socket) else { return };
+        let uid = who.user.uid;
+        handed.socket.set_owner(uid);
         let Some(standing) = self.standing(who) else { return };
         if let Some(token) = self.admit(Peer::resume(handed, who, standing)) {
             // It may have sent its next request already, or a part of it.
@@ -87,7 +133,8 @@ impl Server {
         debug!("{} connected", peer.who);
         self.hold.tally.connections += 1;
         let peer = entry.insert(peer);
-        let deadline = self.options.client_timeout.map(|timeout| Instant::now() + timeout);
+        peer.recharge(&mut self.hold.ledger);
+        let deadline = self.options.first_timeout.map(|timeout| Instant::now() + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
         Some(token)
     }
@@ -125,6 +172,7 @@ impl Server {
                 return false;
             }
         };
+        peer.recharge(&mut self.hold.ledger);
         if peer.is_gated(&self.hold.mirrors) {
             self.gated.insert(token);
         }
@@ -145,14 +193,26 @@ impl Server {
             self.let_go(token, &Gone::Failed(errno));
             return false;
         }
-        let again = peer.again();
+        let mut again = peer.again();
+        if let Some(until) = peer.closes_until() {
+            self.bell.want();
+            // They may have ended before anybody listened for it.
+            let until = if peer.closes_have_ended() { Instant::now() } else { until };
+            again = Some(again.map_or(until, |again| again.min(until)));
+            self.closing.insert(token);
+        }
         self.turns.set(token, &mut peer.turn, again);
+        let (uid, waits_for_readers) = (peer.who.user.uid, peer.waits_for_readers());
+        if peer.take_progress() || peer.deadline.is_none() {
+            self.restart_clock(token);
+        }
+        if waits_for_readers {
+            self.look_who_has_read(uid);
+        }
+        let Some(peer) = self.peers.get_mut(token) else { return progress };
         let asks_status = peer.asks_status();
         let follower = peer.take_follower();
         let wants_upgrade = peer.take_upgrade();
-        if progress {
-            self.restart_clock(token);
-        }
         if let Some(capacity) = follower {
             self.let_follow(token, capacity);
         }
@@ -163,6 +223,45 @@ impl Server {
             self.tell_status(token);
         }
         progress
+    }
+
+    /// What was dropped by some of those who wait for that has been closed.
+    pub(super) fn hear_bell(&mut self) {
+        self.bell.heard();
+        let waiting = std::mem::take(&mut self.closing);
+        self.bell.want();
+        for token in waiting {
+            match self.peers.get(token) {
+                Some(peer) if peer.closes_have_ended() => {
+                    self.serve(token);
+                }
+                Some(peer) if peer.closes_until().is_some() => {
+                    self.closing.insert(token);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Descriptors that a user was sent may have been taken meanwhile, on its other connections.
+    fn look_who_has_read(&mut self, uid: u32) {
+        if !self.may_sweep() {
+            return;
+        }
+        for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.who.user.uid == uid) {
+            peer.look_at_unread();
+            peer.recharge(&mut self.hold.ledger);
+        }
+    }
+
+    /// Whether all clients may be looked at: not again and again, as there may be many.
+    fn may_sweep(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.swept_at.is_none_or(|at| now - at >= SWEEP_PAUSE);
+        if may {
+            self.swept_at = Some(now);
+        }
+        may
     }
 
     /// Leaves a client's next request to the process that is to serve it, if there is one and
@@ -226,8 +325,9 @@ impl Server {
 
     /// Gives a client its time anew, if it has one and there is something to be in time for.
     fn restart_clock(&mut self, token: usize) {
-        if let Some((timeout, peer)) = self.options.client_timeout.zip(self.peers.get_mut(token)) {
-            let deadline = peer.is_timed().then(|| Instant::now() + timeout);
+        if let Some(peer) = self.peers.get_mut(token) {
+            let timeout = self.options.client_timeout.filter(|_| peer.is_timed());
+            let deadline = timeout.map(|timeout| Instant::now() + timeout);
             self.deadlines.set(token, &mut peer.deadline, deadline);
         }
     }
@@ -242,11 +342,18 @@ impl Server {
             }
             Gone::Closed | Gone::Failed(_) => debug!("{} gone: {why}", peer.who),
         }
+        if peer.is_read_to_its_end() {
+            peer.close();
+        } else {
+            // It is closed later, by others, and must not wake us until then.
+            let _ = epoll::delete(&self.epoll, peer.socket());
+        }
     }
 
     /// Takes a client off all lists.
     pub(super) fn remove(&mut self, token: usize) -> Peer {
         let mut peer = self.peers.remove(token);
+        peer.discharge(&mut self.hold.ledger);
         self.deadlines.set(token, &mut peer.deadline, None);
         self.turns.set(token, &mut peer.turn, None);
         self.notice_offspring(token);
@@ -261,6 +368,7 @@ impl Server {
                 self.serve(token);
             }
         }
+        self.wake_doors(now);
         while let Some(token) = self.deadlines.passed(now) {
             self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
         }
@@ -288,7 +396,7 @@ impl Server {
     }
 }
 
-fn who(socket: &OwnedFd) -> Option<Credentials> {
+fn who(socket: impl AsFd) -> Option<Credentials> {
     let who = credentials::of_peer(socket);
     who.map_err(|errno| warn!("unable to see who connects: {}", strerror(errno))).ok()
 }

@@ -2,6 +2,7 @@
 
 use super::{Options, Server};
 use crate::access::Rules;
+use crate::closing::ClientFd;
 use crate::Store;
 use fdholder::{strerror, Entry, Errno, Timestamp};
 use std::fmt;
@@ -9,11 +10,11 @@ use std::os::fd::OwnedFd;
 use tracing::{info, warn};
 
 /// Reads a configuration again, given what is held. `None`: what is in force stays.
-pub struct Reload(Box<dyn FnMut(&Store<OwnedFd>) -> Option<Reloaded> + Send>);
+pub struct Reload(Box<dyn FnMut(&Store<ClientFd>) -> Option<Reloaded> + Send>);
 
 impl Reload {
     /// By calling this.
-    pub fn by(read: impl FnMut(&Store<OwnedFd>) -> Option<Reloaded> + Send + 'static) -> Self {
+    pub fn by(read: impl FnMut(&Store<ClientFd>) -> Option<Reloaded> + Send + 'static) -> Self {
         Self(Box::new(read))
     }
 }
@@ -43,7 +44,7 @@ impl Server {
     }
 
     /// What is held.
-    pub fn store(&self) -> &Store<OwnedFd> {
+    pub fn store(&self) -> &Store<ClientFd> {
         &self.hold.store
     }
 
@@ -53,7 +54,8 @@ impl Server {
     ///
     /// ENFILE and EBUSY as for a client. What came before is held, the rest is closed.
     pub fn hold(&mut self, entries: Vec<Entry<OwnedFd>>) -> Result<(), Errno> {
-        for entry in entries {
+        for Entry { id, limit, fd } in entries {
+            let entry = Entry { id, limit, fd: ClientFd::new(fd, self.user.uid) };
             let store = &mut self.hold.store;
             let outcome = store.store(entry, self.user.uid, Timestamp::now());
             self.hold.mirrors.record(&outcome.changes, store);
@@ -78,6 +80,7 @@ impl Server {
         }
         self.hold.crew.set_client_timeout(options.client_timeout);
         self.options = Options { connections_max, ..options };
+        self.hold.ledger.resize(self.room.sizes(connections_max));
         let count = entries.len();
         match self.hold(entries) {
             Ok(()) => info!("has read its configuration again, and holds {count} more"),

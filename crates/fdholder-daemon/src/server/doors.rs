@@ -1,17 +1,20 @@
 //! Doors of services: datagrams are read and carried out.
 
 use super::Server;
+use crate::closing::{self, ClientFd};
 use crate::credentials::Credentials;
 use crate::datagram::{receive, Datagram};
 use crate::limits::{
-    NOTIFIED_PER_TURN, NOTIFY_LEAVING_MAX, NOTIFY_LEN_MAX, NOTIFY_WORK_PER_TURN, SERVICES_TOLD_MAX,
+    CLOSING_MAX, NOTIFIED_PER_TURN, NOTIFY_LEAVING_MAX, NOTIFY_LEN_MAX, NOTIFY_WORK_PER_TURN,
+    SERVICES_TOLD_MAX,
 };
 use crate::notify::{heed, service_of, status_file, status_id, Message, Sender};
 use crate::reading::is_readable;
 use crate::same_file::are_one;
+use crate::shares::Claimant;
 use fdholder::extension::OnConflict;
 use fdholder::{strerror, Entry, Errno, Limit, Service, Tenure, Timestamp};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use tracing::warn;
 
 /// What the kernel says of a sender whom it does not know: one of a user namespace that is not
@@ -24,11 +27,14 @@ impl Server {
     /// # Errors
     ///
     /// When it cannot be read from, now or ever: ESHUTDOWN somebody has shut it down.
-    pub(super) fn read_door(&mut self, service: &[u8], door: &OwnedFd) -> Result<(), Errno> {
+    pub(super) fn read_door(&mut self, service: &[u8], door: &ClientFd) -> Result<(), Errno> {
         let mut buffer = [0; NOTIFY_LEN_MAX];
         let mut work = 0;
         for number in 0..NOTIFIED_PER_TURN {
-            if work > NOTIFY_WORK_PER_TURN || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+            if work > NOTIFY_WORK_PER_TURN
+                || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX
+                || closing::waiting() >= CLOSING_MAX
+            {
                 return Ok(());
             }
             let datagram = match receive(door, &mut buffer) {
@@ -58,6 +64,8 @@ impl Server {
         datagram: Datagram,
         work: &mut usize,
     ) -> Result<(), String> {
+        let uid = datagram.sender.map_or(OVERFLOW_UID, |sender| sender.user.uid);
+        let fds: Vec<_> = datagram.fds.into_iter().map(|fd| ClientFd::new(fd, uid)).collect();
         let sender = datagram.sender.filter(is_known).ok_or("a sender nobody knows is ignored")?;
         if datagram.is_cut {
             return Err(format!("{sender} has sent more than {NOTIFY_LEN_MAX} bytes at once"));
@@ -65,10 +73,14 @@ impl Server {
         let rights = self.rules.rights(sender.user, self.user);
         let rights = rights.map_err(|refusal| format!("{sender} refused: {refusal}"))?;
         let message = Message::parse(text);
-        let by = Sender { uid: sender.user.uid, rights: &rights };
-        let is_same = |a: &OwnedFd, b: &OwnedFd| are_one(a, b).unwrap_or(false);
+        let is_trusted = uid == 0 || uid == self.user.uid;
+        let claimant = Claimant { uid, is_trusted, quotas: rights.quotas };
+        let by = Sender { claimant, rights: &rights };
+        // Half of what was sent is of no use.
+        let fds = if datagram.fds_lost { Vec::new() } else { fds };
+        let is_same = |a: &ClientFd, b: &ClientFd| are_one(a, b).unwrap_or(false);
         let (store, now) = (&mut self.hold.store, Timestamp::now());
-        let heeded = heed(service, &message, datagram.fds, &by, is_same, store, now);
+        let heeded = heed(service, &message, fds, &by, is_same, store, now);
         *work += heeded.work;
         self.hold.mirrors.record(&heeded.changes, &self.hold.store);
         let said = self.write_down(service, &message, &by, sender.pid);
@@ -109,9 +121,10 @@ impl Server {
         };
         let fd = status_file::create(&after).map_err(failed)?;
         let now = Timestamp::now();
+        let fd = ClientFd::new(fd, by.claimant.uid);
         let entry = Entry { id, limit: Limit::never(), fd };
-        let staged = store.stage(entry, by.uid, Tenure::from(now));
-        let outcome = store.setdump(vec![staged], OnConflict::Replace, now);
+        let staged = store.stage(entry, by.claimant.uid, Tenure::from(now));
+        let outcome = store.setdump(vec![staged], OnConflict::Replace, &by.claimant, now);
         self.hold.mirrors.record(&outcome.changes, store);
         outcome.answer.map(|_taken| ()).map_err(failed)
     }

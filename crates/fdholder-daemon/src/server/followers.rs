@@ -1,12 +1,14 @@
 //! Processes that follow: accepted, told of every change, given up.
 
 use super::{Accepting, Ended, Server, LINK};
+use crate::closing::ClientFd;
 use crate::credentials::Credentials;
 use crate::exchange::Broken;
 use crate::limits::{
     FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, MIRROR_MESSAGES_PER_TURN, SEND_PAUSE,
 };
 use crate::peer::Gone;
+use crate::reading::of_daemon;
 use crate::replication::{self, roll::Roll};
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
@@ -34,7 +36,7 @@ pub(super) enum Role {
 pub(super) struct Link {
     pub who: Credentials,
     pub socket: OwnedFd,
-    pub decoder: Decoder<OwnedFd>,
+    pub decoder: Decoder<ClientFd>,
     /// Its key among the mirrors.
     pub mirror: usize,
     /// Its place on the roll.
@@ -261,7 +263,8 @@ impl Server {
             Err(errno) => Lost::Failed(errno),
             Ok(received) => {
                 let bytes = &self.hold.buffer[..received.len];
-                link.decoder.push(bytes, received.fds, received.fds_lost);
+                let fds = received.fds.into_iter().map(of_daemon);
+                link.decoder.push(bytes, fds, received.fds_lost);
                 match self.heed(key) {
                     Ok(()) => return,
                     Err(malformed) => Lost::Malformed(malformed),

@@ -2,18 +2,21 @@
 //! and what goes when its peer does.
 
 use super::{Server, CARE};
+use crate::closing::{self, ClientFd};
+use crate::limits::{CLOSING_MAX, NOTIFY_LEAVING_MAX, ROOM_PAUSE};
 use crate::notify::service_of;
 use crate::reading::has_hung_up;
 use crate::replication::Ticket;
 use crate::store::{needs_care, Record};
-use fdholder::{strerror, Errno, Timestamp};
+use fdholder::{strerror, Timestamp};
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use rustix::net::sockopt::{set_socket_passcred, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 use tracing::{debug, warn};
 
 /// What is looked after, each with the place in the store where it is held.
@@ -22,10 +25,14 @@ use tracing::{debug, warn};
 /// others have open, too.
 #[derive(Debug, Default)]
 pub(super) struct Wards {
-    pub all: Slab<Arc<Record<OwnedFd>>>,
+    pub all: Slab<Arc<Record<ClientFd>>>,
     by_slot: HashMap<u32, usize>,
+    /// Doors that are not read for a moment, as too much that came through them is not closed.
+    resting: Vec<usize>,
+    /// Until when.
+    pub rest_until: Option<Instant>,
     /// What came through doors and is closed when followers have been told what came with it.
-    pub leaving: VecDeque<(Ticket, Vec<OwnedFd>)>,
+    pub leaving: VecDeque<(Ticket, Vec<ClientFd>)>,
 }
 
 impl Server {
@@ -58,7 +65,7 @@ impl Server {
         }
     }
 
-    fn watch(&mut self, slot: u32, record: Arc<Record<OwnedFd>>) {
+    fn watch(&mut self, slot: u32, record: Arc<Record<ClientFd>>) {
         let interest = match service_of(&record.id) {
             // That its peer has gone is always told. Of nothing but these is it asked, as some
             // file server might have to answer.
@@ -89,6 +96,9 @@ impl Server {
     pub(super) fn hear_ward(&mut self, key: usize) {
         let Some(record) = self.wards.all.get(key).map(Arc::clone) else { return };
         let Some(service) = service_of(&record.id) else { return self.peer_has_gone(&record) };
+        if closing::waiting() >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+            return self.rest(key, &record);
+        }
         if let Err(errno) = self.read_door(service, &record.fd) {
             // It would be told of again and again.
             warn!("{} is not read any more: {}", record.id, strerror(errno));
@@ -96,8 +106,41 @@ impl Server {
         }
     }
 
+    /// A door is not read for a moment.
+    fn rest(&mut self, key: usize, door: &Record<ClientFd>) {
+        if self.listen_at_door(key, door, EventFlags::empty()) {
+            self.wards.resting.push(key);
+            self.wards.rest_until.get_or_insert(Instant::now() + ROOM_PAUSE);
+        }
+    }
+
+    /// Reads again the doors that have rested, if it is time.
+    pub(super) fn wake_doors(&mut self, now: Instant) {
+        if self.wards.rest_until.is_none_or(|until| now < until) {
+            return;
+        }
+        self.wards.rest_until = None;
+        for key in std::mem::take(&mut self.wards.resting) {
+            // Another one may be in its place, which does not matter.
+            if let Some(door) = self.wards.all.get(key).map(Arc::clone) {
+                if service_of(&door.id).is_some() {
+                    self.listen_at_door(key, &door, EventFlags::IN);
+                }
+            }
+        }
+    }
+
+    fn listen_at_door(&self, key: usize, door: &Record<ClientFd>, interest: EventFlags) -> bool {
+        let data = EventData::new_u64(key as u64 | CARE);
+        let result = epoll::modify(&self.epoll, &door.fd, data, interest);
+        if let Err(errno) = result {
+            warn!("unable to watch {}: {}", door.id, strerror(errno));
+        }
+        result.is_ok()
+    }
+
     /// It is not held any longer, as systemd does it.
-    fn peer_has_gone(&mut self, record: &Arc<Record<OwnedFd>>) {
+    fn peer_has_gone(&mut self, record: &Arc<Record<ClientFd>>) {
         if has_hung_up(&record.fd) {
             debug!("the peer of {} has gone", record.id);
             let changes = self.hold.store.release(std::iter::once(record), Timestamp::now());
@@ -106,10 +149,13 @@ impl Server {
     }
 }
 
-fn is_door(fd: &OwnedFd) -> bool {
+fn is_door(fd: &ClientFd) -> bool {
     socket_domain(fd) == Ok(AddressFamily::UNIX) && socket_type(fd) == Ok(SocketType::DGRAM)
 }
 
-fn is_pipe(fd: &OwnedFd) -> bool {
-    rustix::pipe::fcntl_getpipe_size(fd) != Err(Errno::BADF)
+/// Without asking whoever has made it: neither a file server, nor who keeps a pipe locked.
+fn is_pipe(fd: &ClientFd) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    statx(fd, c"", flags, StatxFlags::TYPE)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Fifo)
 }

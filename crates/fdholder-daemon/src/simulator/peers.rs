@@ -4,6 +4,7 @@ use super::kernel::Fd;
 use super::serving::{Server, Turn};
 use crate::connection::Step;
 use crate::peer::{has_taken, was_told_of_unread, Gone};
+use crate::shares::Ledger;
 use crate::store::Change;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::Errno;
@@ -107,7 +108,7 @@ impl Server {
             return Ok(());
         };
         while *budget > 0 && !self.table.is_dead() {
-            match peer.connection.step(&mut self.store, turn.now) {
+            match peer.connection.step(&mut self.store, &Ledger::ample(), turn.now) {
                 Ok(Step::Did { changes, cost, .. }) => {
                     turn.oracle.carries_out(wire, self.table.pid, turn.now);
                     let is_large = |change: &Change<Fd>| match change {
@@ -118,6 +119,7 @@ impl Server {
                         self.mid_set = turn.step + 50;
                     }
                     self.mirrors.record(&changes, &self.store);
+                    peer.connection.has_closed(true);
                     *budget = budget.saturating_sub(cost);
                 }
                 Ok(Step::Wait) => break,

@@ -8,6 +8,7 @@ use super::random::Random;
 use crate::access::Rights;
 use crate::connection::{Connection, Standing};
 use crate::replication::{Mirrors, Ticket};
+use crate::shares::Quotas;
 use crate::store::Store;
 use fdholder::link::HandedClient;
 use fdholder::Timestamp;
@@ -230,6 +231,8 @@ impl Server {
 
 fn standing(socket: &Socket) -> Standing {
     let is_own = socket.wire.follower.is_some();
-    let rights = Some(Arc::new(Rights::all()));
+    // Shares are not modelled.
+    let quotas = Quotas { fds: Some(usize::MAX), ..Quotas::default() };
+    let rights = Some(Arc::new(Rights { quotas, ..Rights::all() }));
     Standing { uid: socket.wire.uid, is_own, rights }
 }

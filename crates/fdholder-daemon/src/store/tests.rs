@@ -170,7 +170,7 @@ fn apply(
                 store.stage(entry(*number, *secs, fd + index as u32), 7, Tenure::from_bits(0))
             };
             let set = set.iter().enumerate().map(stage).collect();
-            let done = store.setdump(set, *on_conflict, now);
+            let done = store.setdump(set, *on_conflict, 7, now);
             let counts = |taken: Taken| [vec![taken.added, taken.replaced], taken.kept].concat();
             (done.answer.map(counts), done.changes)
         }
@@ -240,7 +240,7 @@ fn a_set_that_only_replaces_needs_no_room() {
     let set = (0..2).map(|number| store.stage(entry(number), 7, Tenure::from_bits(0)));
     let taken = Taken { replaced: 2, ..Taken::default() };
     let set = set.collect();
-    assert_eq!(store.setdump(set, OnConflict::Replace, at(1)).answer, Ok(taken));
+    assert_eq!(store.setdump(set, OnConflict::Replace, 7, at(1)).answer, Ok(taken));
     assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 10);
 }
 

@@ -25,6 +25,7 @@ fn any_extension() -> impl Strategy<Value = Extension<u32>> {
         Just(Extension::Upgrade),
         Just(Extension::Inspect),
         Just(Extension::Status),
+        Just(Extension::Why),
     ]
 }
 

@@ -4,7 +4,7 @@ use crate::config::Socket;
 use crate::endpoint::OpenError;
 use crate::look::describe::describe;
 use fdholder::{Entry, Identifier, Limit};
-use fdholder_daemon::Store;
+use fdholder_daemon::{ClientFd, Store};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -39,7 +39,7 @@ impl Sockets {
     }
 
     /// What is not held, or not with its address; opened now where it was not before.
-    pub fn missing_from(self, store: &Store<OwnedFd>) -> Missing {
+    pub fn missing_from(self, store: &Store<ClientFd>) -> Missing {
         let Self { wanted, mut opened } = self;
         let mut missing = Missing::default();
         for Socket { id, endpoint, options } in wanted {

@@ -119,7 +119,11 @@ impl Wishes {
         Options {
             connections_max: count(self.max_connections).unwrap_or(defaults.connections_max),
             fds_max: count(self.max_fds).unwrap_or(defaults.fds_max),
-            client_timeout: span(self.client_timeout_ms),
+            client_timeout: match self.client_timeout_ms {
+                Some(_) => span(self.client_timeout_ms),
+                None => defaults.client_timeout,
+            },
+            first_timeout: span(self.client_timeout_ms),
             lame_duck_timeout: span(self.lame_duck_timeout_ms),
         }
     }

@@ -17,7 +17,8 @@ fn hold_set(
     ids: std::ops::Range<u32>,
 ) -> Ticket {
     let staged = ids.map(|number| store.stage(entry(number), 7, Tenure::from_bits(0))).collect();
-    let Outcome { answer, changes } = store.setdump(staged, OnConflict::Replace, Timestamp::now());
+    let Outcome { answer, changes } =
+        store.setdump(staged, OnConflict::Replace, 7, Timestamp::now());
     answer.unwrap();
     mirrors.record(&changes, store);
     mirrors.ticket()

@@ -1,0 +1,448 @@
+//! Descriptors that clients have given, and who closes them.
+//!
+//! close(2) takes as long as whoever has made the descriptor likes: a socket may linger, a
+//! file server may not answer, and a Unix socket may have such things unread in it. So the
+//! loop closes nothing that has come from a client: a [`ClientFd`] that is dropped is handed
+//! to other threads. Each of them may be kept waiting, but not all by one user: others find
+//! one that is free.
+//!
+//! This is for the process as a whole, as its table of descriptors is.
+
+use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
+use rustix::event::{eventfd, EventfdFlags};
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::Builder;
+use std::time::Duration;
+
+/// A descriptor that a client has given, or a client's connection. When it is dropped,
+/// another thread closes it.
+#[derive(Debug)]
+pub struct ClientFd {
+    /// There until it is dropped.
+    fd: Option<OwnedFd>,
+    /// The user who is kept waiting if it takes long.
+    owner: u32,
+}
+
+impl ClientFd {
+    /// One that a user has given.
+    pub fn new(fd: OwnedFd, owner: u32) -> Self {
+        Self { fd: Some(fd), owner }
+    }
+
+    /// It is another user's.
+    pub fn set_owner(&mut self, owner: u32) {
+        self.owner = owner;
+    }
+
+    /// The descriptor, for who knows that nothing can be waited for when it is closed, or
+    /// that it is not.
+    pub fn into_inner(mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+}
+
+impl AsFd for ClientFd {
+    #[allow(clippy::expect_used)]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // `drop` and `into_inner` take it, and nobody has it afterwards.
+        self.fd.as_ref().expect("a descriptor until it is dropped").as_fd()
+    }
+}
+
+impl Drop for ClientFd {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            hand_over(fd, self.owner);
+        }
+    }
+}
+
+/// Closes that were begun, by their numbers.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Closes(Vec<Range<u64>>);
+
+impl Closes {
+    const NONE: Self = Self(Vec::new());
+
+    fn push(&mut self, number: u64) {
+        match self.0.last_mut() {
+            Some(last) if last.end == number => last.end += 1,
+            _ => self.0.push(number..number + 1),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether all of them have ended.
+    pub fn have_ended(&self) -> bool {
+        let state = lock();
+        self.0.iter().all(|numbers| state.open.range(numbers.clone()).next().is_none())
+    }
+
+    /// Waits until all have ended, for so long at most, and returns whether they have.
+    pub fn wait(&self, span: Duration) -> bool {
+        let is_open = |state: &mut State| {
+            self.0.iter().any(|numbers| state.open.range(numbers.clone()).next().is_some())
+        };
+        let waited = ENDED.wait_timeout_while(lock(), span, is_open);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+thread_local! {
+    /// What this thread has handed over since it was asked last.
+    static BEGUN: RefCell<Closes> = const { RefCell::new(Closes::NONE) };
+}
+
+/// What this thread has dropped since it asked last.
+pub(crate) fn begun() -> Closes {
+    BEGUN.with_borrow_mut(std::mem::take)
+}
+
+/// Wakes a loop when something was closed, once each time that is wanted.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    eventfd: OwnedFd,
+    is_wanted: AtomicBool,
+}
+
+impl Bell {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// Those of eventfd(2).
+    pub fn new() -> Result<Arc<Self>, Errno> {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = Arc::new(Self { eventfd, is_wanted: AtomicBool::new(false) });
+        let mut state = lock();
+        state.bells.retain(|bell| bell.strong_count() > 0);
+        state.bells.push(Arc::downgrade(&bell));
+        Ok(bell)
+    }
+
+    /// It is to ring when something is closed from now on. Ask whether what is waited for
+    /// [has ended](Closes::have_ended) behind that.
+    pub fn want(&self) {
+        self.is_wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// It has rung.
+    pub fn heard(&self) {
+        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
+    }
+
+    fn ring(&self) {
+        if self.is_wanted.swap(false, Ordering::SeqCst) {
+            // It is full only if it has been rung already.
+            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+/// What waits to be closed, and who closes it.
+struct State {
+    /// By user.
+    queues: BTreeMap<u32, VecDeque<(u64, OwnedFd)>>,
+    /// Users with something in their queue, the one whose turn it is first.
+    turns: VecDeque<u32>,
+    /// How many closers are busy with each user's.
+    busy: BTreeMap<u32, usize>,
+    /// Numbers of what is not closed yet.
+    open: BTreeSet<u64>,
+    next: u64,
+    /// All threads, the one that stands by included.
+    closers: usize,
+    /// How many of those that do not stand by have nothing to do.
+    idle: usize,
+    /// One of them has been told that there is something.
+    is_waking: bool,
+    /// Whoever stands by is to look, a little later, whether it is needed.
+    is_alert: bool,
+    bells: Vec<Weak<Bell>>,
+}
+
+static STATE: Mutex<State> = Mutex::new(State {
+    queues: BTreeMap::new(),
+    turns: VecDeque::new(),
+    busy: BTreeMap::new(),
+    open: BTreeSet::new(),
+    next: 0,
+    closers: 0,
+    idle: 0,
+    is_waking: false,
+    is_alert: false,
+    bells: Vec::new(),
+});
+
+/// There is something to close.
+static WORK: Condvar = Condvar::new();
+
+/// All closers are busy, and there is more to close.
+static ALERT: Condvar = Condvar::new();
+
+/// Something was closed.
+static ENDED: Condvar = Condvar::new();
+
+fn lock() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// Users who keep less than their part of the closers waiting.
+    fn next_turn(&self) -> Option<usize> {
+        let may_come = |user| self.busy.get(user).is_none_or(|busy| *busy < CLOSERS_PER_USER);
+        self.turns.iter().position(may_come)
+    }
+
+    fn take(&mut self) -> Option<(u32, u64, OwnedFd)> {
+        let user = self.turns.remove(self.next_turn()?)?;
+        let queue = self.queues.get_mut(&user)?;
+        let (number, fd) = queue.pop_front()?;
+        if queue.is_empty() {
+            self.queues.remove(&user);
+        } else {
+            self.turns.push_back(user);
+        }
+        *self.busy.entry(user).or_default() += 1;
+        if self.idle == 0 && !self.turns.is_empty() {
+            self.alert();
+        }
+        Some((user, number, fd))
+    }
+
+    /// Has whoever stands by look whether it is needed.
+    fn alert(&mut self) {
+        if !std::mem::replace(&mut self.is_alert, true) {
+            ALERT.notify_one();
+        }
+    }
+
+    fn has_closed(&mut self, user: u32, number: u64) {
+        self.open.remove(&number);
+        if let Some(busy) = self.busy.get_mut(&user) {
+            *busy -= 1;
+            if *busy == 0 {
+                self.busy.remove(&user);
+            }
+        }
+        for bell in &self.bells {
+            if let Some(bell) = bell.upgrade() {
+                bell.ring();
+            }
+        }
+    }
+}
+
+/// How many of a user's descriptors are not closed yet.
+pub(crate) fn waiting_of(user: u32) -> usize {
+    let state = lock();
+    if state.open.is_empty() {
+        return 0;
+    }
+    let queued = state.queues.get(&user).map_or(0, VecDeque::len);
+    queued + state.busy.get(&user).copied().unwrap_or_default()
+}
+
+/// How many of all are not.
+pub(crate) fn waiting() -> usize {
+    lock().open.len()
+}
+
+fn hand_over(fd: OwnedFd, user: u32) {
+    let mut state = lock();
+    let number = state.next;
+    state.next += 1;
+    state.open.insert(number);
+    let queue = state.queues.entry(user).or_default();
+    queue.push_back((number, fd));
+    if queue.len() == 1 {
+        state.turns.push_back(user);
+    }
+    if state.closers == 0 {
+        drop(state);
+        start();
+    } else if state.idle == 0 {
+        state.alert();
+    } else if !std::mem::replace(&mut state.is_waking, true) {
+        drop(state);
+        WORK.notify_one();
+    }
+    // Not while this thread ends: then nobody asks it any more.
+    let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number));
+}
+
+/// Starts the first two. Without threads everything is closed here: late is better than never.
+fn start() {
+    if !(start_closer(close_for_ever) && start_closer(stand_by)) && lock().closers == 0 {
+        while close_next(lock()).is_none() {}
+    }
+}
+
+fn start_closer(what: fn()) -> bool {
+    let mut state = lock();
+    if state.closers >= CLOSERS_MAX {
+        return false;
+    }
+    state.closers += 1;
+    drop(state);
+    let closer = Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_LEN);
+    let has_started = closer.spawn(what).is_ok();
+    if !has_started {
+        lock().closers -= 1;
+    }
+    has_started
+}
+
+/// Closes one; gives back the lock when there is none to close.
+fn close_next(mut state: MutexGuard<'static, State>) -> Option<MutexGuard<'static, State>> {
+    let Some((user, number, fd)) = state.take() else { return Some(state) };
+    drop(state);
+    drop(fd);
+    lock().has_closed(user, number);
+    ENDED.notify_all();
+    None
+}
+
+/// Closes what there is. One that has nothing to do waits; a second one ends.
+fn close_for_ever() {
+    let mut state = lock();
+    loop {
+        match close_next(state) {
+            None => state = lock(),
+            Some(unused) => {
+                state = unused;
+                if state.idle > 0 {
+                    state.closers -= 1;
+                    return;
+                }
+                state.idle += 1;
+                state = WORK.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                state.is_waking = false;
+            }
+        }
+    }
+}
+
+/// Waits until all who close are kept waiting, and then closes too; and another one stands by.
+fn stand_by() {
+    loop {
+        let mut state = lock();
+        while !state.is_alert {
+            state = ALERT.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        std::thread::sleep(CLOSE_SLOW);
+        let mut state = lock();
+        let is_needed = state.idle == 0 && state.next_turn().is_some();
+        // Whoever is too many already is looked at again, as nobody else may say so.
+        state.is_alert = is_needed && state.closers >= CLOSERS_MAX;
+        let goes_on = state.is_alert;
+        drop(state);
+        if is_needed && !goes_on {
+            // If there can be no other, this one is the last that helps.
+            start_closer(stand_by);
+            return close_for_ever();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::sockopt::set_socket_linger;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    /// A socket whose close takes as long as the linger time, and who keeps it waiting.
+    fn lingering() -> (OwnedFd, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let theirs = listener.accept().unwrap().0;
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[0; 4096]).is_ok() {}
+        set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
+        (ours.into(), theirs)
+    }
+
+    /// Whether the other end of a pair was closed, as soon as it is.
+    fn is_closed(mut other: &UnixStream) -> bool {
+        std::io::Read::read(&mut other, &mut [0]).unwrap() == 0
+    }
+
+    /// Everybody of these tests has users of their own.
+    #[test]
+    fn who_lingers_keeps_nobody_else_waiting() {
+        let mut kept = Vec::new();
+        for user in 0..4 {
+            for _ in 0..3 * CLOSERS_PER_USER {
+                let (ours, theirs) = lingering();
+                drop(ClientFd::new(ours, 1_000_000 + user));
+                kept.push(theirs);
+            }
+        }
+        for user in 0..4 {
+            assert_eq!(waiting_of(1_000_000 + user), 3 * CLOSERS_PER_USER);
+        }
+        assert!(!begun().have_ended());
+        for number in 0..100 {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            drop(ClientFd::new(ours.into(), 2_000_000 + number % 7));
+            assert!(is_closed(&theirs));
+            let closes = begun();
+            assert!(closes.wait(Duration::MAX) && closes.have_ended());
+        }
+        // Those who kept them waiting go; then they are closed, every one.
+        let all = begun();
+        drop(kept);
+        assert!(all.wait(Duration::MAX));
+        while (0..4).any(|user| waiting_of(1_000_000 + user) > 0) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_bell_rings_for_who_wants_it() {
+        let bell = Bell::new().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let fd = ClientFd::new(ours.into(), 3_000_000);
+        bell.want();
+        drop(fd);
+        let closes = begun();
+        assert!(is_closed(&theirs));
+        while !closes.have_ended() {
+            let mut ready = [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut ready, None).unwrap();
+            bell.heard();
+            // Others close, too.
+            bell.want();
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_is_not_closed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let fd = ClientFd::new(ours.into(), 4_000_000).into_inner().unwrap();
+        drop(fd);
+        assert!(begun().have_ended());
+        assert!(is_closed(&theirs));
+    }
+}

@@ -1,0 +1,343 @@
+//! What each user has of what there is for all.
+//!
+//! One rule for everything that a client can make grow: who runs as root or as the daemon
+//! itself may have all that is left, as they could do worse; others have what a rule grants
+//! them, or else as much as they leave. So one user alone gets half, the next one half of the
+//! rest, and however many there are, something is left for one more.
+
+use fdholder::Errno;
+use std::collections::HashMap;
+use std::fmt;
+
+/// How much of something a user may have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Allowance {
+    /// All that is left.
+    All,
+    /// So much, by a rule.
+    AtMost(usize),
+    /// As much as is left for others.
+    #[default]
+    Fair,
+}
+
+impl Allowance {
+    /// How much more a user may have who has `used`, when `taken` of `size` is.
+    pub fn room(self, used: usize, taken: usize, size: usize) -> usize {
+        let left = size.saturating_sub(taken);
+        match self {
+            Self::All => left,
+            Self::AtMost(most) => most.saturating_sub(used).min(left),
+            Self::Fair => left.saturating_sub(used),
+        }
+    }
+
+    /// Whether a user who has `used` may have so much more when there is `left` of it, some of
+    /// which may be others' now.
+    pub fn allows(self, gained: usize, used: usize, left: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::AtMost(most) => used + gained <= most,
+            Self::Fair => used + gained <= left,
+        }
+    }
+}
+
+/// What a client can make grow, besides what it has held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Its connections.
+    Connections,
+    /// Descriptors that have come and are not held yet, or were announced.
+    Arriving,
+    /// Bytes of requests that are not whole, and of replies that wait.
+    Bytes,
+    /// Descriptors that were sent and not taken yet.
+    Unread,
+    /// Descriptors lent until it is known whether they were taken.
+    Loans,
+}
+
+/// How many kinds there are.
+const COUNT: usize = 5;
+
+/// So much of each [`Resource`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amounts([usize; COUNT]);
+
+impl Amounts {
+    /// Nothing but so much of one.
+    pub fn of(resource: Resource, amount: usize) -> Self {
+        Self::default().with(resource, amount)
+    }
+
+    /// The same with so much of one.
+    #[must_use]
+    pub fn with(mut self, resource: Resource, amount: usize) -> Self {
+        self.0[resource as usize] = amount;
+        self
+    }
+
+    /// How much of one it is.
+    pub fn get(&self, resource: Resource) -> usize {
+        self.0[resource as usize]
+    }
+
+    fn change(&mut self, before: &Self, after: &Self) {
+        for ((own, before), after) in self.0.iter_mut().zip(before.0).zip(after.0) {
+            // What is given back was taken.
+            *own = (*own + after).saturating_sub(before);
+        }
+    }
+}
+
+/// What a user may have of each kind, as far as rules say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quotas {
+    /// Descriptors held.
+    pub fds: Option<usize>,
+    /// Connections at once.
+    pub connections: Option<usize>,
+    /// Bytes of requests and replies.
+    pub bytes: Option<usize>,
+    /// Descriptors sent and not taken.
+    pub unread: Option<usize>,
+}
+
+/// A user, and what it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimant {
+    /// The user.
+    pub uid: u32,
+    /// It could do worse than take everything: root, or the daemon's own user.
+    pub is_trusted: bool,
+    /// What rules say.
+    pub quotas: Quotas,
+}
+
+impl Claimant {
+    /// One that may have everything.
+    pub fn trusted(uid: u32) -> Self {
+        Self { uid, is_trusted: true, quotas: Quotas::default() }
+    }
+
+    /// How many descriptors it may have held.
+    pub fn may_hold(&self) -> Allowance {
+        self.allowance(self.quotas.fds)
+    }
+
+    /// How much it may have of something.
+    pub fn may_have(&self, resource: Resource) -> Allowance {
+        self.allowance(match resource {
+            Resource::Connections => self.quotas.connections,
+            Resource::Bytes => self.quotas.bytes,
+            Resource::Unread => self.quotas.unread,
+            Resource::Arriving | Resource::Loans => None,
+        })
+    }
+
+    fn allowance(&self, quota: Option<usize>) -> Allowance {
+        match quota {
+            Some(most) => Allowance::AtMost(most),
+            None if self.is_trusted => Allowance::All,
+            None => Allowance::Fair,
+        }
+    }
+}
+
+/// Who may not have more, and of what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Short {
+    /// The holder is full.
+    Full {
+        /// How many it holds at most.
+        capacity: usize,
+    },
+    /// The user has as many descriptors held as it may.
+    Fds(Allowance),
+    /// As many are on their way in.
+    Arriving,
+    /// It has as many connections as it may.
+    Connections(Allowance),
+    /// It leaves too much unread.
+    Bytes(Allowance),
+    /// It leaves too many unread that it is to have alone.
+    Loans,
+}
+
+impl Short {
+    /// What a client is answered: ENFILE where descriptors have no room, as by s6's daemon;
+    /// EDQUOT for what that does not know.
+    pub fn errno(self) -> Errno {
+        match self {
+            Self::Full { .. } | Self::Fds(_) | Self::Arriving => Errno::NFILE,
+            Self::Connections(_) | Self::Bytes(_) | Self::Loans => Errno::DQUOT,
+        }
+    }
+}
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, allowance, variable) = match self {
+            Self::Full { capacity } => {
+                return write!(f, "the holder is full: it holds {capacity} at most (-n)");
+            }
+            Self::Arriving => {
+                return f.write_str("too many descriptors of this user are on their way in");
+            }
+            Self::Loans => {
+                return f.write_str("too many that this user was to have alone are not taken yet");
+            }
+            Self::Fds(allowance) => ("descriptors held", allowance, "FDHOLDER_MAXFDS"),
+            Self::Connections(allowance) => ("connections", allowance, "FDHOLDER_MAXCONN"),
+            Self::Bytes(allowance) => ("bytes unread", allowance, "FDHOLDER_MAXBYTES"),
+        };
+        write!(f, "this user may have ")?;
+        match allowance {
+            Allowance::AtMost(most) => write!(f, "{most} {what} at most ({variable})"),
+            Allowance::All => write!(f, "no more {what}: there is no room"),
+            Allowance::Fair => {
+                write!(f, "no more {what} than are left for others ({variable} sets a number)")
+            }
+        }
+    }
+}
+
+/// Who has what.
+#[derive(Debug)]
+pub struct Ledger {
+    sizes: Amounts,
+    taken: Amounts,
+    /// Only those that have something: at most one for each connection.
+    users: HashMap<u32, Amounts>,
+}
+
+impl Ledger {
+    /// Nobody has anything of what there is.
+    pub fn new(sizes: Amounts) -> Self {
+        Self { sizes, taken: Amounts::default(), users: HashMap::new() }
+    }
+
+    /// There is more of everything than anybody takes: for tests, simulators and fuzzers.
+    pub fn ample() -> Self {
+        Self::new(Amounts([usize::MAX / 4; COUNT]))
+    }
+
+    /// There is so much of everything from now on; who has too much keeps it.
+    pub fn resize(&mut self, sizes: Amounts) {
+        self.sizes = sizes;
+    }
+
+    /// How much more of something a user may have.
+    pub fn room(&self, who: &Claimant, resource: Resource) -> usize {
+        self.room_beside(who, resource, 0)
+    }
+
+    /// The same where there is so much more of it for the moment.
+    pub fn room_beside(&self, who: &Claimant, resource: Resource, more: usize) -> usize {
+        let (taken, size) = (self.taken.get(resource), self.sizes.get(resource) + more);
+        who.may_have(resource).room(self.used(who.uid, resource), taken, size)
+    }
+
+    /// How much of something a user has.
+    pub fn used(&self, uid: u32, resource: Resource) -> usize {
+        self.users.get(&uid).map_or(0, |used| used.get(resource))
+    }
+
+    /// A user's part has changed: one of its connections had `charged`, and has `now`.
+    pub fn recharge(&mut self, uid: u32, charged: &mut Amounts, now: Amounts) {
+        if *charged == now {
+            return;
+        }
+        self.taken.change(charged, &now);
+        let user = self.users.entry(uid).or_default();
+        user.change(charged, &now);
+        if *user == Amounts::default() {
+            self.users.remove(&uid);
+        }
+        *charged = now;
+    }
+
+    /// What everybody has of something.
+    pub fn taken(&self, resource: Resource) -> usize {
+        self.taken.get(resource)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn user(uid: u32) -> Claimant {
+        Claimant { uid, is_trusted: false, quotas: Quotas::default() }
+    }
+
+    fn ledger(size: usize) -> Ledger {
+        Ledger::new(Amounts::of(Resource::Connections, size))
+    }
+
+    /// Takes all that it may, one by one.
+    fn take_all(ledger: &mut Ledger, who: &Claimant) -> usize {
+        let mut count = 0;
+        while ledger.room(who, Resource::Connections) > 0 {
+            let one = Amounts::of(Resource::Connections, 1);
+            ledger.recharge(who.uid, &mut Amounts::default(), one);
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn each_leaves_as_much_as_it_has() {
+        let mut ledger = ledger(1000);
+        assert_eq!(take_all(&mut ledger, &user(1)), 500);
+        assert_eq!(take_all(&mut ledger, &user(2)), 250);
+        assert_eq!(take_all(&mut ledger, &user(3)), 125);
+        assert_eq!(take_all(&mut ledger, &Claimant::trusted(0)), 125);
+        assert_eq!(take_all(&mut ledger, &user(4)), 0);
+    }
+
+    #[test]
+    fn a_rule_counts_also_for_who_is_trusted() {
+        let quotas = Quotas { connections: Some(700), ..Quotas::default() };
+        let mut ledger = ledger(1000);
+        assert_eq!(take_all(&mut ledger, &Claimant { quotas, ..user(1) }), 700);
+        assert_eq!(take_all(&mut ledger, &Claimant { quotas, ..Claimant::trusted(0) }), 300);
+    }
+
+    #[test]
+    fn a_single_one_is_for_whoever_comes() {
+        assert_eq!(take_all(&mut ledger(1), &user(1)), 1);
+    }
+
+    proptest! {
+        /// However users come and go, what is counted is what they have; nobody gets more
+        /// than there is, and who has nothing leaves no trace.
+        #[test]
+        fn nothing_is_lost_or_made_up(
+            steps in proptest::collection::vec((0u32..5, 0usize..8, 0usize..40), 0..100),
+        ) {
+            let mut ledger = ledger(100);
+            let mut connections = [[Amounts::default(); 8]; 5];
+            for (uid, which, wanted) in steps {
+                let room = ledger.room(&user(uid), Resource::Connections);
+                let charged = &mut connections[uid as usize][which];
+                let had = charged.get(Resource::Connections);
+                let now = if wanted <= had + room { wanted } else { had };
+                ledger.recharge(uid, charged, Amounts::of(Resource::Connections, now));
+                let all = connections.iter().flatten().map(|it| it.get(Resource::Connections));
+                let total: usize = all.sum();
+                prop_assert_eq!(ledger.taken(Resource::Connections), total);
+                prop_assert!(total <= 100);
+            }
+            for (uid, user) in (0..).zip(&mut connections) {
+                for charged in user {
+                    ledger.recharge(uid, charged, Amounts::default());
+                }
+            }
+            prop_assert!(ledger.users.is_empty());
+            prop_assert_eq!(ledger.taken, Amounts::default());
+        }
+    }
+}

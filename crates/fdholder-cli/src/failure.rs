@@ -1,6 +1,6 @@
 //! How a program says that it failed: one line on stderr, and an exit code.
 
-use fdholder::{Cause, Errno, Error, Left, Side, TransferError};
+use fdholder::{Cause, Client, Deadline, Errno, Error, Left, Side, TransferError};
 use std::fmt::{self, Display};
 use std::io::Write;
 use std::process::ExitCode;
@@ -54,6 +54,18 @@ impl Failure {
         // Who cannot be told cannot be told; the exit code says it, too.
         let _ = writeln!(std::io::stderr(), "{called}: fatal: {}", self.message);
         ExitCode::from(self.code)
+    }
+
+    /// An error of an operation, and which limit it is that leaves no room, if that is why.
+    pub fn asking_why(error: Error, holder: &mut Client, deadline: Deadline) -> Self {
+        let why = match error.cause() {
+            Cause::Denied(Errno::NFILE | Errno::DQUOT) => holder.why(deadline),
+            _ => None,
+        };
+        match why {
+            Some(why) => Self::new(exit::DENIED, format_args!("{error} ({why})")),
+            None => error.into(),
+        }
     }
 
     /// An error with what there is to say besides.
@@ -110,6 +122,10 @@ fn advice(cause: Cause) -> Option<&'static str> {
         Cause::Connect(Errno::TIMEDOUT) => "the daemon accepts nobody: is it stopped, is it full?",
         Cause::Denied(Errno::PERM) => "the holder's access rules do not grant this user that",
         Cause::Denied(Errno::NFILE) => "no room: see option -n of the holder, and ulimit -n",
+        Cause::Denied(Errno::DQUOT) => {
+            "this user has as many connections, or as much unread, as it may: the rules say how \
+             much (FDHOLDER_MAXCONN, …)"
+        }
         Cause::Denied(Errno::BUSY) => "the id is in use: delete it first, or take another",
         Cause::Denied(Errno::EXIST) => "it holds some of these ids: see --dry-run",
         Cause::Exchange(Errno::AGAIN) => "it changes faster than it can be read: try again",

@@ -103,7 +103,8 @@ impl Client {
     /// # Errors
     ///
     /// ENOENT nothing is held under it · EPERM the rules do not let this user store, and
-    /// so delete, under that identifier.
+    /// so delete, under that identifier · EINPROGRESS it is not held any more, but closing it
+    /// takes long (a socket lingers, a file server does not answer).
     pub fn delete(&mut self, id: &Identifier, deadline: Deadline) -> Result<(), Error> {
         self.ask(Request::Delete(id.clone()), deadline, |frame| reply::parse_status(&frame))
             .map_err(|cause| Error::new(format!("delete fd for id {id}"), cause))
@@ -153,7 +154,11 @@ impl Client {
         deadline: Deadline,
         read: impl FnOnce(Frame<'_, OwnedFd>) -> Result<Answer<T>, Malformed>,
     ) -> Result<T, Cause> {
-        self.send_request(request, deadline)?;
+        match self.send_request(request, deadline) {
+            // Before it has hung up the holder may have said why.
+            Ok(()) | Err(Cause::Exchange(Errno::PIPE)) => {}
+            Err(cause) => return Err(cause),
+        }
         let answer = read(self.receive(deadline)?)?;
         self.in_step = true;
         answer.map_err(Cause::Denied)

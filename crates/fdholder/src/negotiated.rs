@@ -104,6 +104,22 @@ impl Client {
         self.version
     }
 
+    /// Why the last answer on this connection was ENFILE or EDQUOT: which limit it is that
+    /// leaves no room. `None` when the holder does not say.
+    ///
+    /// It is for a client that gives up then: s6's daemon hangs up on the question.
+    pub fn why(&mut self, deadline: Deadline) -> Option<String> {
+        let ask = |client: &mut Self| -> Result<String, Cause> {
+            if client.version.is_none() {
+                let hello = Request::Extension(Extension::Hello(VERSION));
+                client.ask(hello, deadline, |frame| extension::parse_hello(&frame))?;
+            }
+            let why = Request::Extension(Extension::Why);
+            client.ask(why, deadline, |frame| extension::parse_why(&frame))
+        };
+        ask(self).ok().filter(|why| !why.is_empty())
+    }
+
     /// How much is held, how much can be, and with `entries` under which identifiers and
     /// until when. The holder remembers it for this connection.
     ///

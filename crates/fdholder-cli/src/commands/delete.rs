@@ -6,6 +6,8 @@ use crate::failure::Failure;
 use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::Command;
+use fdholder::Errno;
+use std::io::Write;
 use std::process::ExitCode;
 
 pub const PROGRAM: Program = Program {
@@ -28,6 +30,17 @@ fn define(command: Command) -> Command {
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "delete fd")?;
-    holder.delete(&id, deadline)?;
+    match holder.delete(&id, deadline) {
+        Err(error) if error.errno() == Errno::INPROGRESS => {
+            // Who cannot be told need not know.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{}: warning: nothing is held under {id} any more, but its descriptor takes long \
+                 to close, and is not closed yet",
+                invocation.called
+            );
+        }
+        result => result?,
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -45,7 +45,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     // Before the first descriptor comes, which may be together with their number.
     let limit = getrlimit(Resource::Nofile);
     raise_open_files();
-    let dump = holder.getdump(deadline)?;
+    let dump = holder.getdump(deadline);
+    let dump = dump.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     drop(holder);
     let needed = dump.len() as u64 + SPARE_FDS;
     if limit.current.is_some_and(|current| current >= needed) {

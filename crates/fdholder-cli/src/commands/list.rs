@@ -95,7 +95,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 
 fn names(invocation: &Invocation, as_json: bool) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
-    let ids = holder.list(deadline)?;
+    let ids = holder.list(deadline);
+    let ids = ids.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     if as_json {
         let ids = ids.iter().map(long::names_as_json).collect();
         print(&format!("{}\n", serde_json::Value::Array(ids)))?;

@@ -38,7 +38,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "retrieve fd")?;
     let delete = invocation.matches.get_flag("delete");
-    let fd = holder.retrieve_maybe_delete(&id, delete, deadline)?;
+    let fd = holder.retrieve_maybe_delete(&id, delete, deadline);
+    let fd = fd.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     rustix::stdio::dup2_stdin(&fd).map_err(|errno| Failure::system("move fd", errno))?;
     Err(become_program(invocation, []))
 }

@@ -38,6 +38,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         .collect();
     let (mut holder, deadline) = connect(invocation)?;
     let dump = dump.map_err(|errno| Error::new("set dump", Cause::Exchange(errno)))?;
-    holder.setdump(&dump, deadline)?;
+    let given = holder.setdump(&dump, deadline);
+    given.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -44,6 +44,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "store fd")?;
     let fd = fd.map_err(|errno| Error::new("store fd", Cause::Exchange(errno)))?;
-    holder.store(&id, limit, fd, deadline)?;
+    let stored = holder.store(&id, limit, fd, deadline);
+    stored.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     Ok(ExitCode::SUCCESS)
 }

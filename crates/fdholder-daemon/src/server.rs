@@ -62,6 +62,8 @@ pub struct Options {
     pub client_timeout: Option<Duration>,
     /// How long it may take until it has made its first request.
     pub first_timeout: Option<Duration>,
+    /// Whether everything goes when its peer does, as what programs for systemd store does.
+    pub drop_hung_up: bool,
     /// How long clients may finish what they began once SIGTERM has come.
     pub lame_duck_timeout: Option<Duration>,
 }
@@ -73,6 +75,7 @@ impl Default for Options {
             fds_max: FDS_MAX_DEFAULT,
             client_timeout: Some(CLIENT_PATIENCE),
             first_timeout: None,
+            drop_hung_up: false,
             lame_duck_timeout: None,
         }
     }
@@ -250,7 +253,8 @@ impl Server {
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
-        let Inheritance { listener, store, clients, dropped: _, place } = inheritance;
+        let Inheritance { listener, mut store, clients, dropped: _, place } = inheritance;
+        store.hold_with_peers(options.drop_hung_up);
         // Nobody else may have what this one has been left.
         let is_heir = !(store.is_empty() && clients.is_empty());
         match prepare(&listener) {

@@ -117,11 +117,8 @@ pub struct Store<F> {
     expired: u64,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
-}
-
-/// Whether the daemon itself must look after something that it holds.
-pub(crate) fn needs_care<F>(record: &Record<F>) -> bool {
-    record.origin.tenure.is_with_peer() || service_of(&record.id).is_some()
+    /// Everything goes when its peer does.
+    is_with_peers: bool,
 }
 
 impl<F> Store<F> {
@@ -139,6 +136,7 @@ impl<F> Store<F> {
             next_serial: 1,
             expired: 0,
             touched: BTreeSet::new(),
+            is_with_peers: false,
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
     }
@@ -294,6 +292,23 @@ impl<F> Store<F> {
     /// the daemon itself must look after: a [door](crate::notify), or what goes with its peer.
     pub fn take_touched(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.touched)
+    }
+
+    /// Whether the daemon itself must look after something that it holds: a
+    /// [door](crate::notify), or what goes with its peer.
+    pub(crate) fn needs_care(&self, record: &Record<F>) -> bool {
+        self.is_with_peers
+            || record.origin.tenure.is_with_peer()
+            || service_of(&record.id).is_some()
+    }
+
+    /// Has everything go when its peer does, or only what was given for so long.
+    pub fn hold_with_peers(&mut self, all: bool) {
+        if self.is_with_peers != all {
+            self.is_with_peers = all;
+            self.touched.extend(self.slots.iter().map(|(slot, _)| slot as u32));
+            // FDS_MAX.
+        }
     }
 
     /// Everything that is held, what is lent and what has expired unnoticed included.
@@ -462,10 +477,10 @@ impl<F> Store<F> {
     /// Holds an entry in the place of what its identifier had, if anything, which is
     /// returned with the place.
     fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
+        let is_cared_for = self.needs_care(&entry);
         let Self { slots, by_id, hasher, by_limit, lent, by_owner, .. } = self;
         let limit = entry.limit.moment();
         *by_owner.entry(entry.origin.owner).or_default() += 1;
-        let is_cared_for = needs_care(&entry);
         let found = by_id.entry(
             hash,
             |&slot| slots[slot as usize].id == entry.id,
@@ -490,7 +505,7 @@ impl<F> Store<F> {
         if let Some(moment) = limit {
             by_limit.insert((moment, slot));
         }
-        if is_cared_for || replaced.as_ref().is_some_and(|replaced| needs_care(replaced)) {
+        if is_cared_for || replaced.as_ref().is_some_and(|replaced| self.needs_care(replaced)) {
             self.touched.insert(slot);
         }
         if let Some(replaced) = &replaced {
@@ -515,7 +530,7 @@ impl<F> Store<F> {
         let entry = self.slots.remove(slot as usize);
         self.has_one_less(entry.origin.owner);
         self.id_bytes -= id.as_bytes().len();
-        if needs_care(&entry) {
+        if self.needs_care(&entry) {
             self.touched.insert(slot);
         }
         self.lent.remove(&slot);

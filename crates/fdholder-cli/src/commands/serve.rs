@@ -100,6 +100,12 @@ fn define_server(command: Command) -> Command {
                 .help("Access rules in a cdb; SIGHUP has it read again"),
         )
         .arg(
+            Arg::new("drop-hung-up")
+                .long("drop-hung-up")
+                .action(ArgAction::SetTrue)
+                .help("Let go of a socket or pipe when its other end is closed"),
+        )
+        .arg(
             Arg::new("standby")
                 .long("standby")
                 .action(ArgAction::SetTrue)
@@ -131,7 +137,7 @@ fn define_daemon(command: Command) -> Command {
              max_connections = 256\n  \
              client_timeout_ms = 5000\n  \
              lame_duck_timeout_ms = 5000\n  \
-             standby = true   # fdstore, backlog, verbosity, uid, gid, groups\n  \
+             standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups\n  \
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
              nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\

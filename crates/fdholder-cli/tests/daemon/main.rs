@@ -4,6 +4,7 @@
 mod bind;
 mod config;
 mod exec;
+mod hung_up;
 mod lifecycle;
 mod limits;
 mod looking;

@@ -80,6 +80,7 @@ impl Server {
         }
         self.hold.crew.set_client_timeout(options.client_timeout);
         self.options = Options { connections_max, ..options };
+        self.hold.store.hold_with_peers(options.drop_hung_up);
         self.hold.ledger.resize(self.room.sizes(connections_max));
         let count = entries.len();
         match self.hold(entries) {

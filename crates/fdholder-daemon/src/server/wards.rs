@@ -5,14 +5,15 @@ use super::{Server, CARE};
 use crate::closing::{self, ClientFd};
 use crate::limits::{CLOSING_MAX, NOTIFY_LEAVING_MAX, ROOM_PAUSE};
 use crate::notify::service_of;
+use crate::peer::Hold;
 use crate::reading::has_hung_up;
 use crate::replication::Ticket;
-use crate::store::{needs_care, Record};
+use crate::store::Record;
 use fdholder::{strerror, Timestamp};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use rustix::net::sockopt::{set_socket_passcred, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{getpeername, getsockname, AddressFamily, SocketType};
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -39,8 +40,8 @@ impl Server {
     /// Begins to watch what has come, and stops watching what has gone.
     pub(super) fn look_after_wards(&mut self) {
         for slot in self.hold.store.take_touched() {
-            let held = self.hold.store.at(slot).filter(|record| needs_care(record));
-            let held = held.map(Arc::clone);
+            let Hold { store, .. } = &self.hold;
+            let held = store.at(slot).filter(|record| store.needs_care(record)).map(Arc::clone);
             if let Some(&key) = self.wards.by_slot.get(&slot) {
                 let ward = &self.wards.all[key];
                 if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, ward)) {
@@ -69,6 +70,7 @@ impl Server {
         let interest = match service_of(&record.id) {
             // That its peer has gone is always told. Of nothing but these is it asked, as some
             // file server might have to answer.
+            None if self.leads_here(&record.fd) => return self.let_go_of_itself(&record),
             None if socket_domain(&record.fd).is_ok() || is_pipe(&record.fd) => EventFlags::empty(),
             None => return,
             Some(_) if is_door(&record.fd) => EventFlags::IN,
@@ -89,6 +91,17 @@ impl Server {
             }
             Err(errno) => warn!("unable to watch {}: {}", record.id, strerror(errno)),
         }
+    }
+
+    /// Whether a client of ours could be at this end: it would keep us as its peer, and we it.
+    fn leads_here(&self, fd: &ClientFd) -> bool {
+        let peer = getpeername(fd).ok().flatten();
+        peer.is_some() && peer == getsockname(&self.listener).ok()
+    }
+
+    fn let_go_of_itself(&mut self, record: &Arc<Record<ClientFd>>) {
+        warn!("{} is a connection with this holder, which is not held", record.id);
+        self.let_go_of(record);
     }
 
     /// Something has happened with one of them. An event may speak of one that has just gone,
@@ -143,9 +156,13 @@ impl Server {
     fn peer_has_gone(&mut self, record: &Arc<Record<ClientFd>>) {
         if has_hung_up(&record.fd) {
             debug!("the peer of {} has gone", record.id);
-            let changes = self.hold.store.release(std::iter::once(record), Timestamp::now());
-            self.hold.mirrors.record(&changes, &self.hold.store);
+            self.let_go_of(record);
         }
+    }
+
+    fn let_go_of(&mut self, record: &Arc<Record<ClientFd>>) {
+        let changes = self.hold.store.release(std::iter::once(record), Timestamp::now());
+        self.hold.mirrors.record(&changes, &self.hold.store);
     }
 }
 

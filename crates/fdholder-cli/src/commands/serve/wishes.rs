@@ -27,6 +27,7 @@ pub struct Wishes {
     pub client_timeout_ms: Option<u32>,
     /// 0: none.
     pub lame_duck_timeout_ms: Option<u32>,
+    pub drop_hung_up: Option<bool>,
     pub standby: Option<bool>,
     pub fdstore: Option<bool>,
     pub verbosity: Option<u32>,
@@ -57,6 +58,7 @@ impl Wishes {
             max_connections: optional("connections"),
             client_timeout_ms: span("client-timeout"),
             lame_duck_timeout_ms: span("lame-duck"),
+            drop_hung_up: flag("drop-hung-up"),
             standby: flag("standby"),
             fdstore: flag("fdstore"),
             verbosity: optional("verbosity"),
@@ -84,6 +86,7 @@ impl Wishes {
             max_connections: self.max_connections.or(other.max_connections),
             client_timeout_ms: self.client_timeout_ms.or(other.client_timeout_ms),
             lame_duck_timeout_ms: self.lame_duck_timeout_ms.or(other.lame_duck_timeout_ms),
+            drop_hung_up: self.drop_hung_up.or(other.drop_hung_up),
             standby: self.standby.or(other.standby),
             fdstore: self.fdstore.or(other.fdstore),
             verbosity: self.verbosity.or(other.verbosity),
@@ -125,6 +128,7 @@ impl Wishes {
             },
             first_timeout: span(self.client_timeout_ms),
             lame_duck_timeout: span(self.lame_duck_timeout_ms),
+            drop_hung_up: self.drop_hung_up.unwrap_or(false),
         }
     }
 

@@ -221,3 +221,185 @@ fn who_follows_is_answered_first_what_it_asked_before() {
     reply(&mut client);
     assert_eq!(client.take_follower(), Some(9));
 }
+
+/// A client with limits of its own.
+fn limited(quotas: Quotas) -> Connection<u32> {
+    let rights = Some(Arc::new(Rights { quotas, ..Rights::all() }));
+    Connection::new(Standing { uid: 7, is_own: false, rights })
+}
+
+fn text(payload: &[u8]) -> &str {
+    std::str::from_utf8(&payload[1..]).unwrap()
+}
+
+const ENFILE: [u8; 1] = [Errno::NFILE.raw_os_error() as u8];
+const EDQUOT: [u8; 1] = [Errno::DQUOT.raw_os_error() as u8];
+const EPERM: [u8; 1] = [Errno::PERM.raw_os_error() as u8];
+
+#[test]
+fn a_limit_on_what_is_held_has_a_name() {
+    let mut store = Store::new(20);
+    let mut client = limited(Quotas { fds: Some(2), ..Quotas::default() });
+    assert_eq!(answer(&mut client, &mut store, extension(Extension::Why)), [0]);
+    for number in 0..2 {
+        assert_eq!(answer(&mut client, &mut store, Request::Store(entry(number))), [0]);
+    }
+    assert_eq!(answer(&mut client, &mut store, Request::Store(entry(2))), ENFILE);
+    let why = answer(&mut client, &mut store, extension(Extension::Why));
+    assert!(text(&why).contains("2 descriptors held at most (FDHOLDER_MAXFDS)"), "{why:?}");
+    // A set counts, but for what it replaces of its own.
+    let set = |numbers: Range<u32>| Request::SetdumpData(numbers.map(entry).collect());
+    assert_eq!(answer(&mut client, &mut store, Request::Setdump(3))[0], 0);
+    assert_eq!(answer(&mut client, &mut store, set(0..3)), ENFILE);
+    assert_eq!(answer(&mut client, &mut store, Request::Setdump(2))[0], 0);
+    assert_eq!(answer(&mut client, &mut store, set(0..2)), [0]);
+    // What is deleted makes room.
+    let first = || Identifier::new("0").unwrap();
+    assert_eq!(answer(&mut client, &mut store, Request::Delete(first())), [0]);
+    assert_eq!(answer(&mut client, &mut store, Request::Store(entry(9))), [0]);
+    assert_eq!(store.held_by(7), 2);
+    // And others have room all the while.
+    let mut other = limited(Quotas::default());
+    assert_eq!(answer(&mut other, &mut store, Request::Store(entry(30))), [0]);
+    store.check();
+}
+
+#[test]
+fn a_user_leaves_as_much_as_it_has() {
+    let mut store = Store::new(10);
+    let mut client = limited(Quotas::default());
+    for number in 0..5 {
+        assert_eq!(answer(&mut client, &mut store, Request::Store(entry(number))), [0]);
+    }
+    assert_eq!(answer(&mut client, &mut store, Request::Store(entry(5))), ENFILE);
+    let why = answer(&mut client, &mut store, extension(Extension::Why));
+    assert!(text(&why).contains("left for others"), "{why:?}");
+    // Root may have the rest, and is told that it is full.
+    let rights = Some(Arc::new(Rights::all()));
+    let mut root = Connection::new(Standing { uid: 0, is_own: false, rights });
+    for number in 10..15 {
+        assert_eq!(answer(&mut root, &mut store, Request::Store(entry(number))), [0]);
+    }
+    assert_eq!(answer(&mut root, &mut store, Request::Store(entry(15))), ENFILE);
+    let why = answer(&mut root, &mut store, extension(Extension::Why));
+    assert!(text(&why).contains("full: it holds 10 at most"), "{why:?}");
+}
+
+#[test]
+fn long_answers_count_before_they_are_made() {
+    let mut store = holding(100);
+    let quotas = Quotas { bytes: Some(100), ..Quotas::default() };
+    let mut client = limited(quotas);
+    let ask_for = |extension| Request::Extension(extension);
+    for request in [
+        Request::List,
+        Request::Getdump,
+        ask_for(Extension::Inspect),
+        ask_for(Extension::Snapshot { entries: true }),
+        ask_for(Extension::Snapshot { entries: false }),
+    ] {
+        assert_eq!(answer(&mut client, &mut store, request.clone()), EDQUOT, "{request:?}");
+        let why = answer(&mut client, &mut store, extension(Extension::Why));
+        assert!(text(&why).contains("100 bytes unread at most (FDHOLDER_MAXBYTES)"), "{why:?}");
+    }
+    assert_eq!(client.charges(), Amounts::default());
+    assert_eq!(answer(&mut limited(Quotas::default()), &mut store, Request::List)[0], 0);
+}
+
+/// What a client has is what the ledger charges it for.
+#[test]
+fn everything_that_waits_is_charged() {
+    let mut store = holding(600);
+    let mut client = connection();
+    let get = |client: &Connection<u32>, resource| client.charges().get(resource);
+    // Half a message, with its descriptors.
+    let (bytes, fds) = Request::SetdumpData(vec![entry(1), entry(2)]).into_message().into_parts();
+    client.receive(&bytes[..10], fds, false);
+    assert_eq!(get(&client, Resource::Arriving), 2);
+    assert_eq!(get(&client, Resource::Bytes), 10);
+    // A set that is announced, whether it has come or not.
+    let mut client = connection();
+    assert_eq!(answer(&mut client, &mut store, Request::Setdump(500))[0], 0);
+    assert_eq!(get(&client, Resource::Arriving), 500);
+    ask(&mut client, Request::SetdumpData((0..200).map(entry).collect()));
+    step(&mut client, &mut store);
+    assert_eq!(get(&client, Resource::Arriving), 500);
+    assert!(get(&client, Resource::Bytes) >= 200 * MEMORY_PER_FD);
+    // A dump, and a snapshot.
+    let mut client = connection();
+    ask(&mut client, Request::Getdump);
+    step(&mut client, &mut store);
+    assert!(get(&client, Resource::Bytes) >= 600 * size_of::<usize>());
+    let mut client = connection();
+    answer(&mut client, &mut store, extension(Extension::Snapshot { entries: false }));
+    assert!(get(&client, Resource::Bytes) >= 600 * size_of::<usize>());
+    // A loan.
+    let mut client = connection();
+    let id = Identifier::new("5").unwrap();
+    answer(&mut client, &mut store, Request::Retrieve { id, delete: true });
+    assert_eq!(get(&client, Resource::Loans), 1);
+}
+
+#[test]
+fn sets_and_loans_wait_for_room() {
+    let mut store = holding(600);
+    let mut client = connection();
+    let one = |client: &mut Connection<u32>, store: &mut Store<u32>, ledger: &Ledger, asked| {
+        ask(client, asked);
+        client.step(store, ledger, now()).unwrap();
+        reply(client)
+    };
+    // All that can be held is, and there is room for 300 more that are on their way.
+    let mut full = Store::new(600);
+    for number in 0..600 {
+        full.store(entry(number), 0, now()).answer.unwrap();
+    }
+    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 300));
+    assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(301)), ENFILE);
+    assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(300))[0], 0);
+    // What can be held and is not has room for them as well.
+    let mut client = connection();
+    assert_eq!(one(&mut client, &mut store, &ledger, Request::Setdump(301))[0], 0);
+    let take = |name: &str| Request::Retrieve { id: Identifier::new(name).unwrap(), delete: true };
+    let mut client = connection();
+    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0));
+    assert_eq!(one(&mut client, &mut store, &ledger, take("5")), EDQUOT);
+    assert!(store.find_held(&Identifier::new("5").unwrap()).is_some());
+}
+
+/// The answer to a delete leaves when its descriptor is closed, and nothing is done before.
+#[test]
+fn a_delete_waits_until_it_is_closed() {
+    let mut store = holding(3);
+    for (is_closed, status) in [(true, 0), (false, Errno::INPROGRESS.raw_os_error() as u8)] {
+        let mut client = connection();
+        let id = Identifier::new(if is_closed { "0" } else { "1" }).unwrap();
+        ask(&mut client, Request::Delete(id));
+        ask(&mut client, Request::List);
+        client.step(&mut store, &Ledger::ample(), now()).unwrap();
+        assert!(client.awaits_close() && client.is_busy() && client.outbox().is_empty());
+        assert!(client.hand_over(()).is_none());
+        let waits = client.step(&mut store, &Ledger::ample(), now()).unwrap();
+        assert!(matches!(waits, Step::Wait));
+        client.has_closed(is_closed);
+        assert_eq!(reply(&mut client), [status]);
+        // It is said once.
+        client.has_closed(true);
+        assert!(client.outbox().is_empty());
+    }
+}
+
+/// Who may not know what is held does not learn it by way of conflicts.
+#[test]
+fn conflicts_are_for_who_may_list() {
+    let mut store = holding(1);
+    let blind = Rights { list: false, getdump: false, ..Rights::all() };
+    let mut client =
+        Connection::new(Standing { uid: 7, is_own: false, rights: Some(Arc::new(blind)) });
+    for (way, expected) in
+        [(OnConflict::Replace, [0]), (OnConflict::Keep, EPERM), (OnConflict::Fail, EPERM)]
+    {
+        let asked = extension(Extension::OnConflict(way));
+        assert_eq!(answer(&mut client, &mut store, asked), expected, "{way:?}");
+    }
+}

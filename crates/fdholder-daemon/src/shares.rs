@@ -104,6 +104,19 @@ pub struct Quotas {
     pub unread: Option<usize>,
 }
 
+impl Quotas {
+    /// Those that are set, by their variables.
+    pub fn set(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let all = [
+            ("FDHOLDER_MAXFDS", self.fds),
+            ("FDHOLDER_MAXCONN", self.connections),
+            ("FDHOLDER_MAXBYTES", self.bytes),
+            ("FDHOLDER_MAXUNREAD", self.unread),
+        ];
+        all.into_iter().filter_map(|(name, limit)| limit.map(|limit| (name, limit)))
+    }
+}
+
 /// A user, and what it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claimant {

@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use fdholder_daemon::access::check::{check, Rule, Says};
 use fdholder_daemon::access::{Refusal, Rights, Rules, User};
 use serde_json::{json, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -88,10 +89,12 @@ fn explain(
         }
         (Ok((key, rights)), false) => {
             let yes = |granted| if granted { "yes" } else { "no" };
+            let limits = rights.quotas.set().map(|(name, limit)| format!("  {name} {limit}\n"));
+            let limits: String = limits.collect();
             format!(
                 "{user}: may connect, by rule {key}\n  \
                  store, delete  {}\n  retrieve       {}\n  \
-                 list           {}\n  getdump        {}\n  setdump        {}\n",
+                 list           {}\n  getdump        {}\n  setdump        {}\n{limits}",
                 rights.store,
                 rights.retrieve,
                 yes(rights.list),
@@ -150,17 +153,21 @@ fn table(rules: &[Rule], remarks: &[String]) -> String {
     }
     // An expression is nothing by half.
     let mut text = table.to_text(Screen { size: None, ..Screen::stdout() });
-    let mut wrong = Vec::new();
+    let mut notes = Vec::new();
     for rule in rules {
-        if let Says::Broken(problem) = &rule.says {
-            wrong.push(format!("{}: broken, nobody it is about gets in: {problem}", rule.key));
+        if let Says::Allow(rights) = &rule.says {
+            let limits = rights.quotas.set();
+            notes.extend(limits.map(|(name, limit)| format!("{}: {name} {limit}", rule.key)));
         }
-        wrong.extend(rule.remarks.iter().map(|remark| format!("{}: {remark}", rule.key)));
+        if let Says::Broken(problem) = &rule.says {
+            notes.push(format!("{}: broken, nobody it is about gets in: {problem}", rule.key));
+        }
+        notes.extend(rule.remarks.iter().map(|remark| format!("{}: {remark}", rule.key)));
     }
-    wrong.extend_from_slice(remarks);
-    if !wrong.is_empty() {
+    notes.extend_from_slice(remarks);
+    if !notes.is_empty() {
         text.push('\n');
-        for line in wrong {
+        for line in notes {
             text.push_str(&line);
             text.push('\n');
         }
@@ -176,6 +183,7 @@ fn rights_as_json(rights: &Rights) -> Value {
         "list": rights.list,
         "getdump": rights.getdump,
         "setdump": rights.setdump,
+        "limits": rights.quotas.set().collect::<BTreeMap<_, _>>(),
     })
 }
 

@@ -125,6 +125,8 @@ pub struct Server {
     turns: Deadlines,
     options: Options,
     accepting: Accepting,
+    /// The last attempt failed, which was said.
+    cannot_accept: bool,
     /// Whether epoll watches the listener.
     listening: bool,
     /// Processes that follow.
@@ -307,6 +309,7 @@ impl Server {
             turns: Deadlines::default(),
             options: Options { connections_max: room.connections_max, ..options },
             accepting: Accepting::Yes,
+            cannot_accept: false,
             listening: true,
             links: Slab::new(),
             roll: None,

@@ -316,6 +316,8 @@ impl Settings {
         }
         let standby = wishes.standby.unwrap_or(false).then(Launch::of_this_program);
         let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
+        // One that follows another closes what goes by threads, long before it serves.
+        room.grow_descriptor_table(signals.term());
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor();
         let (watchdog, sockets, reload) = (watchdog(), Sockets::default(), None);

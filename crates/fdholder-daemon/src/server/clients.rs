@@ -30,13 +30,17 @@ impl Server {
             }
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
+                    self.cannot_accept = false;
                     self.let_in(socket);
                 }
                 Err(Errno::AGAIN) => return,
                 // The client gave up, or a signal came.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
+                // There are no descriptors, or no memory: clients wait.
                 Err(errno) => {
-                    warn!("unable to accept a client: {}; trying again", strerror(errno));
+                    if !std::mem::replace(&mut self.cannot_accept, true) {
+                        warn!("unable to accept clients: {}; trying again", strerror(errno));
+                    }
                     self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }

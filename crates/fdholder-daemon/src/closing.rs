@@ -64,18 +64,30 @@ impl Drop for ClientFd {
     }
 }
 
-/// Closes that were begun, by their numbers.
+/// Closes that were begun, by their numbers, and for whom.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Closes(Vec<Range<u64>>);
+pub(crate) struct Closes(Vec<(Range<u64>, u32)>);
 
 impl Closes {
     const NONE: Self = Self(Vec::new());
 
-    fn push(&mut self, number: u64) {
+    fn push(&mut self, number: u64, user: u32) {
         match self.0.last_mut() {
-            Some(last) if last.end == number => last.end += 1,
-            _ => self.0.push(number..number + 1),
+            Some((last, its)) if last.end == number && *its == user => last.end += 1,
+            _ => self.0.push((number..number + 1, user)),
         }
+    }
+
+    /// Leaves out those of some users.
+    pub fn retain(&mut self, mut of: impl FnMut(u32) -> bool) {
+        self.0.retain(|(_, user)| of(*user));
+    }
+
+    /// Users of whom some have not ended.
+    pub fn unfinished(&self) -> Vec<u32> {
+        let state = lock();
+        let is_open = |numbers: &Range<u64>| state.open.range(numbers.clone()).next().is_some();
+        self.0.iter().filter(|(numbers, _)| is_open(numbers)).map(|(_, user)| *user).collect()
     }
 
     /// Whether there are none.
@@ -86,16 +98,20 @@ impl Closes {
     /// Whether all of them have ended.
     pub fn have_ended(&self) -> bool {
         let state = lock();
-        self.0.iter().all(|numbers| state.open.range(numbers.clone()).next().is_none())
+        self.0.iter().all(|(numbers, _)| state.open.range(numbers.clone()).next().is_none())
     }
 
     /// Waits until all have ended, for so long at most, and returns whether they have.
     pub fn wait(&self, span: Duration) -> bool {
         let is_open = |state: &mut State| {
-            self.0.iter().any(|numbers| state.open.range(numbers.clone()).next().is_some())
+            self.0.iter().any(|(numbers, _)| state.open.range(numbers.clone()).next().is_some())
         };
-        let waited = ENDED.wait_timeout_while(lock(), span, is_open);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let mut state = lock();
+        state.waiting += 1;
+        let waited = ENDED.wait_timeout_while(state, span, is_open);
+        let (mut state, result) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        !result.timed_out()
     }
 }
 
@@ -109,7 +125,8 @@ pub(crate) fn begun() -> Closes {
     BEGUN.with_borrow_mut(std::mem::take)
 }
 
-/// Wakes a loop when something was closed, once each time that is wanted.
+/// Wakes a loop when something was closed, once each time that is wanted. It is to be watched
+/// by edges: it is never read, as each time that it rings is one.
 #[derive(Debug)]
 pub(crate) struct Bell {
     eventfd: OwnedFd,
@@ -137,14 +154,9 @@ impl Bell {
         self.is_wanted.store(true, Ordering::SeqCst);
     }
 
-    /// It has rung.
-    pub fn heard(&self) {
-        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
-    }
-
     fn ring(&self) {
         if self.is_wanted.swap(false, Ordering::SeqCst) {
-            // It is full only if it has been rung already.
+            // It is never full: that would take 2^64 times.
             let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
         }
     }
@@ -175,6 +187,8 @@ struct State {
     is_waking: bool,
     /// Whoever stands by is to look, a little later, whether it is needed.
     is_alert: bool,
+    /// How many wait for something to be closed.
+    waiting: usize,
     bells: Vec<Weak<Bell>>,
 }
 
@@ -188,6 +202,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     idle: 0,
     is_waking: false,
     is_alert: false,
+    waiting: 0,
     bells: Vec::new(),
 });
 
@@ -242,6 +257,9 @@ impl State {
                 self.busy.remove(&user);
             }
         }
+        if self.waiting > 0 {
+            ENDED.notify_all();
+        }
         for bell in &self.bells {
             if let Some(bell) = bell.upgrade() {
                 bell.ring();
@@ -285,7 +303,7 @@ fn hand_over(fd: OwnedFd, user: u32) {
         WORK.notify_one();
     }
     // Not while this thread ends: then nobody asks it any more.
-    let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number));
+    let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number, user));
 }
 
 /// Starts the first two. Without threads everything is closed here: late is better than never.
@@ -316,7 +334,6 @@ fn close_next(mut state: MutexGuard<'static, State>) -> Option<MutexGuard<'stati
     drop(state);
     drop(fd);
     lock().has_closed(user, number);
-    ENDED.notify_all();
     None
 }
 
@@ -431,8 +448,8 @@ mod tests {
         while !closes.have_ended() {
             let mut ready = [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut ready, None).unwrap();
-            bell.heard();
             // Others close, too.
+            let _ = rustix::io::read(&bell, &mut [0; 8]);
             bell.want();
         }
     }

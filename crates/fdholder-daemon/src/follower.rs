@@ -3,7 +3,7 @@
 use crate::closing::{self, ClientFd};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
-use crate::limits::CLOSE_SLOW;
+use crate::limits::{MIRROR_CLOSE_PARDON, MIRROR_CLOSE_PATIENCE};
 use crate::offspring::let_go_of_children;
 use crate::reading::{is_readable, read};
 use crate::replication::roll::{succeed, Place, Succession};
@@ -14,6 +14,7 @@ use fdholder::link::{Fed, Head, Heard, Mirrored, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -123,6 +124,8 @@ pub struct Follower {
     replica: Replica<ClientFd>,
     /// How many times in a row nothing had to be confirmed.
     calm: u32,
+    /// Users whose descriptors have taken long to close, and until when that is remembered.
+    not_waited_for: HashMap<u32, Instant>,
 }
 
 impl Follower {
@@ -171,7 +174,8 @@ impl Follower {
             return Err(Malformed::INCOMPLETE.into());
         };
         let replica = Replica::new(capacity);
-        Ok(Self { socket, decoder, buffer, head, listener, roll, replica, calm: 0 })
+        let not_waited_for = HashMap::new();
+        Ok(Self { socket, decoder, buffer, head, listener, roll, replica, calm: 0, not_waited_for })
     }
 
     /// Whom it follows.
@@ -293,15 +297,30 @@ impl Follower {
                 None => {}
             }
         }
+        self.wait_for_closes();
         self.calm = self.calm.saturating_add(1);
         if let Some(answer) = up_to {
             self.calm = 0;
-            // What is not held any more is closed before the primary says so; but nobody else
-            // is kept waiting for what takes longer than any close should.
-            closing::begun().wait(CLOSE_SLOW);
             let _ = self.say(answer);
         }
         Ok(true)
+    }
+
+    /// What is not held any more is closed before the primary says so. But whoever has given
+    /// something that takes long to close is not waited for once more for a while: others
+    /// would be kept waiting by that.
+    fn wait_for_closes(&mut self) {
+        let mut closes = closing::begun();
+        if closes.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.not_waited_for.retain(|_, until| *until > now);
+        closes.retain(|user| !self.not_waited_for.contains_key(&user));
+        if !closes.wait(MIRROR_CLOSE_PATIENCE) {
+            let users = closes.unfinished().into_iter();
+            self.not_waited_for.extend(users.map(|user| (user, now + MIRROR_CLOSE_PARDON)));
+        }
     }
 
     fn say(&self, what: Heard) -> Result<(), FollowError> {

@@ -100,6 +100,12 @@ pub const CLOSE_SLOW: Duration = Duration::from_millis(2);
 /// all the same, and that to a delete says so (EINPROGRESS).
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a follower waits until what it holds no longer is closed, before it says so …
+pub const MIRROR_CLOSE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// … and how long it does not wait for what a user has given for whom that was too short.
+pub const MIRROR_CLOSE_PARDON: Duration = Duration::from_secs(60);
+
 /// Descriptors of one user that wait to be closed before no more is read from it: they take
 /// places in the table of descriptors.
 pub const CLOSING_PER_USER_MAX: usize = 256;

@@ -21,7 +21,8 @@ use crate::fdstore::{Notifier, Past};
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{
-    CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN, SERIALS_SKIPPED,
+    ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN,
+    SERIALS_SKIPPED,
 };
 use crate::peer::{Hold, Peer};
 use crate::replication::roll::{Place, Roll};
@@ -125,8 +126,8 @@ pub struct Server {
     turns: Deadlines,
     options: Options,
     accepting: Accepting,
-    /// The last attempt failed, which was said.
-    cannot_accept: bool,
+    /// When the last attempt to let one in has failed, which was said.
+    accept_failed_at: Option<Instant>,
     /// Whether epoll watches the listener.
     listening: bool,
     /// Processes that follow.
@@ -270,14 +271,16 @@ impl Server {
         room.grow_descriptor_table(&epoll);
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
         let bell = insist(is_heir, Bell::new)?;
-        let sources: [(BorrowedFd<'_>, u64); 7] = [
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let bell_data = epoll::EventData::new_u64(CLOSED);
+        insist(is_heir, || epoll::add(&epoll, &bell, bell_data, edge))?;
+        let sources: [(BorrowedFd<'_>, u64); 6] = [
             (listener.as_fd(), LISTENER),
             (signals.term(), TERM),
             (signals.hup(), HUP),
             (signals.usr2(), USR2),
             (signals.child(), CHILD),
             (expiry_timer.as_fd(), EXPIRY),
-            (bell.as_fd(), CLOSED),
         ];
         for (source, token) in sources {
             let data = epoll::EventData::new_u64(token);
@@ -309,7 +312,7 @@ impl Server {
             turns: Deadlines::default(),
             options: Options { connections_max: room.connections_max, ..options },
             accepting: Accepting::Yes,
-            cannot_accept: false,
+            accept_failed_at: None,
             listening: true,
             links: Slab::new(),
             roll: None,
@@ -438,9 +441,12 @@ impl Server {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
+            // When little happens a single client has come: to find that nobody else has takes
+            // half as long as to let one in.
+            let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
             for event in &events {
                 match event.data.u64() {
-                    LISTENER => self.accept(),
+                    LISTENER => self.accept(accepts),
                     TERM => self.term_came(),
                     HUP => self.hup_came(),
                     USR2 => self.usr2_came(),
@@ -495,7 +501,7 @@ impl Server {
             return;
         }
         // Who has come before the signal may be told of behind it.
-        self.accept();
+        self.accept(ACCEPTS_PER_TURN);
         let timeout = self.options.lame_duck_timeout;
         self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
         // Whoever is asked to end does not want to be followed.

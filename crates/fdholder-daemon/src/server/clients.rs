@@ -4,7 +4,7 @@ use super::{Accepting, Server, COURIER, LISTENER};
 use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
-use crate::limits::{ACCEPTS_PER_TURN, IDLE_SAFE, SWEEP_PAUSE};
+use crate::limits::{IDLE_SAFE, SWEEP_PAUSE};
 use crate::peer::{Gone, Peer};
 use crate::shares::{Claimant, Resource, Short};
 use fdholder::link::HandedClient;
@@ -20,8 +20,9 @@ use tracing::{debug, warn};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 impl Server {
-    pub(super) fn accept(&mut self) {
-        for _ in 0..ACCEPTS_PER_TURN {
+    /// Lets in who has come, so many at most in this turn.
+    pub(super) fn accept(&mut self, most: usize) {
+        for _ in 0..most {
             if self.accepting != Accepting::Yes
                 || self.is_handing_over
                 || self.peers.len() >= self.options.connections_max
@@ -30,15 +31,18 @@ impl Server {
             }
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
-                    self.cannot_accept = false;
-                    self.let_in(socket);
+                    self.accept_failed_at = None;
+                    if let Some(token) = self.let_in(socket) {
+                        // Most have asked something by now.
+                        self.serve(token);
+                    }
                 }
                 Err(Errno::AGAIN) => return,
                 // The client gave up, or a signal came.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 // There are no descriptors, or no memory: clients wait.
                 Err(errno) => {
-                    if !std::mem::replace(&mut self.cannot_accept, true) {
+                    if self.accept_failed_at.replace(Instant::now()).is_none() {
                         warn!("unable to accept clients: {}; trying again", strerror(errno));
                     }
                     self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
@@ -231,7 +235,6 @@ impl Server {
 
     /// What was dropped by some of those who wait for that has been closed.
     pub(super) fn hear_bell(&mut self) {
-        self.bell.heard();
         let waiting = std::mem::take(&mut self.closing);
         self.bell.want();
         for token in waiting {

@@ -41,6 +41,20 @@ impl Drop for Helper {
     }
 }
 
+/// What a daemon is told that it may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// Descriptors held.
+    pub fds_max: u64,
+    /// Clients at once.
+    pub connections_max: u32,
+}
+
+impl Room {
+    /// What most sections need: they have a client or two at once.
+    pub const USUAL: Self = Self { fds_max: DAEMON_FDS_MAX, connections_max: 16 };
+}
+
 /// A daemon that is ready, until it is dropped.
 #[derive(Debug)]
 pub struct Daemon {
@@ -56,13 +70,19 @@ impl Daemon {
 
     /// Starts one, empty, and waits until it says that it is ready.
     pub fn start(bench: &Bench, holder: Holder) -> Result<Self> {
+        Self::start_with(bench, holder, Room::USUAL)
+    }
+
+    /// The same, with room of another size.
+    pub fn start_with(bench: &Bench, holder: Holder, room: Room) -> Result<Self> {
         let path = bench.new_socket_path();
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?; // As s6-ipcserver-socketbinder leaves it.
         let log = path.with_extension("log");
         let mut command = bench.programs.command(holder, "s6-fdholderd");
         command
-            .args(["-1", "-n", &DAEMON_FDS_MAX.to_string(), "-c", "16", "-i"])
+            .args(["-1", "-n", &room.fds_max.to_string()])
+            .args(["-c", &room.connections_max.to_string(), "-i"])
             .arg(bench.rules())
             .stdin(OwnedFd::from(listener))
             .stdout(Stdio::piped())

@@ -41,13 +41,27 @@ impl Sample {
 
     /// The median with the least and the greatest, as milliseconds.
     pub fn milliseconds(&self) -> String {
+        self.short("ms")
+    }
+
+    /// The same as microseconds.
+    pub fn microseconds(&self) -> String {
+        self.short("µs")
+    }
+
+    fn short(&self, unit: &str) -> String {
         match (self.median(), self.0.first(), self.0.last()) {
             (Some(median), Some(least), Some(greatest)) => {
                 let [median, least, greatest] = [median, *least, *greatest].map(short);
-                format!("{median} ms ({least}–{greatest})")
+                format!("{median} {unit} ({least}–{greatest})")
             }
             _ => NOTHING.to_owned(),
         }
+    }
+
+    /// The median alone, as so many percent.
+    pub fn percent(&self) -> String {
+        self.median().map_or_else(|| NOTHING.to_owned(), |median| format!("{median:.0} %"))
     }
 
     /// The median with the least and the greatest, as kilobytes.

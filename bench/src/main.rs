@@ -6,6 +6,8 @@
 mod asker;
 mod bench;
 mod chart;
+mod cpu;
+mod crowd;
 mod daemon;
 mod document;
 mod family;
@@ -20,6 +22,7 @@ mod report;
 mod sections;
 mod tally;
 mod transfers;
+mod visits;
 
 use bench::Bench;
 use options::Options;
@@ -42,6 +45,9 @@ const SECTIONS: &[Section] = &[
     Section { name: "client-memory", run: sections::client_memory::run },
     Section { name: "getdump", run: sections::getdump::run },
     Section { name: "retrieve", run: sections::retrieve::run },
+    Section { name: "kernel", run: sections::kernel::run },
+    Section { name: "idle", run: sections::idle::run },
+    Section { name: "many", run: sections::many::run },
     Section { name: "store", run: sections::store::run },
     Section { name: "memory", run: sections::memory::run },
     Section { name: "takeover", run: sections::takeover::run },

@@ -4,9 +4,12 @@
 //!
 //! The benchmark runs itself in these roles, over sockets that it made.
 
+mod echo;
+
 use crate::bench::time;
 use crate::daemon::Helper;
 use crate::Result;
+pub use echo::Echo;
 use fdholder::limits::{HEADER_LEN, MESSAGE_FDS_MAX};
 use fdholder::transport::{receive, send, Wait};
 use rustix::io::Errno;
@@ -78,6 +81,7 @@ pub fn play(arguments: &[OsString]) -> Result<()> {
         Some("source") => source(&mut stdin()?, count),
         Some("relay") => relay(&mut stdin()?, count),
         Some("sink") => sink(&mut stdin()?, count),
+        Some("echo") => echo::serve(),
         _ => Err("no such role".into()),
     }
 }

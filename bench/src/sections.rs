@@ -2,6 +2,9 @@
 
 pub mod client_memory;
 pub mod getdump;
+pub mod idle;
+pub mod kernel;
+pub mod many;
 pub mod memory;
 pub mod retrieve;
 pub mod standby;

@@ -5,9 +5,8 @@ use crate::bench::{say, Bench};
 use crate::daemon::{identifiers, Daemon};
 use crate::figures::{ratio, target, times, Sample};
 use crate::report::Report;
+use crate::visits::rate;
 use crate::Result;
-use fdholder::{Deadline, Identifier};
-use std::time::Instant;
 
 const HELD: u32 = 1_000;
 const BATCH: u32 = 500;
@@ -22,8 +21,8 @@ pub fn run(bench: &Bench) -> Result<Report> {
     daemons.s6.fill(HELD)?;
     let (mut ours, mut s6) = (Sample::default(), Sample::default());
     for _ in 0..batches {
-        ours.push(batch_rate(&daemons.ours, &ids)?);
-        s6.push(batch_rate(&daemons.s6, &ids)?);
+        ours.push(rate(daemons.ours.path(), &ids, BATCH)?);
+        s6.push(rate(daemons.s6.path(), &ids, BATCH)?);
     }
     let faster = ratio(&ours, &s6);
     let met = faster.map(|faster| faster >= AT_LEAST);
@@ -38,12 +37,4 @@ pub fn run(bench: &Bench) -> Result<Report> {
         target("at least 1.4 × s6", met),
     )
     .into())
-}
-
-fn batch_rate(daemon: &Daemon, ids: &[Identifier]) -> Result<f64> {
-    let start = Instant::now();
-    for id in ids.iter().cycle().take(BATCH as usize) {
-        daemon.connect()?.retrieve(id, Deadline::NEVER)?;
-    }
-    Ok(f64::from(BATCH) / start.elapsed().as_secs_f64())
 }

@@ -157,8 +157,11 @@ impl<F> Decoder<F> {
     /// Whether [`next`](Self::next) has something to say: a frame, or an error.
     pub fn has_frame(&self) -> bool {
         match self.header() {
-            Ok(Some(header)) => self.bytes.len() - self.start >= HEADER_LEN + header.payload_len,
-            Ok(None) => self.fds.len() > MESSAGE_FDS_MAX,
+            Ok(Some(header)) => {
+                self.bytes.len() - self.start >= HEADER_LEN + header.payload_len
+                    || self.fds.len() > header.fds
+            }
+            Ok(None) => self.fds.len() > self.fds_max_before_header(),
             Err(_) => true,
         }
     }
@@ -174,7 +177,7 @@ impl<F> Decoder<F> {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Frame<'_, F>>, Malformed> {
         let Some(header) = self.header()? else {
-            return self.wait_for_more(if self.is_mid_frame() { MESSAGE_FDS_MAX } else { 0 });
+            return self.wait_for_more(self.fds_max_before_header());
         };
         let payload_start = self.start + HEADER_LEN;
         let end = payload_start + header.payload_len;
@@ -201,8 +204,18 @@ impl<F> Decoder<F> {
         }
     }
 
-    /// Between frames no descriptor may be waiting, within one no more than it announces:
-    /// they come with a frame's first byte, so more of them belong to nobody.
+    /// Between frames no descriptor may be waiting; within one whose header is not whole, as
+    /// many as it can announce.
+    fn fds_max_before_header(&self) -> usize {
+        if self.is_mid_frame() {
+            MESSAGE_FDS_MAX
+        } else {
+            0
+        }
+    }
+
+    /// Within a frame no more descriptors may be waiting than it announces: they come with its
+    /// first byte, so more of them belong to nobody.
     fn wait_for_more(&self, fds_announced: usize) -> Result<Option<Frame<'_, F>>, Malformed> {
         if self.fds.len() > fds_announced {
             return Err(Malformed("descriptors came that no message announces"));
@@ -301,6 +314,23 @@ mod tests {
         let mut decoder = Decoder::new(100);
         decoder.push(&[0], 0..254, false);
         assert!(decoder.next().is_err(), "more than any header could announce");
+    }
+
+    /// Who waits to be served is not asked for the next frame, so what has arrived for it must
+    /// say by itself that it is too much.
+    #[test]
+    fn descriptors_nobody_announced_are_noticed_without_asking_for_the_frame() {
+        let mut decoder = Decoder::new(100);
+        assert!(!decoder.has_frame());
+        decoder.push(&message(b"xyz", &[1]).bytes()[..7], [1], false);
+        assert!(!decoder.has_frame(), "it is not whole");
+        decoder.push(b"x", [2], false);
+        assert!(decoder.has_frame(), "more than the header in hand announces");
+
+        let mut decoder = Decoder::new(100);
+        decoder.push(message(b"x", &[]).bytes(), [7], false);
+        decoder.next().unwrap().unwrap();
+        assert!(decoder.has_frame(), "left over after the last frame");
     }
 
     #[test]

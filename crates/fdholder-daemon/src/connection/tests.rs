@@ -102,6 +102,22 @@ fn no_more_is_read_than_is_carried_out() {
     assert!(client.wants_input());
 }
 
+/// A client that waits for its turn cannot fill the daemon with descriptors: of those that
+/// no request has announced one message's worth is read, and no more.
+#[test]
+fn who_waits_sends_no_more_descriptors_than_announced() {
+    let (mut client, mut store) = (connection(), holding(1));
+    answer(&mut client, &mut store, Request::Retrieve { id: entry(0).id, delete: true });
+    assert!(client.is_borrowing(), "nothing else is done for it now");
+    client.receive(b"\0\0\0\x40\0\x01S", [1], false);
+    assert!(client.wants_input(), "the rest of it may come");
+    client.receive(b"x", 0..253, false);
+    assert!(!client.wants_input());
+    assert_eq!(step(&mut client, &mut store), None);
+    client.settle(true, &mut store, now());
+    assert!(client.step(&mut store, now()).is_err());
+}
+
 #[test]
 fn what_takes_long_costs_much() {
     let (mut client, mut store) = (connection(), holding(10_000));

@@ -165,3 +165,99 @@ impl<F> Outbox<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fdholder::{Entry, Identifier, Limit, Origin, Tenure};
+
+    fn record(number: u32) -> Arc<Record<u32>> {
+        let id = Identifier::new(number.to_string()).unwrap();
+        let entry = Entry { id, limit: Limit::never(), fd: number };
+        let origin = Origin { owner: 7, tenure: Tenure::from_bits(0), serial: number.into() };
+        Arc::new(Record { entry, origin })
+    }
+
+    /// A reply that is so long, header included.
+    fn reply_of(len: usize) -> Reply<u32> {
+        Message::new(Vec::new(), |bytes| bytes.resize(len, 0)) // The header is there already.
+    }
+
+    fn front(outbox: &mut Outbox<u32>) -> Option<(usize, Vec<u32>)> {
+        let (bytes, entries) = outbox.front()?;
+        Some((bytes.len(), entries.iter().map(|entry| entry.fd).collect()))
+    }
+
+    #[test]
+    fn short_replies_leave_together() {
+        let mut outbox = Outbox::default();
+        assert!(outbox.is_empty() && front(&mut outbox).is_none());
+        outbox.push(reply_of(TOGETHER_MAX - 7));
+        outbox.push(reply_of(7));
+        outbox.push(reply_of(7));
+        assert_eq!(front(&mut outbox), Some((TOGETHER_MAX, vec![])));
+        outbox.advance(TOGETHER_MAX);
+        assert_eq!(front(&mut outbox), Some((7, vec![])));
+        outbox.advance(6);
+        assert_eq!(front(&mut outbox), Some((1, vec![])));
+        outbox.advance(1);
+        assert!(outbox.is_empty() && outbox.bytes == 0);
+    }
+
+    #[test]
+    fn descriptors_leave_once_and_with_their_own_reply() {
+        let mut outbox = Outbox::default();
+        outbox.push(reply_of(8));
+        outbox.push(reply::retrieved(record(1)));
+        outbox.push(reply_of(9));
+        assert_eq!(front(&mut outbox), Some((8, vec![])));
+        outbox.advance(8);
+        outbox.advance(0);
+        assert_eq!(front(&mut outbox), Some((16, vec![1])));
+        outbox.advance(1);
+        assert_eq!(front(&mut outbox), Some((15, vec![])));
+        outbox.advance(15);
+        assert!(outbox.is_empty() && outbox.bytes == 0);
+    }
+
+    #[test]
+    fn a_dump_is_made_as_it_leaves() {
+        let mut outbox = Outbox::default();
+        outbox.push_dump(Vec::new());
+        assert!(outbox.is_empty());
+        outbox.push_dump((0..254).map(record).collect());
+        outbox.push(reply_of(7));
+        let mut all = Vec::new();
+        while let Some((len, fds)) = front(&mut outbox) {
+            all.push(fds);
+            outbox.advance(len);
+        }
+        assert_eq!(all, [(0..253).collect(), vec![253], vec![]]);
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn with_so_many_or_so_long_replies_it_is_full() {
+        let mut outbox = Outbox::default();
+        for number in 0..REPLIES_PENDING_MAX {
+            assert!(!outbox.is_full());
+            outbox.push(reply::retrieved(record(number as u32)));
+        }
+        assert!(outbox.is_full());
+        let mut outbox = Outbox::default();
+        outbox.push(reply_of(REPLY_BYTES_PENDING_MAX - 8));
+        outbox.push(reply_of(7));
+        assert!(!outbox.is_full());
+        outbox.push(reply_of(7));
+        assert!(outbox.is_full());
+    }
+
+    #[test]
+    fn what_says_no_is_counted() {
+        let mut outbox: Outbox<u32> = Outbox::default();
+        for answer in [Ok(()), Err(Errno::NOENT), Err(Errno::AGAIN), Err(Errno::PERM)] {
+            outbox.push(reply::status(answer));
+        }
+        assert_eq!(outbox.refusals(), 2);
+    }
+}

@@ -136,5 +136,11 @@ mod tests {
         let limit = [("S6_FD#", "1"), ("S6_FD_0", "3"), ("S6_FDID_0", "a"), ("S6_FDLIMIT_0", "@4")];
         assert_eq!(name(&limit), "S6_FDLIMIT_0");
         assert_eq!(read(&[]).unwrap_err().to_string(), "S6_FD# not set");
+        let signed = read(&[("S6_FD#", "+1")]).unwrap_err().to_string();
+        assert_eq!(signed, "invalid S6_FD#: +1 is not a number of a descriptor");
+        // As many as a dump may have are looked for, and one more is not.
+        let name = |count: u32| read(&[("S6_FD#", &count.to_string())]).unwrap_err().name;
+        assert_eq!(name(DUMP_FDS_MAX), "S6_FD_0");
+        assert_eq!(name(DUMP_FDS_MAX + 1), "S6_FD#");
     }
 }

@@ -11,10 +11,9 @@ use crate::id::Identifier;
 use crate::limits::{DUMP_FDS_MAX, PAYLOAD_MAX, RUNS_MAX};
 use crate::origin::Origin;
 use crate::payload::{put_limit_and_id, Entry, Reader};
-use crate::reply::{answer, status, without_fds, Answer};
+use crate::reply::{answer, bounded, without_fds, Answer};
 use crate::status::Status;
 use crate::time::Limit;
-use rustix::io::Errno;
 use std::ops::Range;
 
 /// The version of the extensions that this library speaks. Each version has all that the
@@ -291,10 +290,7 @@ pub fn snapshot<'a, F>(
     for (id, limit) in entries {
         put_limit_and_id(&mut payload, limit, id);
     }
-    if payload.len() > PAYLOAD_MAX {
-        return status(Err(Errno::MSGSIZE));
-    }
-    Message::new(Vec::new(), |bytes| bytes.append(&mut payload))
+    bounded(payload, PAYLOAD_MAX)
 }
 
 /// Encodes the answer to a delivery: how many payload bytes it was.
@@ -334,10 +330,7 @@ pub fn inspected<'a, F>(
         put_limit_and_id(&mut payload, limit, id);
         origin.put(&mut payload);
     }
-    if payload.len() > PAYLOAD_MAX {
-        return status(Err(Errno::MSGSIZE));
-    }
-    Message::new(Vec::new(), |bytes| bytes.append(&mut payload))
+    bounded(payload, PAYLOAD_MAX)
 }
 
 /// Encodes how a holder is.
@@ -411,9 +404,9 @@ pub fn parse_snapshot<F>(
 /// [`Malformed`] when the frame is none.
 pub fn parse_delivered<F>(frame: &Frame<'_, F>) -> Result<Answer<u64>, Malformed> {
     parse(frame, |reader| {
-        let (high, low) = (reader.u32()?, reader.u32()?);
+        let bytes = reader.u64()?;
         reader.end()?;
-        Ok(u64::from(high) << 32 | u64::from(low))
+        Ok(bytes)
     })
 }
 

@@ -249,11 +249,15 @@ mod tests {
 
     fn drain(decoder: &mut Decoder<u32>) -> Result<Vec<(Vec<u8>, Vec<u32>)>, Malformed> {
         let mut frames = Vec::new();
-        while let Some(frame) = decoder.next()? {
-            assert!(!frame.fds_lost);
+        loop {
+            let has_frame = decoder.has_frame();
+            let Some(frame) = decoder.next()? else {
+                assert!(!has_frame);
+                return Ok(frames);
+            };
+            assert!(has_frame && !frame.fds_lost);
             frames.push((frame.payload.to_vec(), frame.fds));
         }
-        Ok(frames)
     }
 
     proptest! {
@@ -272,7 +276,7 @@ mod tests {
             for (payload, fds) in &sent {
                 let message = message(payload, fds);
                 for (index, byte) in message.bytes().iter().enumerate() {
-                    stream.push((*byte, if index == 0 { fds.clone() } else { Vec::new() }));
+                    stream.push((*byte, if index == 0 { message.fds().to_vec() } else { Vec::new() }));
                 }
             }
             let mut cuts = cuts.into_iter().cycle();
@@ -294,10 +298,13 @@ mod tests {
     fn a_header_that_cannot_be_valid_is_refused_at_once() {
         let mut decoder: Decoder<u32> = Decoder::new(100);
         decoder.push(&[0, 0, 0, 101, 0, 0], [], false);
-        assert!(decoder.next().is_err());
+        assert!(decoder.has_frame() && decoder.next().is_err());
         let mut decoder: Decoder<u32> = Decoder::new(100);
         decoder.push(&[0, 0, 0, 1, 0, 254], [], false);
-        assert!(decoder.next().is_err());
+        assert!(decoder.has_frame() && decoder.next().is_err());
+        let mut decoder: Decoder<u32> = Decoder::new(100);
+        decoder.push(&[0, 0, 0, 100, 0, 253], 0..253, false);
+        assert!(!decoder.has_frame() && decoder.next().unwrap().is_none(), "the most there may be");
     }
 
     #[test]
@@ -312,7 +319,10 @@ mod tests {
         assert!(decoder.next().is_err(), "more than the header in hand announces");
 
         let mut decoder = Decoder::new(100);
-        decoder.push(&[0], 0..254, false);
+        decoder.push(&[0], 0..253, false);
+        assert!(!decoder.has_frame() && decoder.next().unwrap().is_none());
+        decoder.push(&[0], [253], false);
+        assert!(decoder.has_frame());
         assert!(decoder.next().is_err(), "more than any header could announce");
     }
 
@@ -361,5 +371,31 @@ mod tests {
         decoder.next().unwrap().unwrap();
         decoder.push(&[0], [], false);
         assert!(decoder.bytes.capacity() <= BUFFER_KEPT);
+    }
+
+    /// A peer that always sends the next frame's beginning along never lets the buffer be empty.
+    #[test]
+    fn what_was_handed_out_is_not_kept() {
+        let mut decoder: Decoder<u32> = Decoder::new(100);
+        let message = message(b"0123456789", &[]);
+        let (first, second) = message.bytes().split_at(8);
+        decoder.push(first, [], false);
+        for _ in 0..100 {
+            decoder.push(&[second, first].concat(), [], false);
+            assert_eq!(drain(&mut decoder).unwrap(), [(b"0123456789".to_vec(), vec![])]);
+            assert!(decoder.bytes.len() < 3 * message.bytes().len());
+        }
+    }
+
+    #[test]
+    fn what_is_unread_can_be_looked_at() {
+        let mut decoder = Decoder::new(100);
+        assert!(!decoder.is_mid_frame());
+        decoder.push(&[message(b"x", &[]).bytes(), &[0, 0]].concat(), [], false);
+        assert_eq!(drain(&mut decoder).unwrap().len(), 1);
+        assert!(decoder.is_mid_frame());
+        assert_eq!(decoder.unread_without_fds(), Some(&[0, 0][..]));
+        decoder.push(&[0], [7], false);
+        assert_eq!(decoder.unread_without_fds(), None, "its descriptor is not in the bytes");
     }
 }

@@ -228,4 +228,43 @@ mod tests {
         assert_eq!(Identifier::new([b'a'; 256]), Err(BadIdentifier::TooLong(256)));
         assert_eq!(Identifier::new(b"a\0b"), Err(BadIdentifier::Nul(1)));
     }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let said = |bytes: &[u8]| Identifier::new(bytes).unwrap_err().to_string();
+        assert_eq!(said(b""), "an identifier has at least one byte");
+        assert_eq!(said(&[b'a'; 300]), "an identifier has at most 255 bytes, this one has 300");
+        assert_eq!(said(b"ab\0"), "byte 2 of the identifier is NUL");
+    }
+
+    /// What is kept inline and what is not compare alike.
+    #[test]
+    fn they_are_ordered_as_bytes() {
+        let sorted: Vec<_> = ["a", "aaaaaaaaaaaaaaaaaaaaaa", "aaaaaaaaaaaaaaaaaaaaaaa", "ab", "b"]
+            .map(|id| Identifier::new(id).unwrap())
+            .into();
+        let mut ids = sorted.clone();
+        ids.reverse();
+        ids.sort();
+        assert_eq!(ids, sorted);
+        assert_eq!(sorted[1].partial_cmp(&sorted[2]), Some(Ordering::Less));
+        assert_eq!(sorted[2].as_ref(), sorted[2].as_bytes());
+        assert_eq!(format!("{:?}", sorted[3]), "Identifier(\"ab\")");
+    }
+
+    #[test]
+    fn an_escape_that_is_none_stands_for_itself() {
+        for (text, bytes) in [
+            (r"\a\r\\", &b"\x07\x0d\\"[..]),
+            (r"\0x4aB", b"JB"),
+            (r"\0xg0", br"\0xg0"),
+            (r"\0x0g", br"\0x0g"),
+            (r"\0x4", br"\0x4"),
+            (r"\q", br"\q"),
+            ("\\", b"\\"),
+        ] {
+            assert_eq!(Identifier::from_quoted(text).unwrap().as_bytes(), bytes, "{text}");
+        }
+        assert_eq!(Identifier::from_quoted(r"\0x00"), Err(BadIdentifier::Nul(0)));
+    }
 }

@@ -443,13 +443,52 @@ mod tests {
         assert!(!also.fits());
         also.unread.truncate(LINK_PAYLOAD_MAX - 64 - 4 * 3997);
         assert!(also.fits());
-        for handed in [handed, also] {
+        for handed in [handed, also.clone()] {
+            assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
+        }
+        for (is_fdholder, awaits_upgrade) in [(false, false), (true, false), (true, true)] {
+            let handed = HandedClient { is_fdholder, awaits_upgrade, ..also.clone() };
             assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
         }
         let all = [Heard::UpTo(9), Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop];
         for said in all {
             assert_eq!(through(said.into_message(), |frame| Heard::parse(&frame)), Ok(said));
         }
+    }
+
+    #[test]
+    fn a_message_of_changes_has_bounds() {
+        let (id, origin) = (
+            Identifier::new([b'a'; 255]).unwrap(),
+            Origin { owner: 9, tenure: Tenure::from_bits(8), serial: 7 },
+        );
+        let mut most = Changes::default();
+        assert!(most.is_empty());
+        for fd in 0..MESSAGE_FDS_MAX {
+            assert!(!most.is_full(), "{fd}");
+            most.held(&id, Limit::never(), origin, fd);
+        }
+        assert!(most.is_full() && !most.is_empty());
+        assert_eq!(most.bytes.len(), CHANGES_LEN_MAX, "the longest there are");
+        let bytes = vec![0; CHANGES_LEN_MAX - CHANGE_LEN_MAX];
+        let mut longest: Changes<u32> = Changes { bytes, fds: Vec::new() };
+        assert!(!longest.is_full(), "one more fits");
+        longest.bytes.push(0);
+        assert!(longest.is_full());
+    }
+
+    #[test]
+    fn a_link_begins_as_a_request_is_answered() {
+        let about = Head { number: 1, pid: 2, count: 3, capacity: 4 };
+        let (mut bytes, fds) = head(about, 5, 6).into_parts();
+        let parse = |bytes: &[u8], fds: &[u32]| {
+            let payload = &bytes[crate::limits::HEADER_LEN..];
+            Fed::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })
+        };
+        assert!(parse(&bytes, &fds).is_ok());
+        assert!(parse(&bytes, &fds[..1]).is_err());
+        bytes[crate::limits::HEADER_LEN + 1] = fed::SYNCED;
+        assert!(parse(&bytes, &fds).is_err());
     }
 
     /// Every byte of a message counts, and so does every descriptor.

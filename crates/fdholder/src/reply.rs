@@ -41,7 +41,12 @@ pub fn list<'a, F>(ids: impl ExactSizeIterator<Item = &'a Identifier>) -> Messag
         payload.extend_from_slice(id.as_bytes());
         payload.push(0);
     }
-    if payload.len() > PAYLOAD_MAX {
+    bounded(payload, PAYLOAD_MAX)
+}
+
+/// A reply with this payload; EMSGSIZE when that is longer than `len_max`.
+pub(crate) fn bounded<F>(mut payload: Vec<u8>, len_max: usize) -> Message<F> {
+    if payload.len() > len_max {
         return status(Err(Errno::MSGSIZE));
     }
     Message::new(Vec::new(), |bytes| bytes.append(&mut payload))
@@ -242,6 +247,31 @@ mod tests {
         assert_eq!(through(retrieved(7), parse_retrieved), Ok(Ok(7)));
         assert_eq!(through(status(Err(Errno::NOENT)), parse_retrieved), Ok(Err(Errno::NOENT)));
         assert!(through(status(Ok(())), parse_retrieved).is_err());
+        assert!(through(retrieved(7), |frame| parse_status(&frame)).is_err());
+        let unknown = status(Err(Errno::from_raw_os_error(256)));
+        assert_eq!(through(unknown, |frame| parse_status(&frame)), Ok(Err(Errno::IO)));
+        assert!(matches!(through(setdump_head(3), |frame| parse_setdump_head(&frame)), Ok(Ok(()))));
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_message_is_refused() {
+        let is_refused = |len| bounded::<u32>(vec![0; len], 9) == status(Err(Errno::MSGSIZE));
+        assert!(!is_refused(9) && is_refused(10));
+    }
+
+    #[test]
+    fn a_refusal_is_a_byte_and_nothing_else() {
+        let parse = |payload, fds: &[u32], fds_lost| {
+            parse_retrieved(Frame { payload, fds: fds.to_vec(), fds_lost })
+        };
+        assert_eq!(parse(b"\x02", &[], false), Ok(Err(Errno::NOENT)));
+        assert!(parse(b"\x02x", &[], false).is_err());
+        assert!(parse(b"\x02", &[1], false).is_err());
+        assert!(parse(b"\x02", &[], true).is_err());
+        assert!(parse(b"\0x", &[1], false).is_err());
+        assert!(parse(b"\0", &[1, 2], false).is_err());
+        let lost: Frame<'_, u32> = Frame { payload: b"\0", fds: vec![], fds_lost: true };
+        assert!(parse_status(&lost).is_err(), "a status has no descriptors to lose");
     }
 
     #[test]

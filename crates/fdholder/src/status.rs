@@ -197,6 +197,7 @@ mod tests {
     fn what_is_unknown_is_passed_over_and_nothing_ends_a_line() {
         assert_eq!("mood=good\npid=5\n".parse(), Ok(Status { pid: 5, ..Status::default() }));
         assert!("pid=five\n".parse::<Status>().is_err());
+        assert!("service=1\t5\tweb".parse::<Status>().is_err());
         let mut status = Status::default();
         let said = "a\nheld=7\t\u{1b}[2J".to_owned();
         let service = Service { name: "web".into(), status: said, ..Service::default() };

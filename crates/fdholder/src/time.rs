@@ -232,10 +232,35 @@ mod tests {
     }
 
     #[test]
+    fn moments_before_1970_have_no_place() {
+        let epoch = Timestamp::from_system(UNIX_EPOCH);
+        assert_eq!(Timestamp::from_system(UNIX_EPOCH - Duration::from_nanos(1)), epoch);
+        assert_eq!(epoch.to_system(), Some(UNIX_EPOCH));
+        assert_eq!(Timestamp::new(epoch.label() - 1, 0).unwrap().to_system(), None);
+        assert_eq!(Timestamp::new(u64::MAX, 0).unwrap().to_system(), None);
+    }
+
+    #[test]
+    fn sums_carry_and_stop_at_the_last_label() {
+        let at = |label, nanos| Timestamp::new(label, nanos).unwrap();
+        let span = Duration::new(3, 600_000_000);
+        assert_eq!(at(5, 399_999_999).saturating_add(span), at(8, 999_999_999));
+        assert_eq!(at(5, 400_000_000).saturating_add(span), at(9, 0));
+        assert_eq!(at(5, 999_999_999).saturating_add(span), at(9, 599_999_999));
+        assert_eq!(at(u64::MAX - 3, 0).saturating_add(span), at(u64::MAX, 600_000_000));
+        assert_eq!(at(u64::MAX - 3, 400_000_000).saturating_add(span), at(u64::MAX, 999_999_999));
+        assert_eq!(at(9, 1).saturating_since(at(5, 400_000_001)), span);
+        assert_eq!(at(5, 0).saturating_since(at(9, 0)), Duration::ZERO);
+    }
+
+    #[test]
     fn never_is_what_peers_send() {
         let now = Timestamp::now();
         assert_eq!(Limit::never_from(now).moment(), None);
         assert_eq!(Limit::never_from(now).timestamp().label(), now.label() + (1 << 61));
+        let last = Timestamp::new(NEVER_FROM_LABEL - 1, 999_999_999).unwrap();
+        assert_eq!(Limit::at(last).moment(), Some(last));
+        assert_eq!(Limit::at(Timestamp::new(NEVER_FROM_LABEL, 0).unwrap()).moment(), None);
         let in_a_thousand_years = now.saturating_add(Duration::from_secs(1000 * 31_557_600));
         assert_eq!(Limit::at(in_a_thousand_years).moment(), Some(in_a_thousand_years));
         assert_eq!(
@@ -267,6 +292,8 @@ mod tests {
         ] {
             assert!(text.parse::<Timestamp>().is_err(), "{text}");
         }
+        let problem = "@".parse::<Timestamp>().unwrap_err().to_string();
+        assert!(problem.contains("24 hexadecimal digits"), "{problem}");
     }
 
     proptest! {

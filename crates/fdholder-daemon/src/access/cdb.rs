@@ -246,11 +246,76 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_read_if_it_is_one_of_rules() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("rules");
+        let problem = || match Cdb::read(&file).unwrap_err() {
+            Refusal::Broken { place, problem } if place == file.display().to_string() => problem,
+            other => panic!("{other}"),
+        };
+        assert_eq!(problem(), "No such file or directory");
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(problem(), "not a regular file");
+        std::fs::remove_dir(&file).unwrap();
+        // Nobody writes to it, and it is not waited for.
+        rustix::fs::mknodat(rustix::fs::CWD, &file, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(problem(), "not a regular file");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, [0; POINTERS_LEN - 1]).unwrap();
+        assert_eq!(problem(), "not a cdb: it is too short");
+        std::fs::write(&file, make(&[])).unwrap();
+        assert!(Cdb::read(&file).unwrap().records().unwrap().is_empty());
+        std::fs::write(&file, make(&[(b"uid/2", b"D")])).unwrap();
+        let cdb = Cdb::read(&file).unwrap();
+        assert!(matches!(cdb.look_up("uid/2").unwrap(), Verdict::Deny));
+        let sparse = File::options().write(true).open(&file).unwrap();
+        sparse.set_len(RULES_FILE_LEN_MAX).unwrap();
+        assert!(Cdb::read(&file).is_ok());
+        sparse.set_len(RULES_FILE_LEN_MAX + 1).unwrap();
+        assert_eq!(problem(), format!("over {RULES_FILE_LEN_MAX} bytes long"));
+    }
+
+    /// The shortest cdb there is, and what it may not say.
+    #[test]
+    fn positions_are_checked_before_they_are_followed() {
+        let hash = hash(b"k");
+        let pointer = (hash as usize % 256) * 8;
+        // A table of one slot, and a record behind it.
+        let table = POINTERS_LEN as u32;
+        let file = |slots: u32, record: u32, key_len: u32, data_len: u32| {
+            let mut bytes = vec![0; POINTERS_LEN];
+            bytes[pointer..pointer + 4].copy_from_slice(&table.to_le_bytes());
+            bytes[pointer + 4..pointer + 8].copy_from_slice(&slots.to_le_bytes());
+            for number in [hash, record, key_len, data_len] {
+                bytes.extend(number.to_le_bytes());
+            }
+            bytes.extend(b"kD");
+            Cdb::from_bytes(bytes, "rules".into()).unwrap()
+        };
+        let (record, len) = (table + 8, table + 18);
+        assert_eq!(file(1, record, 1, 1).find(b"k"), Ok(Some(&b"D"[..])));
+        assert_eq!(file(1, record, 1, 0).find(b"k"), Ok(Some(&b""[..])));
+        assert_eq!(file(1, record, 2, 0).find(b"k"), Ok(None), "another key");
+        assert_eq!(file(1, 0, 1, 1).find(b"k"), Ok(None), "an empty slot");
+        assert_eq!(file(0, record, 1, 1).find(b"k"), Ok(None), "no table");
+        assert!(file(1, record, 1, 2).find(b"k").is_err());
+        assert!(file(1, record, 3, 0).find(b"k").is_err());
+        assert!(file(1, len - 7, 1, 1).find(b"k").is_err());
+        assert!(file(1, u32::MAX, 1, 1).find(b"k").is_err());
+        assert!(file(len / 8 + 1, record, 1, 1).find(b"k").is_err(), "longer than the file");
+        let refusal = file(1, u32::MAX, 1, 1).look_up("k").unwrap_err();
+        assert_eq!(refusal.to_string(), "rules: k: not a cdb: a position is beyond the end");
+    }
+
+    #[test]
     fn records_that_lie_are_refused() {
         for data in [&b""[..], b"A", b"A\0\x05ab\0\0", b"A\0\0\0\0x", b"A\0\0", b"A\x20\0"] {
             assert!(verdict_of(data).is_err(), "{data:?}");
         }
         assert!(verdict_of(&allow(b"S6_FDHOLDER_STORE_REGEX=(\0")).is_err());
+        let most = [&b"x="[..], &[b'y'; RULES_RECORD_PART_MAX - 2]].concat();
+        assert!(verdict_of(&allow(&most)).is_ok());
+        assert!(verdict_of(&allow(&[&most[..], b"y"].concat())).is_err());
     }
 
     proptest! {

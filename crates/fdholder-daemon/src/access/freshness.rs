@@ -126,6 +126,12 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "a").unwrap();
         assert!(!witness(&file).still_holds());
+        // One such file is enough, and a second does not make up for it.
+        let mut both = witness(&file);
+        both.look_at(CString::new(file.as_os_str().as_bytes()).unwrap());
+        assert!(!both.still_holds());
+        both.look_at(CString::new(dir.path().join("none").as_os_str().as_bytes()).unwrap());
+        assert!(!both.still_holds());
     }
 
     #[test]

@@ -124,6 +124,11 @@ mod tests {
     }
 
     #[test]
+    fn it_is_shown_as_it_was_written() {
+        assert_eq!(Pattern::new(b"^a\x1b.*$").unwrap().to_string(), r"^a\x1b.*$");
+    }
+
+    #[test]
     fn a_bad_one_says_why() {
         assert!(Pattern::new(b"(").unwrap_err().contains('('));
         assert!(Pattern::new(b"a\0").is_err());

@@ -127,3 +127,71 @@ impl<F> Replica<F> {
         &self.store
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fdholder::{Entry, Identifier, Limit, Origin, Tenure};
+
+    fn held(number: u32, serial: u64) -> Mirrored<u32> {
+        let id = Identifier::new(number.to_string()).unwrap();
+        let origin = Origin { owner: 7, tenure: Tenure::from_bits(0), serial };
+        Mirrored::Held { entry: Entry { id, limit: Limit::never(), fd: number }, origin }
+    }
+
+    fn released(number: u32) -> Mirrored<u32> {
+        Mirrored::Released(Identifier::new(number.to_string()).unwrap())
+    }
+
+    fn changes(up_to: u64, goes_on: bool, changes: Vec<Mirrored<u32>>) -> Fed<u32> {
+        Fed::Changes { up_to, goes_on, changes }
+    }
+
+    #[test]
+    fn what_belongs_together_happens_together() {
+        let mut replica = Replica::new(10);
+        assert_eq!(replica.hear(changes(1, true, vec![held(1, 1)])), Ok(None));
+        assert!(replica.store().is_empty());
+        assert_eq!(replica.hear(changes(2, false, vec![held(2, 2)])), Ok(None));
+        assert_eq!(replica.store().len(), 2);
+        assert_eq!(replica.hear(changes(3, true, vec![released(1)])), Ok(None));
+        let told = replica.hear(changes(4, false, vec![held(3, 3)]));
+        assert_eq!(told, Ok(Some(Heard::UpTo(4))), "the primary waits for what closes");
+        assert_eq!(replica.store().len(), 2);
+    }
+
+    #[test]
+    fn it_has_everything_when_it_is_told_so() {
+        let mut replica: Replica<u32> = Replica::new(10);
+        assert!(!replica.is_synced() && !replica.is_ours());
+        assert_eq!(replica.hear(Fed::Synced), Ok(Some(Heard::Synced)));
+        assert!(replica.is_synced() && !replica.is_ours());
+        assert_eq!(replica.hear(Fed::Yours), Ok(None));
+        assert!(replica.is_ours());
+    }
+
+    #[test]
+    fn what_it_cannot_follow_is_said() {
+        let mut replica = Replica::new(1);
+        replica.hear(changes(1, false, vec![held(1, 1)])).unwrap();
+        let error = replica.hear(changes(2, false, vec![held(2, 2)])).unwrap_err();
+        assert_eq!(error, ReplicaError::NoRoom);
+        assert_eq!(error.to_string(), "it holds more than there is room for here");
+        let head = fdholder::link::Head { number: 1, pid: 2, count: 3, capacity: 4 };
+        let error = replica.hear(Fed::Head { head, listener: 1, roll: 2 }).unwrap_err();
+        assert_eq!(error.to_string(), "protocol error: not the message that was due");
+    }
+
+    #[test]
+    fn what_went_last_is_remembered() {
+        let mut replica = Replica::new(1);
+        let last = DROPPED_REMEMBERED as u64 + 2;
+        for serial in 1..=last {
+            replica.hear(changes(serial, false, vec![held(1, serial)])).unwrap();
+        }
+        replica.hear(changes(last + 1, false, vec![released(1)])).unwrap();
+        let (store, _, dropped) = replica.into_parts();
+        assert!(store.is_empty());
+        assert!(dropped.into_iter().eq(3..=last), "each that was replaced, and the released one");
+    }
+}

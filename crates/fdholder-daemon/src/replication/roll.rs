@@ -241,7 +241,97 @@ fn byte(roll: BorrowedFd<'_>, at: u64) -> Result<u8, Errno> {
 mod tests {
     use super::*;
 
-    /// Locks belong to a process, so between processes see `tests/succession`.
+    /// For another process: a path to the roll, and its number there, or 0 if it recovers.
+    const ROLL: &str = "FDHOLDER_TEST_ROLL";
+    const NUMBER: &str = "FDHOLDER_TEST_NUMBER";
+
+    const WAITS: i32 = 10;
+    const HAS_IT: i32 = 11;
+    const COMES_LATE: i32 = 12;
+    const IS_GIVEN_UP: i32 = 13;
+
+    /// Locks belong to a process: what another one makes of the roll. It ends, and its lock
+    /// with it.
+    fn another(roll: &Roll, number: u32) -> i32 {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&**roll.file());
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "replication::roll::tests::be_another"])
+            // Opened there, as our lock would end with a second descriptor that is closed here.
+            .env(ROLL, format!("/proc/{}/fd/{fd}", std::process::id()))
+            .env(NUMBER, number.to_string())
+            .output()
+            .unwrap()
+            .status
+            .code()
+            .unwrap()
+    }
+
+    /// No test, but what that process does.
+    #[test]
+    fn be_another() {
+        let Some(path) = std::env::var_os(ROLL) else { return };
+        let roll = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let succession = match std::env::var(NUMBER).unwrap().parse().unwrap() {
+            0 => try_recover(&roll),
+            number => try_succeed(&roll, number, false),
+        };
+        std::process::exit(match succession.unwrap() {
+            None => WAITS,
+            Some(Succession::Ours) => HAS_IT,
+            Some(Succession::Anothers) => COMES_LATE,
+            Some(Succession::GivenUp) => IS_GIVEN_UP,
+        });
+    }
+
+    #[test]
+    fn nobody_follows_while_the_primary_is_there() {
+        let mut roll = Roll::new().unwrap();
+        let (first, second) = (roll.enter(), roll.enter());
+        assert_ne!(first, second);
+        assert!(!roll.has_been_followed());
+        assert_eq!((another(&roll, first), another(&roll, 0)), (WAITS, WAITS));
+        roll.give_up(second).unwrap();
+        assert_eq!(another(&roll, second), IS_GIVEN_UP, "that it need not wait to know");
+        roll.let_go().unwrap();
+        assert!(roll.take_back(), "nobody came");
+        assert_eq!((another(&roll, first), another(&roll, 0)), (WAITS, WAITS));
+        roll.let_go().unwrap();
+        assert_eq!(another(&roll, first), HAS_IT);
+        assert!(roll.has_been_followed() && !roll.take_back());
+        let roll = Roll::new().unwrap();
+        roll.let_go().unwrap();
+        assert_eq!(another(&roll, 0), HAS_IT);
+    }
+
+    #[test]
+    fn in_doubt_another_serves() {
+        assert!(may_go_on(true, false));
+        assert!(!may_go_on(false, false) && !may_go_on(true, true) && !may_go_on(false, true));
+        assert_eq!(verdict(false, false, false), None);
+        assert_eq!(verdict(true, false, false), Some(Succession::Ours));
+        for is_locked in [false, true] {
+            assert_eq!(verdict(is_locked, false, true), Some(Succession::Anothers));
+            assert_eq!(verdict(is_locked, true, true), Some(Succession::GivenUp));
+            assert_eq!(verdict(is_locked, true, false), Some(Succession::GivenUp));
+        }
+    }
+
+    #[test]
+    fn what_there_is_no_memory_for_is_tried_again() {
+        let mut answers = [
+            Err(Errno::NOLCK),
+            Err(Errno::NOMEM),
+            Err(Errno::INTR),
+            Ok(None),
+            Ok(Some(5)),
+            Err(Errno::IO),
+        ]
+        .into_iter();
+        assert_eq!(insist(|| answers.next().unwrap()), Ok(5));
+        assert_eq!(insist(|| answers.next().unwrap()), Err::<i32, _>(Errno::IO));
+    }
+
+    /// Between processes see also `tests/succession`.
     #[test]
     fn one_follows_and_nobody_who_was_given_up() {
         let mut roll = Roll::new().unwrap();

@@ -266,3 +266,113 @@ fn equal_limits_cost_nothing_extra() {
     assert_eq!(store.len(), 200_000);
     assert_eq!(store.expire(at(9)).len(), 200_000);
 }
+
+fn hold(store: &mut Store<u32>, number: u8, secs: u8, fd: u32) -> Answer<()> {
+    store.store(Entry { id: id(number), limit: limit(secs), fd }, 7, at(1)).answer
+}
+
+/// Nobody sees what is lent, but it is there.
+#[test]
+fn what_is_lent_is_hidden_until_it_is_given_back() {
+    let mut store = Store::new(2);
+    assert!(store.is_empty() && store.lend(&id(0), at(1)).answer.is_err());
+    hold(&mut store, 0, 0, 1).unwrap();
+    hold(&mut store, 1, 0, 2).unwrap();
+    let loan = store.lend(&id(0), at(1)).answer.unwrap();
+    let fds = |entries: Vec<Arc<Record<u32>>>| entries.iter().map(|it| it.fd).collect::<Vec<_>>();
+    assert_eq!(fds(store.dump(at(1)).0), [2]);
+    assert_eq!(fds(store.all()), [1, 2]);
+    assert!(store.iter().map(|it| it.fd).eq([1, 2]) && !store.is_empty());
+    assert_eq!(store.find_held(&id(0)).map(|it| it.fd), Some(1));
+    assert_eq!(store.retrieve(&id(0), at(1)).answer.err(), Some(Errno::NOENT));
+    assert_eq!(store.delete(&id(0), at(1)).answer, Err(Errno::NOENT));
+    store.give_back(&loan);
+    assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 1);
+    // Once a set has replaced it, nothing of it is left to give back.
+    let loan = store.lend(&id(0), at(1)).answer.unwrap();
+    let entry = Entry { id: id(0), limit: limit(0), fd: 3 };
+    let set = vec![store.stage(entry, 7, Tenure::from_bits(0))];
+    store.setdump(set, OnConflict::Replace, at(1)).answer.unwrap();
+    let second = store.lend(&id(0), at(1)).answer.unwrap();
+    store.give_back(&loan);
+    assert_eq!(fds(store.dump(at(1)).0), [2]);
+    assert!(store.holds(&second) && !store.holds(&loan));
+    store.check();
+}
+
+#[test]
+fn what_expires_is_counted() {
+    let mut store = Store::new(5);
+    hold(&mut store, 0, 9, 1).unwrap();
+    hold(&mut store, 1, 9, 2).unwrap();
+    hold(&mut store, 2, 10, 3).unwrap();
+    assert_eq!((store.expire(at(8)).len(), store.expired()), (0, 0));
+    assert_eq!((store.expire(at(9)).len(), store.expired()), (2, 2));
+    assert_eq!((store.expire(at(10)).len(), store.expired()), (1, 3));
+}
+
+/// No number is given twice, neither here nor by a daemon before or after this one.
+#[test]
+fn numbers_only_grow() {
+    let mut store = Store::new(2);
+    assert_eq!(store.last_serial(), 0);
+    hold(&mut store, 0, 0, 1).unwrap();
+    assert_eq!(store.find_held(&id(0)).unwrap().origin.serial, 1);
+    assert_eq!(store.last_serial(), 1);
+    store.skip_serials(10);
+    assert_eq!(store.last_serial(), 11);
+    let mut mirror = |serial| {
+        let entry = Entry { id: id(0), limit: limit(1), fd: 5 };
+        let origin = Origin { owner: 7, tenure: Tenure::from_bits(0), serial };
+        store.mirror(Record { entry, origin }).unwrap();
+        store.last_serial()
+    };
+    assert_eq!([mirror(5), mirror(11), mirror(12), mirror(50), mirror(12)], [11, 11, 12, 50, 50]);
+}
+
+/// Whether something has expired is for the primary to say.
+#[test]
+fn a_mirror_does_as_it_is_told() {
+    let mut store = Store::new(1);
+    let mut mirror = |number, fd: u32| {
+        let entry = Entry { id: id(number), limit: limit(1), fd };
+        let origin = Origin { owner: 7, tenure: Tenure::from_bits(0), serial: fd.into() };
+        store.mirror(Record { entry, origin }).map(|gone| gone.map(|it| it.fd))
+    };
+    assert_eq!(mirror(0, 1), Ok(None));
+    assert_eq!(mirror(0, 2), Ok(Some(1)));
+    assert_eq!(mirror(1, 3), Err(Errno::NFILE));
+    assert_eq!(store.forget(&id(1)).map(|it| it.fd), None);
+    assert_eq!(store.forget(&id(0)).map(|it| it.fd), Some(2));
+    assert!(store.is_empty());
+}
+
+#[test]
+fn the_capacity_has_a_bound() {
+    let store: Store<u32> = Store::new(crate::limits::FDS_MAX + 1);
+    assert_eq!(store.capacity(), crate::limits::FDS_MAX);
+    let store: Store<u32> = Store::new(3);
+    assert!(store.could_hold(3) && !store.could_hold(4));
+}
+
+/// What the daemon must look after is told when it comes and when it goes, and nothing else.
+#[test]
+fn what_needs_care_is_told() {
+    let mut store = Store::new(5);
+    let plain = Tenure::from_bits(0);
+    let hold = |store: &mut Store<u32>, number, tenure| {
+        let entry = Entry { id: id(number), limit: limit(0), fd: 0 };
+        let set = vec![store.stage(entry, 7, tenure)];
+        store.setdump(set, OnConflict::Replace, at(1)).answer.unwrap();
+        store.take_touched().len()
+    };
+    assert_eq!(hold(&mut store, 0, plain), 0);
+    assert_eq!(hold(&mut store, 1, plain.with_peer()), 1);
+    assert_eq!(store.take_touched().len(), 0, "it is told once");
+    assert_eq!(hold(&mut store, 0, plain.with_peer()), 1);
+    assert_eq!(hold(&mut store, 1, plain), 1, "what went had to be looked after");
+    store.delete(&id(1), at(1)).answer.unwrap();
+    assert_eq!(store.take_touched().len(), 0);
+    store.delete(&id(0), at(1)).answer.unwrap();
+    assert_eq!(store.take_touched().len(), 1);
+}

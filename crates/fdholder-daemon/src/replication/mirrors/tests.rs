@@ -47,3 +47,81 @@ fn what_shares_a_message_with_half_a_set_waits() {
     assert!(mirrors.has_passed(first) && mirrors.has_passed(second));
     assert!(!send_one(&mut mirrors, key));
 }
+
+/// Everything but the answer to a delete leaves as soon as it was sent; that waits until it has
+/// been carried out.
+#[test]
+fn what_closes_waits_until_it_is_carried_out() {
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
+    let key = mirrors.add(&store);
+    assert!(mirrors.is_behind(key), "it has not been told that this is all");
+    while send_one(&mut mirrors, key) {}
+    assert!(!mirrors.is_behind(key));
+    let held = hold_set(&mut mirrors, &mut store, 0..2);
+    let changes = store.delete(&entry(0).id, Timestamp::now()).changes;
+    mirrors.record(&changes, &store);
+    let released = mirrors.ticket();
+    assert_eq!((held.recorded(), released.recorded()), (2, 3));
+    // What it has not been sent it cannot have carried out.
+    mirrors.get_mut(key).unwrap().has_carried_out(3);
+    while send_one(&mut mirrors, key) {}
+    assert!(mirrors.has_passed(held) && !mirrors.has_passed(released));
+    assert!(mirrors.is_behind(key));
+    mirrors.get_mut(key).unwrap().has_carried_out(2);
+    assert!(!mirrors.has_passed(released));
+    mirrors.get_mut(key).unwrap().has_carried_out(3);
+    mirrors.get_mut(key).unwrap().has_carried_out(2);
+    assert!(mirrors.has_passed(released) && !mirrors.is_behind(key));
+}
+
+#[test]
+fn who_changes_things_faster_than_they_are_copied_waits() {
+    let most = MIRROR_BACKLOG_MAX as u32;
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(MIRROR_BACKLOG_MAX + 1));
+    let key = mirrors.add(&store);
+    let first = hold_set(&mut mirrors, &mut store, 0..most);
+    assert!(mirrors.has_passed(first));
+    let second = hold_set(&mut mirrors, &mut store, most..most + 1);
+    assert!(!mirrors.has_passed(second));
+    assert!(!mirrors.remove(key), "it had no whole copy");
+    assert!(mirrors.has_passed(second) && !mirrors.is_behind(key));
+}
+
+/// What gives way within a set is told last, by its number, and once.
+#[test]
+fn a_shelf_is_told_item_by_item() {
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
+    hold_set(&mut mirrors, &mut store, 0..1);
+    let old = store.find_held(&entry(0).id).unwrap().origin.serial;
+    let key = mirrors.add_shelf();
+    assert!(!mirrors.is_behind(key));
+    let ticket = hold_set(&mut mirrors, &mut store, 0..2);
+    assert!(mirrors.is_behind(key) && !mirrors.has_passed(ticket));
+    let mirror = mirrors.get_mut(key).unwrap();
+    let items: Vec<_> = std::iter::from_fn(|| mirror.pop()).collect();
+    let told = items.iter().map(|(number, goes_on, item)| match item {
+        Item::Held(record) => (*number, *goes_on, Some(record.fd)),
+        Item::Replaced(serial) if *serial == old => (*number, *goes_on, None),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [(1, true, Some(0)), (2, false, Some(1)), (3, false, None)]
+    );
+    mirror.is_told(2);
+    assert!(mirrors.is_behind(key) && !mirrors.has_passed(ticket));
+    mirrors.get_mut(key).unwrap().is_told(3);
+    mirrors.get_mut(key).unwrap().is_told(1);
+    assert!(mirrors.has_passed(ticket) && !mirrors.is_behind(key));
+    assert!(mirrors.remove(key), "it had everything");
+    assert!(!mirrors.remove(key));
+}
+
+/// Without followers there is nothing to tell, and no answer waits.
+#[test]
+fn nothing_is_recorded_for_nobody() {
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
+    let ticket = hold_set(&mut mirrors, &mut store, 0..2);
+    assert!(ticket == Ticket::default() && mirrors.has_passed(ticket));
+    assert!(mirrors.get_mut(0).is_none());
+}

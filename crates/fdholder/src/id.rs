@@ -201,6 +201,8 @@ impl std::error::Error for BadIdentifier {}
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashSet;
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
     proptest! {
         #[test]
@@ -248,8 +250,18 @@ mod tests {
         ids.sort();
         assert_eq!(ids, sorted);
         assert_eq!(sorted[1].partial_cmp(&sorted[2]), Some(Ordering::Less));
+        assert_ne!(sorted[1], sorted[2]);
+        let hashed =
+            sorted.iter().map(|id| BuildHasherDefault::<DefaultHasher>::default().hash_one(id));
+        assert_eq!(hashed.collect::<HashSet<_>>().len(), sorted.len());
         assert_eq!(sorted[2].as_ref(), sorted[2].as_bytes());
         assert_eq!(format!("{:?}", sorted[3]), "Identifier(\"ab\")");
+    }
+
+    #[test]
+    fn what_cannot_be_printed_is_escaped() {
+        let id = Identifier::new(b"\x06\x07\x0d\x0e \\~\x7f\xff").unwrap();
+        assert_eq!(id.to_string(), r"\0x06\a\r\0x0e \\~\0x7f\0xff");
     }
 
     #[test]

@@ -441,11 +441,16 @@ mod tests {
         let taken = Some(Taken { added: 1, replaced: 2, kept: (3..4000).collect() });
         let mut also = HandedClient { taken, ..handed.clone() };
         assert!(!also.fits());
-        also.unread.truncate(LINK_PAYLOAD_MAX - 64 - 4 * 3997);
+        also.unread.truncate(LINK_PAYLOAD_MAX - 64 - 4 * 3997 + 1);
+        assert!(!also.fits());
+        also.unread.pop();
         assert!(also.fits());
         for handed in [handed, also.clone()] {
             assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
         }
+        let mapped = also.clone().map(|socket| Some(socket.to_string()));
+        assert_eq!(mapped.unwrap().map(|socket| socket.parse().ok()), Some(also.clone()));
+        assert_eq!(also.clone().map(|_| None::<u32>), None);
         for (is_fdholder, awaits_upgrade) in [(false, false), (true, false), (true, true)] {
             let handed = HandedClient { is_fdholder, awaits_upgrade, ..also.clone() };
             assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));

@@ -248,6 +248,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_request_is_longer_than_the_longest() {
+        let id = Identifier::new([b'a'; 255]).unwrap();
+        let entry = |fd| Entry { id: id.clone(), limit: Limit::never(), fd };
+        let entries = (0..MESSAGE_FDS_MAX as u32).map(entry).collect();
+        let (bytes, _) = Request::SetdumpData(entries).into_message().into_parts();
+        assert_eq!(bytes.len() - crate::limits::HEADER_LEN, REQUEST_PAYLOAD_MAX);
+    }
+
+    #[test]
     fn what_is_no_stamp_or_identifier_is_refused() {
         let store = |nanos: u32, id: &[u8]| {
             let label = b"S\x40\0\0\0\0\0\0\0";

@@ -1,8 +1,11 @@
 //! What may be answered, with numbers for descriptors.
 
 use super::*;
+use crate::replication::Replica;
 use crate::store::Outcome;
 use fdholder::extension::OnConflict;
+use fdholder::frame::Decoder;
+use fdholder::link::{Fed, Heard, LINK_PAYLOAD_MAX};
 use fdholder::{Entry, Limit, Tenure, Timestamp};
 
 fn entry(number: u32) -> Entry<u32> {
@@ -32,6 +35,64 @@ fn send_one(mirrors: &mut Mirrors<u32>, key: usize) -> bool {
     true
 }
 
+/// Brings a follower all that there is for it.
+fn follow(mirrors: &mut Mirrors<u32>, key: usize, replica: &mut Replica<u32>) {
+    let mut decoder = Decoder::new(LINK_PAYLOAD_MAX);
+    let mirror = mirrors.get_mut(key).unwrap();
+    while let Some((bytes, carriers)) = mirror.front() {
+        let len = bytes.len();
+        decoder.push(bytes, carriers.iter().map(|carrier| *carrier.fd()), false);
+        mirror.advance(len);
+        while let Some(frame) = decoder.next().unwrap() {
+            let heard = replica.hear(Fed::parse(frame).unwrap()).unwrap();
+            if let Some(Heard::UpTo(up_to)) = heard {
+                mirror.has_carried_out(up_to);
+            }
+        }
+    }
+}
+
+fn held(store: &Store<u32>) -> Vec<(Identifier, u64, u32)> {
+    let all = store.iter().map(|record| (record.id.clone(), record.origin.serial, record.fd));
+    let mut all: Vec<_> = all.collect();
+    all.sort();
+    all
+}
+
+/// First the copy, then what changed meanwhile, and what changes later; at last the clients.
+#[test]
+fn a_follower_gets_everything() {
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
+    hold_set(&mut mirrors, &mut store, 0..300);
+    let key = mirrors.add(&store);
+    let mut replica = Replica::new(1000);
+    for ids in [290..310, 5..6, 305..315] {
+        hold_set(&mut mirrors, &mut store, ids.clone());
+        let changes = store.delete(&entry(ids.start).id, Timestamp::now()).changes;
+        mirrors.record(&changes, &store);
+        follow(&mut mirrors, key, &mut replica);
+        assert_eq!(held(replica.store()), held(&store));
+        assert!(replica.is_synced() && mirrors.get_mut(key).unwrap().has_everything());
+        assert!(mirrors.has_passed(mirrors.ticket()) && !mirrors.is_behind(key));
+    }
+    let client = HandedClient {
+        socket: Arc::new(77),
+        is_fdholder: true,
+        awaits_upgrade: false,
+        on_conflict: OnConflict::Fail,
+        taken: None,
+        unread: vec![1, 2],
+    };
+    mirrors.get_mut(key).unwrap().hand_over(client.clone());
+    follow(&mut mirrors, key, &mut replica);
+    assert!(!replica.is_ours());
+    mirrors.get_mut(key).unwrap().is_yours();
+    follow(&mut mirrors, key, &mut replica);
+    assert!(replica.is_ours());
+    let handed = client.map(|socket| Some(*socket));
+    assert_eq!(replica.into_parts().1, Vec::from_iter(handed));
+}
+
 /// A follower that has got half of a set holds nothing of the message yet, neither of that
 /// set nor of what came before: no answer may depend on it.
 #[test]
@@ -55,6 +116,8 @@ fn what_closes_waits_until_it_is_carried_out() {
     let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
     let key = mirrors.add(&store);
     assert!(mirrors.is_behind(key), "it has not been told that this is all");
+    assert!(mirrors.get_mut(key).unwrap().front().is_some());
+    assert!(mirrors.is_behind(key), "that is on its way");
     while send_one(&mut mirrors, key) {}
     assert!(!mirrors.is_behind(key));
     let held = hold_set(&mut mirrors, &mut store, 0..2);

@@ -423,4 +423,72 @@ mod tests {
         assert!(!rights.may_retrieve(&Identifier::new("a").unwrap()));
         assert!(rights.list && !rights.getdump);
     }
+
+    #[test]
+    fn rights_are_shown_and_told_from_none() {
+        let shown = [Ids::None, Ids::All, Ids::Matching(Pattern::new(b"^a").unwrap())];
+        assert!(shown.iter().map(ToString::to_string).eq(["-", "all", "^a"]));
+        assert!(Rights::default().is_nothing() && !Rights::all().is_nothing());
+        let one_each: [fn(&mut Rights); 5] = [
+            |rights| rights.store = Ids::All,
+            |rights| rights.retrieve = Ids::All,
+            |rights| rights.list = true,
+            |rights| rights.getdump = true,
+            |rights| rights.setdump = true,
+        ];
+        for grant in one_each {
+            let mut rights = Rights::default();
+            grant(&mut rights);
+            assert!(!rights.is_nothing(), "{rights:?}");
+        }
+        let id = Identifier::new("x").unwrap();
+        assert!(Rights::all().may_store(&id) && Rights::all().may_retrieve(&id));
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        let broken = Refusal::Broken { place: "uid/1".into(), problem: "worn out".into() };
+        let said =
+            [Refusal::NoRule, Refusal::Denied("uid/0".into()), broken].map(|it| it.to_string());
+        assert_eq!(said, ["no rule for this user", "denied by rule uid/0", "uid/1: worn out"]);
+        assert_eq!(User { uid: 1, gid: 2 }.to_string(), "uid 1 gid 2");
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(User::this_process().uid, own);
+    }
+
+    /// What a cdb says holds until it is read again; if it cannot be, it holds on.
+    #[test]
+    fn a_cdb_is_read_again_when_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("rules");
+        let (user, own) = (User { uid: 1, gid: 1 }, User { uid: 5, gid: 5 });
+        let write =
+            |data: &[u8]| std::fs::write(&file, cdb::tests::make(&[(b"uid/1", data)])).unwrap();
+        write(b"D");
+        let mut rules = Rules::in_cdb(&file).unwrap();
+        let denied = Refusal::Denied("uid/1".into());
+        assert_eq!(rules.rights(user, own).unwrap_err(), denied);
+        write(&cdb::tests::allow(b"S6_FDHOLDER_LIST=\0"));
+        assert_eq!(rules.rights(user, own).unwrap_err(), denied);
+        rules.reload().unwrap();
+        assert!(rules.rights(user, own).unwrap().list);
+        let (key, rights) = rules.explain(user, own).unwrap();
+        assert!(key == "uid/1" && rights.list);
+        std::fs::remove_file(&file).unwrap();
+        assert!(rules.reload().is_err());
+        assert!(rules.rights(user, own).unwrap().list);
+        assert!(Rules::in_cdb(&file).is_err());
+    }
+
+    #[test]
+    fn only_so_many_users_are_remembered() {
+        let mut rules = Rules::owner_only();
+        let user = |uid| User { uid, gid: 1 };
+        for uid in 0..RIGHTS_CACHED_MAX as u32 {
+            let _ = rules.rights(user(uid), user(0));
+        }
+        assert_eq!(rules.remembered.len(), RIGHTS_CACHED_MAX);
+        let _ = rules.rights(user(u32::MAX), user(0));
+        assert_eq!(rules.remembered.len(), 1);
+    }
 }

@@ -86,6 +86,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn it_is_a_number_of_seconds_and_a_bit() {
+        let in_2020 = std::time::UNIX_EPOCH + Duration::from_secs(1_577_836_800);
+        assert_eq!(Timestamp::from_system(in_2020), BASE);
+        let tenure = Tenure::from(BASE.saturating_add(Duration::from_secs(5)));
+        assert_eq!(tenure.to_bits(), 5);
+        assert_eq!(tenure.with_peer().to_bits(), 0x8000_0005);
+        assert_eq!(Tenure::from_bits(0x8000_0005), tenure.with_peer());
+        assert_eq!(tenure.with_peer().with_peer(), tenure.with_peer());
+        assert!(tenure.with_peer().is_with_peer() && !tenure.is_with_peer());
+    }
+
+    #[test]
     fn it_lasts_until_2088_and_then_stands_still() {
         let at = |secs| BASE.saturating_add(Duration::from_secs(secs));
         for secs in [0, 1, (1 << 31) - 1] {

@@ -281,6 +281,8 @@ mod tests {
             assert_eq!(head.bytes()[HEADER_LEN + 1..HEADER_LEN + 5], u32::to_be_bytes(messages));
             assert_eq!(through(head, |frame| parse_getdump_head(&frame)), Ok(Ok(count)));
         }
+        let most = getdump_head::<u32>(DUMP_FDS_MAX);
+        assert_eq!(through(most, |frame| parse_getdump_head(&frame)), Ok(Ok(DUMP_FDS_MAX)));
         let lie = getdump_head::<u32>(DUMP_FDS_MAX + 1);
         assert!(through(lie, |frame| parse_getdump_head(&frame)).is_err());
     }
@@ -292,10 +294,28 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_dumps_that_lie_are_refused() {
+        let frame = |payload, fds: &[u32]| Frame { payload, fds: fds.to_vec(), fds_lost: false };
+        let two = b"\x40\0\0\0\0\0\0\0\0\0\0\0\x01a\0".repeat(2);
+        assert!(check_getdump_data(&frame(&two, &[1, 2]), 2).is_ok());
+        for (payload, fds, remaining) in [
+            (&two[..], &[1, 2][..], 1),
+            (&two, &[1], 2),
+            (&two, &[1, 2, 3], 3),
+            (&two[1..], &[1, 2], 2),
+            (b"", &[], 2),
+        ] {
+            assert!(check_getdump_data(&frame(payload, fds), remaining).is_err());
+            assert!(parse_getdump_data(frame(payload, fds), remaining).is_err());
+        }
+    }
+
+    #[test]
     fn lists_that_lie_are_refused() {
         for payload in [
             &b"\0\0\0\0\x01"[..],
             b"\0\0\0\0\x01a",
+            b"\0\0\0\0\0a",
             b"\0\0\0\0\x02a\0",
             b"\0\0\0\0\x01\0",
             b"\0\0\0\0\0a\0",

@@ -248,6 +248,21 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn each_is_read_as_what_it_is() {
+        let id = Identifier::new("ab").unwrap();
+        let read = |payload| parse(payload, &[]);
+        let is = |request| Ok(Parsed::Request(request));
+        assert_eq!(read(b"D\x02ab\0"), is(Request::Delete(id.clone())));
+        let retrieve = |delete| is(Request::Retrieve { id: id.clone(), delete });
+        assert_eq!(read(b"R\0\x02ab\0"), retrieve(false));
+        assert_eq!(read(b"R\x01\x02ab\0"), retrieve(true));
+        assert_eq!(read(b"L"), is(Request::List));
+        assert_eq!(read(b"?"), is(Request::Getdump));
+        assert_eq!(read(b"!\0\0\x01\x02"), is(Request::Setdump(258)));
+        assert!(read(b"").is_err() && read(b"Q").is_err());
+    }
+
+    #[test]
     fn no_request_is_longer_than_the_longest() {
         let id = Identifier::new([b'a'; 255]).unwrap();
         let entry = |fd| Entry { id: id.clone(), limit: Limit::never(), fd };

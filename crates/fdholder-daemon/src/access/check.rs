@@ -179,4 +179,86 @@ mod tests {
         assert!(matches!(rule("gid/7").says, Says::Nothing));
         assert!(remarks[0].starts_with("users"));
     }
+
+    /// Each remark where it is due, and nowhere else.
+    #[test]
+    fn a_rule_that_is_meant_so_is_not_remarked_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |file: &str| {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            path
+        };
+        let write = |file: &str, content: &str| fs::write(path(file), content).unwrap();
+        for file in ["allow", "env/PATH"] {
+            write(&format!("uid/0/{file}"), "");
+        }
+        write("uid/0/env/S6_FDHOLDER_LIST", "\n");
+        for file in ["allow", "deny", "exec"] {
+            write(&format!("uid/1/{file}"), "");
+        }
+        write("uid/1/env/S6_FDHOLDER_GETDUMP", "\n");
+        write("uid/2/deny", "");
+        write("uid/3/env/S6_FDHOLDER_GETDUMP", "\n");
+        // What is there but cannot be read.
+        std::os::unix::fs::symlink("none", path("uid/4/allow")).unwrap();
+        std::os::unix::fs::symlink("none", path("uid/5/deny")).unwrap();
+        for key in ["uid/self", "uid/default", "gid/self", "gid/07", "gid/.8"] {
+            write(&format!("{key}/deny"), "");
+        }
+        let (rules, remarks) = check(dir.path()).unwrap();
+        assert!(remarks.is_empty());
+        let told: Vec<_> =
+            rules.iter().map(|it| (it.key.as_str(), it.remarks.join("; "))).collect();
+        let told: Vec<_> = told.iter().map(|(key, remarks)| (*key, remarks.as_str())).collect();
+        let unreadable = "its allow or deny cannot be read, so it says nothing";
+        assert_eq!(
+            told,
+            [
+                ("gid/07", "never looked up: a number, or self, or uid/default is"),
+                ("gid/self", ""),
+                ("uid/0", ""),
+                (
+                    "uid/1",
+                    "deny is there too, but allow goes before it; \
+                     exec is there, but a holder executes nothing"
+                ),
+                ("uid/2", ""),
+                ("uid/3", "neither allow nor deny is there, so it says nothing"),
+                ("uid/4", unreadable),
+                ("uid/5", unreadable),
+                ("uid/default", ""),
+                ("uid/self", ""),
+            ]
+        );
+    }
+
+    #[test]
+    fn without_any_rule_nobody_connects() {
+        let dir = tempfile::tempdir().unwrap();
+        let nobody = ["no rule at all: nobody may connect"];
+        assert_eq!(check(dir.path()).unwrap().1, nobody);
+        let file = dir.path().join("rules");
+        fs::write(&file, cdb::tests::make(&[])).unwrap();
+        assert_eq!(check(&file).unwrap().1, nobody);
+        let missing = check(&dir.path().join("none")).unwrap_err();
+        assert!(missing.to_string().ends_with("none: No such file or directory"), "{missing}");
+    }
+
+    #[test]
+    fn a_cdb_is_gone_through_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("rules");
+        let all = cdb::tests::allow(b"S6_FDHOLDER_LIST=\0");
+        let records =
+            [(&b"uid/7"[..], &b"X"[..]), (b"uid/1", &all), (b"uid/x", b"D"), (b"uid/2", b"")];
+        fs::write(&file, cdb::tests::make(&records)).unwrap();
+        let (rules, remarks) = check(&file).unwrap();
+        assert!(remarks.is_empty());
+        assert!(rules.iter().map(|it| &it.key).eq(["uid/1", "uid/2", "uid/7", "uid/x"]));
+        assert!(rules.iter().map(|it| it.remarks.len()).eq([0, 0, 0, 1]));
+        assert!(matches!(&rules[0].says, Says::Allow(rights) if rights.list));
+        assert!(matches!(&rules[1].says, Says::Broken(why) if why == "an empty record"));
+        assert!(matches!(rules[2].says, Says::Nothing) && matches!(rules[3].says, Says::Deny));
+    }
 }

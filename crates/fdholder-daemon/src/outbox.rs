@@ -200,6 +200,7 @@ mod tests {
         assert_eq!(front(&mut outbox), Some((7, vec![])));
         outbox.advance(6);
         assert_eq!(front(&mut outbox), Some((1, vec![])));
+        assert!(!outbox.is_empty());
         outbox.advance(1);
         assert!(outbox.is_empty() && outbox.bytes == 0);
     }
@@ -208,13 +209,16 @@ mod tests {
     fn descriptors_leave_once_and_with_their_own_reply() {
         let mut outbox = Outbox::default();
         outbox.push(reply_of(8));
-        outbox.push(reply::retrieved(record(1)));
+        let one = record(1);
+        outbox.push(reply::retrieved(Arc::clone(&one)));
         outbox.push(reply_of(9));
         assert_eq!(front(&mut outbox), Some((8, vec![])));
         outbox.advance(8);
         outbox.advance(0);
         assert_eq!(front(&mut outbox), Some((16, vec![1])));
+        assert_eq!(Arc::strong_count(&one), 2);
         outbox.advance(1);
+        assert_eq!(Arc::strong_count(&one), 1, "what is left does not keep it open");
         assert_eq!(front(&mut outbox), Some((15, vec![])));
         outbox.advance(15);
         assert!(outbox.is_empty() && outbox.bytes == 0);

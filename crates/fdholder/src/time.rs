@@ -260,6 +260,8 @@ mod tests {
         assert_eq!(Limit::never_from(now).timestamp().label(), now.label() + (1 << 61));
         let last = Timestamp::new(NEVER_FROM_LABEL - 1, 999_999_999).unwrap();
         assert_eq!(Limit::at(last).moment(), Some(last));
+        assert_ne!(Limit::at(last), Limit::at(now));
+        assert_ne!(Limit::at(last), Limit::never());
         assert_eq!(Limit::at(Timestamp::new(NEVER_FROM_LABEL, 0).unwrap()).moment(), None);
         let in_a_thousand_years = now.saturating_add(Duration::from_secs(1000 * 31_557_600));
         assert_eq!(Limit::at(in_a_thousand_years).moment(), Some(in_a_thousand_years));

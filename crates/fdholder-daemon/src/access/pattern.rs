@@ -125,7 +125,9 @@ mod tests {
 
     #[test]
     fn it_is_shown_as_it_was_written() {
-        assert_eq!(Pattern::new(b"^a\x1b.*$").unwrap().to_string(), r"^a\x1b.*$");
+        let pattern = Pattern::new(b"^a\x1b.*$").unwrap();
+        assert_eq!(pattern.to_string(), r"^a\x1b.*$");
+        assert_eq!(format!("{pattern:?}"), r#"Pattern("^a\x1b.*$")"#);
     }
 
     #[test]

@@ -422,6 +422,11 @@ mod tests {
         assert!(!rights.may_store(&Identifier::new("b").unwrap()));
         assert!(!rights.may_retrieve(&Identifier::new("a").unwrap()));
         assert!(rights.list && !rights.getdump);
+        let variables = [(&b"S6_FDHOLDER_RETRIEVE_REGEX"[..], &b"^a"[..])];
+        let rights = Rights::from_environment(variables.into_iter()).unwrap();
+        assert!(rights.may_retrieve(&Identifier::new("a").unwrap()));
+        assert!(!rights.may_retrieve(&Identifier::new("b").unwrap()));
+        assert!(!rights.may_store(&Identifier::new("a").unwrap()));
     }
 
     #[test]

@@ -228,6 +228,7 @@ mod tests {
     use crate::frame::Decoder;
     use crate::limits::{HEADER_LEN, REPLY_PAYLOAD_MAX};
     use crate::request::tests::any_entry;
+    use crate::request::{setdump_data, setdump_data_from_getdump};
     use proptest::prelude::*;
 
     /// Sends a message through a decoder and reads it with `read`.
@@ -339,6 +340,9 @@ mod tests {
             let dumped = through(data(), |frame| parse_getdump_data(frame, count)).unwrap();
             prop_assert_eq!(&dumped, &entries);
             prop_assert!(through(data(), |frame| parse_getdump_data(frame, count - 1)).is_err());
+            let given = through(data(), |frame| setdump_data_from_getdump(frame.payload, frame.fds));
+            let made = setdump_data(entries.iter().map(|e| (&e.id, e.limit, e.fd)));
+            prop_assert_eq!(given, made);
         }
 
         #[test]

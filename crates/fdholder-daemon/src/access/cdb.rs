@@ -320,7 +320,7 @@ pub(super) mod tests {
     /// As others compute it, which the maker in here does not show.
     #[test]
     fn hashes_are_those_of_cdb() {
-        assert_eq!((hash(b""), hash(b"uid/0")), (5381, 184290434));
+        assert_eq!((hash(b""), hash(b"uid/0")), (5381, 184_290_434));
     }
 
     #[test]

@@ -189,6 +189,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_may_be_as_long_as_s6_reads_it() {
+        let rules = Folder::new();
+        let longest = "a".repeat(RULE_FILE_LEN_MAX);
+        rules.write("uid/1/allow", "").write("uid/1/env/S6_FDHOLDER_LIST", &longest);
+        assert!(rules.ask(1, 1).unwrap().list);
+    }
+
+    #[test]
     fn in_doubt_nobody_gets_in() {
         let rules = Folder::new();
         rules.write("uid/default/allow", "");

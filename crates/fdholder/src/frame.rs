@@ -350,7 +350,8 @@ mod tests {
         assert!(decoder.next().is_err());
         // A second message has lost its own, and the first cannot have them.
         let mut decoder: Decoder<u32> = Decoder::new(100);
-        decoder.push(message(b"x", &[1, 2]).bytes(), [1], true);
+        decoder.push(message(b"x", &[1, 2]).bytes(), [1], false);
+        decoder.push(&[], [], true);
         assert!(decoder.next().is_err());
     }
 

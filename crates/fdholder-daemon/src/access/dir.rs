@@ -3,7 +3,7 @@
 use super::freshness::Witness;
 use super::{broken, decide, Refusal, Rights, User, Verdict, VARIABLES};
 use crate::limits::RULE_FILE_LEN_MAX;
-use rustix::fs::{accessat, fstat, open, Access, AtFlags, FileType, Mode, OFlags, CWD};
+use rustix::fs::{accessat, fstat, lstat, open, Access, AtFlags, FileType, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use std::ffi::CString;
 use std::fs::File;
@@ -43,7 +43,8 @@ fn is_readable(path: &Path, witness: &mut Witness) -> Result<bool, Refusal> {
     witness.look_at(c_path.clone());
     match accessat(CWD, c_path.as_c_str(), Access::READ_OK, AtFlags::EACCESS) {
         Ok(()) => Ok(true),
-        Err(Errno::NOENT) => Ok(false),
+        Err(Errno::NOENT) if lstat(c_path.as_c_str()).is_err() => Ok(false),
+        Err(Errno::NOENT) => Err(broken(path, "it leads nowhere")),
         Err(errno) => Err(broken(path, fdholder::strerror(errno))),
     }
 }
@@ -212,7 +213,9 @@ mod tests {
         rustix::fs::mknodat(CWD, rules.path().join(env(4)), FileType::Fifo, Mode::RUSR, 0).unwrap();
         rules.write("uid/5", "a file where a folder is due");
         symlink("6", rules.path().join("uid/6")).unwrap();
-        for uid in 1..=6 {
+        rules.write("uid/7/other", "");
+        symlink("nowhere", rules.path().join("uid/7/deny")).unwrap();
+        for uid in 1..=7 {
             let refusal = rules.ask(uid, 9).unwrap_err();
             let Refusal::Broken { place, .. } = &refusal else { panic!("{uid}: {refusal}") };
             assert!(place.contains(&format!("uid/{uid}")), "{place}");

@@ -115,7 +115,7 @@ fn who_waits_sends_no_more_descriptors_than_announced() {
     assert!(!client.wants_input());
     assert_eq!(step(&mut client, &mut store), None);
     client.settle(true, &mut store, now());
-    assert!(client.step(&mut store, now()).is_err());
+    assert!(client.step(&mut store, &Ledger::ample(), now()).is_err());
 }
 
 #[test]

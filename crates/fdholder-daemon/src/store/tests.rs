@@ -292,7 +292,7 @@ fn what_is_lent_is_hidden_until_it_is_given_back() {
     let loan = store.lend(&id(0), at(1)).answer.unwrap();
     let entry = Entry { id: id(0), limit: limit(0), fd: 3 };
     let set = vec![store.stage(entry, 7, Tenure::from_bits(0))];
-    store.setdump(set, OnConflict::Replace, at(1)).answer.unwrap();
+    store.setdump(set, OnConflict::Replace, 7, at(1)).answer.unwrap();
     let second = store.lend(&id(0), at(1)).answer.unwrap();
     store.give_back(&loan);
     assert_eq!(fds(store.dump(at(1)).0), [2]);
@@ -363,7 +363,7 @@ fn what_needs_care_is_told() {
     let hold = |store: &mut Store<u32>, number, tenure| {
         let entry = Entry { id: id(number), limit: limit(0), fd: 0 };
         let set = vec![store.stage(entry, 7, tenure)];
-        store.setdump(set, OnConflict::Replace, at(1)).answer.unwrap();
+        store.setdump(set, OnConflict::Replace, 7, at(1)).answer.unwrap();
         store.take_touched().len()
     };
     assert_eq!(hold(&mut store, 0, plain), 0);

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match Invocation::of(commands::ALL, arguments) {
         Ok(invocation) => {
             let outcome = (invocation.program.run)(&invocation);
-            outcome.unwrap_or_else(|failure| failure.report(&invocation.called))
+            outcome.unwrap_or_else(|failure| log::end(&invocation.called, &failure))
         }
         Err(answer) => answer.give(),
     }

@@ -5,6 +5,7 @@ mod extensions;
 mod tests;
 
 use crate::access::Rights;
+use crate::audit;
 use crate::delivery::{Delivery, Held};
 use crate::limits::{MEMORY_PER_FD, WORK_PER_REQUEST};
 use crate::outbox::Outbox;
@@ -17,7 +18,7 @@ use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
-use fdholder::{Entry, Errno, Malformed, Request, Status, Tenure, Timestamp};
+use fdholder::{Entry, Errno, Identifier, Malformed, Request, Status, Tenure, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -100,6 +101,19 @@ enum Sending<F> {
     UnderWay,
 }
 
+/// What was asked, for whoever counts or writes it down.
+#[derive(Debug)]
+pub struct Deed {
+    /// As it is counted.
+    pub operation: Operation,
+    /// As it is written down.
+    pub audited: audit::Operation,
+    /// With which identifier, if with one.
+    pub id: Option<Identifier>,
+    /// Why not, if it was refused.
+    pub refused: Option<Errno>,
+}
+
 /// What a [`Connection::step`] came to.
 #[derive(Debug)]
 pub enum Step<F> {
@@ -109,10 +123,8 @@ pub enum Step<F> {
         changes: Vec<Change<F>>,
         /// How many ordinary requests it was worth.
         cost: usize,
-        /// Which it was.
-        operation: Operation,
-        /// It was refused.
-        is_refused: bool,
+        /// Which it was, and whether it was refused.
+        deed: Deed,
     },
     /// There is no whole request, or the client must read its replies first.
     Wait,
@@ -279,6 +291,11 @@ impl<F> Connection<F> {
         self.standing.claimant()
     }
 
+    /// Of what there was too little when it was refused something last.
+    pub fn short(&self) -> Option<Short> {
+        self.short
+    }
+
     /// Whether the answer to a delete waits until what it has dropped is
     /// [closed](Self::has_closed).
     pub fn awaits_close(&self) -> bool {
@@ -373,22 +390,27 @@ impl<F> Connection<F> {
             return Ok(Step::Wait);
         };
         let refused_before = self.outbox.refusals();
-        let (changes, cost, operation) = match Request::parse(frame)? {
+        let (changes, cost, (operation, audited, id)) = match Request::parse(frame)? {
             Parsed::Request(request) => {
                 let cost = 1 + work(&request, store) / WORK_PER_REQUEST;
-                let operation = Operation::from(&request);
-                (self.carry_out(request, store, ledger, now)?, cost, operation)
+                let asked = (Operation::from(&request), (&request).into(), id_of(&request));
+                (self.carry_out(request, store, ledger, now)?, cost, asked)
             }
             // Only these come with descriptors that are held; one or the other.
             Parsed::FdsLost => {
                 let is_set = self.set.take().is_some();
                 self.outbox.push(reply::status(Err(Errno::NFILE)));
-                let operation = if is_set { Operation::SetdumpData } else { Operation::Store };
-                (Vec::new(), 1, operation)
+                let (operation, audited) = if is_set {
+                    (Operation::SetdumpData, audit::Operation::Setdump)
+                } else {
+                    (Operation::Store, audit::Operation::Store)
+                };
+                (Vec::new(), 1, (operation, audited, None))
             }
         };
         let is_refused = self.outbox.refusals() > refused_before;
-        Ok(Step::Did { changes, cost, operation, is_refused })
+        let refused = self.outbox.last_refusal().filter(|_| is_refused);
+        Ok(Step::Did { changes, cost, deed: Deed { operation, audited, id, refused } })
     }
 
     fn carry_out(
@@ -544,6 +566,15 @@ impl<F> Connection<F> {
         self.outbox.push(reply::status(answer.as_ref().map(|_| ()).map_err(|errno| *errno)));
         self.taken = answer.ok();
         Ok(changes)
+    }
+}
+
+fn id_of<F>(request: &Request<F>) -> Option<Identifier> {
+    match request {
+        Request::Store(Entry { id, .. }) | Request::Delete(id) | Request::Retrieve { id, .. } => {
+            Some(id.clone())
+        }
+        _ => None,
     }
 }
 

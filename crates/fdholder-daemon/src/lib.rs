@@ -7,6 +7,7 @@
 //! signals.
 
 pub mod access;
+pub mod audit;
 mod bugs;
 mod closing;
 mod connection;

@@ -1,6 +1,7 @@
 //! Every limit of the daemon on what a client can make grow, with its reason. Those of
 //! the protocol are in `fdholder::limits`.
 
+use crate::audit::Rate;
 use std::time::Duration;
 
 /// Descriptors held at most, by default. s6's default; `-n` changes it.
@@ -209,3 +210,21 @@ pub const RULES_RECORD_PART_MAX: usize = 4096;
 /// Users whose rights are remembered. Each is a few hundred bytes and a compiled regular
 /// expression; when more come, all are forgotten and read again.
 pub const RIGHTS_CACHED_MAX: usize = 1024;
+
+/// Lines of the audit that one user can cause: as many at once as a pipe, or the queue of a
+/// datagram socket, has room for while nobody reads; and then what can still be read by people.
+pub const AUDIT_PER_USER: Rate = Rate { burst: 200, interval: Duration::from_millis(50) };
+
+/// The same of all users together: in 30 seconds fewer than the 10,000 from which on the
+/// journal leaves out what a service says.
+pub const AUDIT_IN_ALL: Rate = Rate { burst: 1000, interval: Duration::from_millis(5) };
+
+/// Warnings that one user can cause: the first tell what is wrong.
+pub const WARNINGS_PER_USER: Rate = Rate { burst: 10, interval: Duration::from_secs(1) };
+
+/// The same of all users together.
+pub const WARNINGS_IN_ALL: Rate = Rate { burst: 100, interval: Duration::from_millis(100) };
+
+/// Users whose lines are counted apart. Each is 40 bytes; more than so many at the same time
+/// share what is one user's.
+pub const RATED_USERS_MAX: usize = 256;

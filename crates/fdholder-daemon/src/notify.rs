@@ -16,6 +16,7 @@ pub(crate) mod status_file;
 pub use message::Message;
 
 use crate::access::Rights;
+use crate::audit::Operation;
 use crate::shares::Claimant;
 use crate::store::{Change, Record, Store};
 use fdholder::reply::Answer;
@@ -52,13 +53,41 @@ pub struct Sender<'a> {
 pub struct Heeded<F> {
     /// What it changed.
     pub changes: Vec<Change<F>>,
-    /// What was refused first, and why.
-    pub refused: Option<(String, Errno)>,
+    /// What was refused, in order; of several descriptors, or several that were to be removed,
+    /// the first.
+    pub refused: Vec<Refused>,
     /// Descriptors that are not held. Whoever waits until one of them is closed (BARRIER=1) is
     /// to wait until the changes are told.
     pub left: Vec<F>,
     /// How many descriptors were compared, or identifiers looked up.
     pub work: usize,
+}
+
+/// Something that was refused.
+#[derive(Debug)]
+pub struct Refused {
+    /// What it was.
+    pub operation: Operation,
+    /// With which descriptor; `None` if what was said is no identifier.
+    pub id: Option<Identifier>,
+    /// To read behind "unable to ".
+    pub what: String,
+    /// Why.
+    pub errno: Errno,
+}
+
+impl<F> Heeded<F> {
+    fn refuse(
+        &mut self,
+        operation: Operation,
+        id: Option<Identifier>,
+        what: impl FnOnce() -> String,
+        errno: Errno,
+    ) {
+        if self.refused.iter().all(|refused| refused.operation != operation) {
+            self.refused.push(Refused { operation, id, what: what(), errno });
+        }
+    }
 }
 
 /// Stores and removes what a datagram asks for. `is_same` says whether two descriptors are one
@@ -73,7 +102,7 @@ pub fn heed<F>(
     now: Timestamp,
 ) -> Heeded<F> {
     let changes = store.expire(now);
-    let mut heeded = Heeded { changes, refused: None, left: Vec::new(), work: 1 };
+    let mut heeded = Heeded { changes, refused: Vec::new(), left: Vec::new(), work: 1 };
     if message.removes {
         if let Some(name) = message.name.as_deref() {
             remove(service, name, sender, store, now, &mut heeded);
@@ -81,15 +110,16 @@ pub fn heed<F>(
     }
     let name = message.name.as_deref().unwrap_or("stored");
     let mut ids = Ids { service, name, next: 1 };
-    let refused = |errno| Some((format!("store under {}/{name}", service.escape_ascii()), errno));
+    let what = || format!("store under {}/{name}", service.escape_ascii());
     if !message.stores || fds.is_empty() {
         heeded.left = fds;
         return heeded;
     }
     // Nothing is compared for who may not store.
-    let may_store = |id| sender.rights.may_store(&id).then_some(()).ok_or(Errno::PERM);
-    if let Err(errno) = ids.candidate().and_then(may_store) {
-        heeded.refused = heeded.refused.or_else(|| refused(errno));
+    let first = ids.candidate();
+    let may_store = |id| sender.rights.may_store(id).then_some(()).ok_or(Errno::PERM);
+    if let Err(errno) = first.as_ref().map_err(|errno| *errno).and_then(may_store) {
+        heeded.refuse(Operation::NotifyStore, first.ok(), what, errno);
         heeded.left = fds;
         return heeded;
     }
@@ -105,8 +135,8 @@ pub fn heed<F>(
         let id = match ids.free(store, &mut heeded.work) {
             Ok(id) if sender.rights.may_store(&id) => id,
             denied => {
-                let errno = denied.err().unwrap_or(Errno::PERM);
-                heeded.refused = heeded.refused.take().or_else(|| refused(errno));
+                let errno = denied.as_ref().err().copied().unwrap_or(Errno::PERM);
+                heeded.refuse(Operation::NotifyStore, denied.ok(), what, errno);
                 heeded.left.push(fd);
                 continue;
             }
@@ -116,7 +146,7 @@ pub fn heed<F>(
         heeded.changes.append(&mut outcome.changes);
         match outcome.answer {
             Ok(()) => held.extend(store.find_held(&id).map(Arc::clone)),
-            Err(errno) => heeded.refused = heeded.refused.take().or_else(|| refused(errno)),
+            Err(errno) => heeded.refuse(Operation::NotifyStore, Some(id), what, errno),
         }
     }
     heeded
@@ -202,7 +232,8 @@ fn remove<F>(
             Err(Errno::PERM)
         };
         if let Err(errno) = answer {
-            heeded.refused.get_or_insert((format!("remove {id}"), errno));
+            let what = format!("remove {id}");
+            heeded.refuse(Operation::NotifyRemove, Some(id), || what, errno);
         }
     }
 }

@@ -11,10 +11,11 @@ use std::sync::Arc;
 /// A reply owns the descriptors it sends.
 pub(crate) type Reply<F> = Message<Arc<Record<F>>>;
 
-/// Whether a reply begins with an errno other than EAGAIN, which says to go on.
-fn is_refusal<F>(reply: &Reply<F>) -> bool {
-    let status = reply.bytes().get(HEADER_LEN).copied().unwrap_or(0);
-    status != 0 && i32::from(status) != Errno::AGAIN.raw_os_error()
+/// The errno that a reply begins with, but for EAGAIN, which says to go on.
+fn refusal<F>(reply: &Reply<F>) -> Option<Errno> {
+    let status = reply.bytes().get(HEADER_LEN).copied().filter(|status| *status != 0)?;
+    let errno = Errno::from_raw_os_error(status.into());
+    (errno != Errno::AGAIN).then_some(errno)
 }
 
 /// Bytes of short replies that are sent with one call.
@@ -85,18 +86,23 @@ pub struct Outbox<F> {
     bytes: usize,
     /// How many replies there were, ever, that say no.
     refusals: u64,
+    /// The last of them.
+    last_refusal: Option<Errno>,
 }
 
 impl<F> Default for Outbox<F> {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, refusals: 0 }
+        Self { queue: VecDeque::new(), bytes: 0, refusals: 0, last_refusal: None }
     }
 }
 
 impl<F> Outbox<F> {
     pub(crate) fn push(&mut self, reply: Reply<F>) {
         self.bytes += reply.bytes().len();
-        self.refusals += u64::from(is_refusal(&reply));
+        if let Some(errno) = refusal(&reply) {
+            self.refusals += 1;
+            self.last_refusal = Some(errno);
+        }
         match self.queue.back_mut() {
             Some(Pending::Message(last)) if last.takes(&reply) => last.append(&reply),
             _ => self.queue.push_back(Pending::Message(reply.into())),
@@ -122,6 +128,11 @@ impl<F> Outbox<F> {
             Pending::Dump(entries) => entries.len() * size_of::<usize>(),
         });
         self.bytes + dumps.sum::<usize>()
+    }
+
+    /// What the last of them said.
+    pub(crate) fn last_refusal(&self) -> Option<Errno> {
+        self.last_refusal
     }
 
     /// Whether nothing waits.

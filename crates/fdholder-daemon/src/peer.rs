@@ -1,9 +1,10 @@
 //! A connected client with its socket: moves bytes and descriptors between the kernel
 //! and a [`Connection`].
 
+use crate::audit::{Auditor, Event, Operation, Verdict, Who};
 use crate::bugs::{active, Bug};
 use crate::closing::{self, ClientFd, Closes};
-use crate::connection::{Connection, Standing, Step};
+use crate::connection::{Connection, Deed, Standing, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
 use crate::limits::{
@@ -12,7 +13,7 @@ use crate::limits::{
 };
 use crate::replication::{Mirrors, Ticket};
 use crate::shares::{Amounts, Claimant, Ledger, Resource};
-use crate::store::Store;
+use crate::store::{Change, Store};
 use crate::tally::Tally;
 use crate::unread::all_is_read;
 use fdholder::limits::MESSAGE_FDS_MAX;
@@ -35,8 +36,23 @@ pub(crate) struct Hold {
     pub tally: Tally,
     /// What each user has of what there is for all.
     pub ledger: Ledger,
+    /// Is told who was refused what, and who has changed what.
+    pub auditor: Auditor,
     /// What is read goes here first.
     pub buffer: Vec<u8>,
+}
+
+impl Hold {
+    /// Releases what has expired.
+    pub fn expire(&mut self, now: Timestamp) {
+        let expired = self.store.expire(now);
+        if !expired.is_empty() {
+            self.mirrors.record(&expired, &self.store);
+            // Each is its owner's.
+            let (who, operation) = (Who::owner(u32::MAX), Operation::Expire);
+            self.auditor.changed(who, operation, &expired, &self.store, now, Instant::now());
+        }
+    }
 }
 
 /// One client of the daemon.
@@ -352,8 +368,11 @@ impl Peer {
     }
 
     fn end_loan(&mut self, taken: bool, hold: &mut Hold) {
-        let changes = self.connection.settle(taken, &mut hold.store, Timestamp::now());
+        let now = Timestamp::now();
+        let changes = self.connection.settle(taken, &mut hold.store, now);
         hold.mirrors.record(&changes, &hold.store);
+        let (who, operation) = (Who::from(self.who), Operation::Take);
+        hold.auditor.changed(who, operation, &changes, &hold.store, now, Instant::now());
     }
 
     /// Sends off the delivery that was asked for, if any.
@@ -518,14 +537,15 @@ impl Peer {
         while *budget > 0 && self.broken.is_none() && self.closes.is_none() {
             let now = Timestamp::now();
             // What others have given, and is over, is not what this one has dropped.
-            let expired = hold.store.expire(now);
-            hold.mirrors.record(&expired, &hold.store);
-            drop(expired);
+            hold.expire(now);
             drop(closing::begun());
             match self.connection.step(&mut hold.store, &hold.ledger, now) {
-                Ok(Step::Did { changes, cost, operation, is_refused }) => {
-                    hold.tally.count(operation, is_refused);
+                Ok(Step::Did { changes, cost, deed }) => {
+                    hold.tally.count(deed.operation, deed.refused.is_some());
                     hold.mirrors.record(&changes, &hold.store);
+                    if hold.auditor.is_on() {
+                        self.write_down(&deed, &changes, hold, now);
+                    }
                     drop(changes);
                     *budget = budget.saturating_sub(cost);
                     let closes = closing::begun();
@@ -539,6 +559,25 @@ impl Peer {
                 Err(malformed) => self.broken = Some(malformed),
             }
         }
+    }
+
+    fn write_down(
+        &self,
+        deed: &Deed,
+        changes: &[Change<ClientFd>],
+        hold: &mut Hold,
+        now: Timestamp,
+    ) {
+        let (who, at) = (Who::from(self.who), Instant::now());
+        hold.auditor.changed(who, deed.audited, changes, &hold.store, now, at);
+        let Some(errno) = deed.refused else { return };
+        let short = self.connection.short();
+        let verdict = match &short {
+            Some(short) if short.errno() == errno => Verdict::DeniedAs(errno, short),
+            _ => Verdict::Denied(errno),
+        };
+        let id = deed.id.as_ref();
+        hold.auditor.note(&Event { who, operation: deed.audited, id, verdict }, at);
     }
 
     /// Sends until the socket is full, or the client has as much unread as it may.

@@ -1,5 +1,6 @@
 //! The event loop: sockets, timers and signals around a store.
 
+mod auditing;
 mod clients;
 mod configuration;
 mod doors;
@@ -12,6 +13,7 @@ mod wards;
 mod watchdog;
 
 use crate::access::{Rules, User};
+use crate::audit::{Auditor, Throttle};
 use crate::closing::{self, Bell, ClientFd};
 use crate::courier::Crew;
 use crate::deadlines::Deadlines;
@@ -67,6 +69,8 @@ pub struct Options {
     pub drop_hung_up: bool,
     /// How long clients may finish what they began once SIGTERM has come.
     pub lame_duck_timeout: Option<Duration>,
+    /// Log who was refused what, and who has changed what.
+    pub audit: bool,
 }
 
 impl Default for Options {
@@ -78,6 +82,7 @@ impl Default for Options {
             first_timeout: None,
             drop_hung_up: false,
             lame_duck_timeout: None,
+            audit: false,
         }
     }
 }
@@ -161,6 +166,8 @@ pub struct Server {
     room: Room,
     /// What is held and looked after.
     wards: Wards,
+    /// Lets pass as many warnings of what clients do as people read.
+    throttle: Throttle,
 }
 
 /// Whether new clients are let in.
@@ -292,6 +299,7 @@ impl Server {
             crew: Crew::new(options.client_timeout),
             tally: Tally::default(),
             ledger: Ledger::new(room.sizes(room.connections_max)),
+            auditor: Auditor::new(options.audit),
             buffer: vec![0; READ_LEN],
         };
         let server = Self {
@@ -330,6 +338,7 @@ impl Server {
             configuration: None,
             room,
             wards: Wards::default(),
+            throttle: Throttle::default(),
         };
         Ok(server)
     }
@@ -468,9 +477,10 @@ impl Server {
                     }
                 }
             }
-            let expired = self.hold.store.expire(Timestamp::now());
-            self.hold.mirrors.record(&expired, &self.hold.store);
-            self.attend_to_clocks(Instant::now());
+            self.hold.expire(Timestamp::now());
+            let now = Instant::now();
+            self.attend_to_clocks(now);
+            self.tell_what_was_left_out(now);
         }
     }
 
@@ -533,8 +543,10 @@ impl Server {
         };
         let followers = self.followers_deadline();
         let watchdog = self.watchdog.as_ref().map(Watchdog::due);
+        let left_out = self.left_out_due();
         let (deadline, turn) = (self.deadlines.next(), self.turns.next());
-        let next = [accepting, deadline, turn, followers, watchdog, self.wards.rest_until];
+        let doors = self.wards.rest_until;
+        let next = [accepting, deadline, turn, followers, watchdog, doors, left_out];
         let next = next.into_iter().flatten().min()?;
         let span = next.saturating_duration_since(Instant::now());
         // A span too long for a timespec is as good as none.

@@ -10,11 +10,11 @@ pub use wishes::Wishes;
 
 use crate::config::Config;
 use crate::failure::{exit, Failure};
-use crate::log;
+use crate::log::{self, Destination, Format};
 use crate::options::{milliseconds_option, number_option, path_operand};
 use crate::passing::activation;
 use crate::program::{Invocation, Program};
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder_daemon::access::{Rules, User};
 use fdholder_daemon::fdstore::{self, Notifier, Past};
@@ -70,6 +70,26 @@ fn define_server(command: Command) -> Command {
         .arg(
             number_option("verbosity", 'v', "verbosity")
                 .help("0: quiet, 1: start and warnings, 2: every client [default: 1]"),
+        )
+        .arg(
+            Arg::new("audit")
+                .long("audit")
+                .action(ArgAction::SetTrue)
+                .help("Log who was refused what, and who has changed what"),
+        )
+        .arg(
+            Arg::new("log-format")
+                .long("log-format")
+                .value_name("FORMAT")
+                .value_parser(EnumValueParser::<Format>::new())
+                .help("As what lines are written to stderr [default: text]"),
+        )
+        .arg(
+            Arg::new("log-to")
+                .long("log-to")
+                .value_name("WHERE")
+                .value_parser(EnumValueParser::<Destination>::new())
+                .help("Where lines go; journal: that of systemd, with fields [default: stderr]"),
         )
         .arg(
             number_option("connections", 'c', "max-connections")
@@ -138,6 +158,7 @@ fn define_daemon(command: Command) -> Command {
              client_timeout_ms = 5000\n  \
              lame_duck_timeout_ms = 5000\n  \
              standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups\n  \
+             audit = true     # log_format = \"json\", log_to = \"journal\"\n  \
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
              nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\
@@ -191,10 +212,17 @@ fn define_daemon(command: Command) -> Command {
 fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let said = Wishes::of(invocation);
     let file: Option<PathBuf> = invocation.optional("config");
-    let config = file.as_deref().map(Config::read).transpose()?;
+    let config = match file.as_deref().map(Config::read).transpose() {
+        Ok(config) => config,
+        Err(failure) => {
+            // What is wrong with the file is logged as the command line says.
+            log::start(&invocation.called, said.log())?;
+            return Err(failure);
+        }
+    };
     let (told, sockets) = config.map_or_else(Default::default, |it| (it.wishes, it.sockets));
     let wishes = said.clone().or(told);
-    log::start(&invocation.called, wishes.verbosity.unwrap_or(1));
+    log::start(&invocation.called, wishes.log())?;
     require_rules(invocation, &wishes)?;
     let rules = wishes.rules()?;
     let Some(path) = wishes.path.clone() else {
@@ -245,7 +273,7 @@ fn require_rules(invocation: &Invocation, wishes: &Wishes) -> Result<(), Failure
 
 fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let wishes = Wishes::of(invocation);
-    log::start(&invocation.called, wishes.verbosity.unwrap_or(1));
+    log::start(&invocation.called, wishes.log())?;
     require_rules(invocation, &wishes)?;
     // Nothing may fail that could have failed before, once everything has been taken over.
     let rules = wishes.rules()?;

@@ -7,6 +7,7 @@ mod exec;
 mod hung_up;
 mod lifecycle;
 mod limits;
+mod logging;
 mod looking;
 mod notify;
 mod programs;

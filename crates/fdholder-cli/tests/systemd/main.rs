@@ -30,6 +30,7 @@ fn main() {
         trial("systemd_is_not_filled_up", systemd_is_not_filled_up),
         trial("no_more_is_held_than_systemd_keeps", no_more_is_held_than_systemd_keeps),
         trial("readiness_and_status", readiness_and_status),
+        trial("the_journal_gets_what_is_logged", the_journal_gets_what_is_logged),
         trial("a_standby_is_taken_over_from", a_standby_is_taken_over_from),
         trial("a_standby_and_the_store_of_systemd", a_standby_and_the_store_of_systemd),
         trial("a_standby_that_is_alone_is_taken_over_from", lonely_standby),
@@ -338,6 +339,25 @@ fn readiness_and_status() {
 }
 
 /// With KillMode=process the standby survives the main process; the next one takes over.
+/// Also from a standby that serves, which has a connection of its own.
+fn the_journal_gets_what_is_logged() {
+    let service = Service::start("--standby --audit --log-to journal", "KillMode=process");
+    let uid = rustix::process::getuid().as_raw();
+    let is_told = |name: &str| {
+        let limit = Limit::after(Duration::from_millis(500));
+        service.store(&mut service.client(), name, limit);
+        let line = format!("audit: uid={uid} op=expire id=\"{name}\" result=ok");
+        eventually(&line, || service.manager.log().contains(&line));
+    };
+    is_told("one");
+    let has_everything = |line: &String| line.contains(" has everything");
+    eventually("a standby", || service.manager.log().iter().any(has_everything));
+    service.kill(Whom::Main);
+    is_told("two");
+    assert!(service.manager.log().iter().any(|line| line.starts_with("ready on ")));
+    assert_eq!(service.manager.output(), "");
+}
+
 fn a_standby_is_taken_over_from() {
     let service = Service::start("--standby", "KillMode=process");
     for number in 0..30 {

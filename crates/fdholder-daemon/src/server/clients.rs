@@ -1,6 +1,8 @@
 //! Clients: let in, served, let go.
 
 use super::{Accepting, Server, COURIER, LISTENER};
+use crate::access::Refusal;
+use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
@@ -74,6 +76,7 @@ impl Server {
     fn turn_away(&mut self, socket: &ClientFd, who: Credentials, claimant: &Claimant) {
         self.hold.tally.turned_away += 1;
         let short = Short::Connections(claimant.may_have(Resource::Connections));
+        self.note_turned_away(who, Verdict::DeniedAs(short.errno(), &short));
         debug!("{who} refused: {short}");
         // It takes this for the answer to whatever it asks. If it does not get it, it sees that
         // the connection is closed.
@@ -95,7 +98,9 @@ impl Server {
         if peer.active_at.elapsed() < IDLE_SAFE {
             return false;
         }
-        warn!("{} is let go of, as it has been idle and its user wants another", peer.who);
+        let who = peer.who;
+        let what = "is let go of, as it has been idle and its user wants another connection";
+        self.warn_of(Some(claimant.uid), format_args!("{who} {what}"));
         self.let_go(token, &Gone::Failed(Errno::CANCELED));
         true
     }
@@ -116,12 +121,14 @@ impl Server {
         let is_own = who.user.uid == self.user.uid;
         let rights = match self.rules.rights(who.user, self.user) {
             Ok(rights) => Some(rights),
-            Err(refusal @ crate::access::Refusal::Broken { .. }) => {
-                warn!("{who} refused, error in the rules: {refusal}");
-                None
-            }
             Err(refusal) => {
-                debug!("{who} refused: {refusal}");
+                self.note_turned_away(who, Verdict::TurnedAway(&refusal));
+                if matches!(refusal, Refusal::Broken { .. }) {
+                    let uid = Some(who.user.uid);
+                    self.warn_of(uid, format_args!("{who} refused, error in the rules: {refusal}"));
+                } else {
+                    debug!("{who} refused: {refusal}");
+                }
                 None
             }
         };
@@ -130,12 +137,18 @@ impl Server {
         (standing.is_own || standing.rights.is_some()).then_some(standing)
     }
 
+    fn note_turned_away(&mut self, who: Credentials, verdict: Verdict<'_>) {
+        let (who, operation) = (Who::from(who), Operation::Connect);
+        self.hold.auditor.note(&Event { who, operation, id: None, verdict }, Instant::now());
+    }
+
     fn admit(&mut self, peer: Peer) -> Option<usize> {
         let entry = self.peers.vacant_entry();
         let token = entry.key();
         let data = epoll::EventData::new_u64(token as u64);
         if let Err(errno) = epoll::add(&self.epoll, peer.socket(), data, peer.interest) {
-            warn!("unable to watch a client: {}", strerror(errno));
+            let uid = Some(peer.who.user.uid);
+            self.warn_of(uid, format_args!("unable to watch a client: {}", strerror(errno)));
             return None;
         }
         debug!("{} connected", peer.who);
@@ -345,7 +358,8 @@ impl Server {
         match why {
             Gone::Malformed(_) if !peer.is_let_in() => debug!("{} refused", peer.who),
             Gone::Malformed(_) | Gone::Failed(Errno::TIMEDOUT) => {
-                warn!("{} dropped: {why}", peer.who);
+                let who = peer.who;
+                self.warn_of(Some(who.user.uid), format_args!("{who} dropped: {why}"));
             }
             Gone::Closed | Gone::Failed(_) => debug!("{} gone: {why}", peer.who),
         }

@@ -2,11 +2,14 @@
 
 use super::{Options, Server};
 use crate::access::Rules;
+use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::ClientFd;
+use crate::peer::Hold;
 use crate::Store;
 use fdholder::{strerror, Entry, Errno, Timestamp};
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 use tracing::{info, warn};
 
 /// Reads a configuration again, given what is held. `None`: what is in force stays.
@@ -54,12 +57,21 @@ impl Server {
     ///
     /// ENFILE and EBUSY as for a client. What came before is held, the rest is closed.
     pub fn hold(&mut self, entries: Vec<Entry<OwnedFd>>) -> Result<(), Errno> {
+        let pid = i32::try_from(std::process::id()).ok();
+        let who = Who { uid: self.user.uid, gid: Some(self.user.gid), pid };
         for Entry { id, limit, fd } in entries {
-            let entry = Entry { id, limit, fd: ClientFd::new(fd, self.user.uid) };
-            let store = &mut self.hold.store;
-            let outcome = store.store(entry, self.user.uid, Timestamp::now());
-            self.hold.mirrors.record(&outcome.changes, store);
-            outcome.answer?;
+            let entry = Entry { id: id.clone(), limit, fd: ClientFd::new(fd, who.uid) };
+            let Hold { store, mirrors, auditor, .. } = &mut self.hold;
+            let now = Timestamp::now();
+            let outcome = store.store(entry, self.user.uid, now);
+            mirrors.record(&outcome.changes, store);
+            let (at, operation) = (Instant::now(), Operation::Configure);
+            auditor.changed(who, operation, &outcome.changes, store, now, at);
+            if let Err(errno) = outcome.answer {
+                let verdict = Verdict::Denied(errno);
+                auditor.note(&Event { who, operation, id: Some(&id), verdict }, at);
+                return Err(errno);
+            }
         }
         Ok(())
     }
@@ -79,6 +91,7 @@ impl Server {
             warn!("at most {connections_max} clients at once until the daemon is upgraded");
         }
         self.hold.crew.set_client_timeout(options.client_timeout);
+        self.hold.auditor.set(options.audit);
         self.options = Options { connections_max, ..options };
         self.hold.store.hold_with_peers(options.drop_hung_up);
         self.hold.ledger.resize(self.room.sizes(connections_max));

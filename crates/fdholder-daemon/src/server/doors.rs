@@ -1,6 +1,7 @@
 //! Doors of services: datagrams are read and carried out.
 
 use super::Server;
+use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::{self, ClientFd};
 use crate::credentials::Credentials;
 use crate::datagram::{receive, Datagram};
@@ -8,14 +9,15 @@ use crate::limits::{
     CLOSING_MAX, NOTIFIED_PER_TURN, NOTIFY_LEAVING_MAX, NOTIFY_LEN_MAX, NOTIFY_WORK_PER_TURN,
     SERVICES_TOLD_MAX,
 };
-use crate::notify::{heed, service_of, status_file, status_id, Message, Sender};
+use crate::notify::{heed, service_of, status_file, status_id, Message, Refused, Sender};
+use crate::peer::Hold;
 use crate::reading::is_readable;
 use crate::same_file::are_one;
 use crate::shares::Claimant;
 use fdholder::extension::OnConflict;
-use fdholder::{strerror, Entry, Errno, Limit, Service, Tenure, Timestamp};
+use fdholder::{strerror, Entry, Errno, Identifier, Limit, Service, Tenure, Timestamp};
 use std::os::fd::AsFd;
-use tracing::warn;
+use std::time::Instant;
 
 /// What the kernel says of a sender whom it does not know: one of a user namespace that is not
 /// ours, or who has sent before anybody asked.
@@ -45,11 +47,15 @@ impl Server {
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) => return Err(errno),
             };
+            let uid = datagram.sender.as_ref().map(|sender| sender.user.uid);
             match self.obey(service, &buffer[..datagram.len], datagram, &mut work) {
                 Ok(()) => self.hold.tally.notified += 1,
                 Err(problem) => {
                     self.hold.tally.notify_refused += 1;
-                    warn!("service {}: {problem}", service.escape_ascii());
+                    self.warn_of(
+                        uid,
+                        format_args!("service {}: {problem}", service.escape_ascii()),
+                    );
                 }
             }
         }
@@ -67,11 +73,17 @@ impl Server {
         let uid = datagram.sender.map_or(OVERFLOW_UID, |sender| sender.user.uid);
         let fds: Vec<_> = datagram.fds.into_iter().map(|fd| ClientFd::new(fd, uid)).collect();
         let sender = datagram.sender.filter(is_known).ok_or("a sender nobody knows is ignored")?;
+        let (who, at) = (Who::from(sender), Instant::now());
         if datagram.is_cut {
-            return Err(format!("{sender} has sent more than {NOTIFY_LEN_MAX} bytes at once"));
+            let problem = format!("more than {NOTIFY_LEN_MAX} bytes at once");
+            self.note_refusal(who, Operation::Notify, None, Verdict::TurnedAway(&problem), at);
+            return Err(format!("{sender} has sent {problem}"));
         }
         let rights = self.rules.rights(sender.user, self.user);
-        let rights = rights.map_err(|refusal| format!("{sender} refused: {refusal}"))?;
+        let rights = rights.map_err(|refusal| {
+            self.note_refusal(who, Operation::Notify, None, Verdict::TurnedAway(&refusal), at);
+            format!("{sender} refused: {refusal}")
+        })?;
         let message = Message::parse(text);
         let is_trusted = uid == 0 || uid == self.user.uid;
         let claimant = Claimant { uid, is_trusted, quotas: rights.quotas };
@@ -82,16 +94,37 @@ impl Server {
         let (store, now) = (&mut self.hold.store, Timestamp::now());
         let heeded = heed(service, &message, fds, &by, is_same, store, now);
         *work += heeded.work;
-        self.hold.mirrors.record(&heeded.changes, &self.hold.store);
-        let said = self.write_down(service, &message, &by, sender.pid);
+        let Hold { mirrors, auditor, store, .. } = &mut self.hold;
+        mirrors.record(&heeded.changes, store);
+        auditor.changed(who, Operation::Notify, &heeded.changes, store, now, at);
+        let said = self.write_down(service, &message, &by, who);
         if !heeded.left.is_empty() {
             self.wards.leaving.push_back((self.hold.mirrors.ticket(), heeded.left));
         }
-        if message.stores && datagram.fds_lost {
-            return Err(format!("there was no room for the descriptors of {sender}"));
+        let refused: Vec<_> = heeded.refused.into_iter().chain(said.err()).collect();
+        for Refused { operation, id, errno, .. } in &refused {
+            self.note_refusal(who, *operation, id.as_ref(), Verdict::Denied(*errno), at);
         }
-        let done = heeded.refused.map_or(said, Err);
-        done.map_err(|(what, errno)| format!("unable to {what} for {sender}: {}", strerror(errno)))
+        if message.stores && datagram.fds_lost {
+            let problem = "no room for the descriptors";
+            let verdict = Verdict::DeniedAs(Errno::NFILE, &problem);
+            self.note_refusal(who, Operation::NotifyStore, None, verdict, at);
+            return Err(format!("there was {problem} of {sender}"));
+        }
+        refused.into_iter().next().map_or(Ok(()), |Refused { what, errno, .. }| {
+            Err(format!("unable to {what} for {sender}: {}", strerror(errno)))
+        })
+    }
+
+    fn note_refusal(
+        &mut self,
+        who: Who,
+        operation: Operation,
+        id: Option<&Identifier>,
+        verdict: Verdict<'_>,
+        at: Instant,
+    ) {
+        self.hold.auditor.note(&Event { who, operation, id, verdict }, at);
     }
 
     /// Keeps what a service says of itself.
@@ -100,33 +133,37 @@ impl Server {
         service: &[u8],
         message: &Message,
         by: &Sender<'_>,
-        pid: Option<i32>,
-    ) -> Result<(), (String, Errno)> {
+        who: Who,
+    ) -> Result<(), Refused> {
         if message.ready.is_none() && message.status.is_none() {
             return Ok(());
         }
-        let failed = |errno| ("keep its status".to_owned(), errno);
-        let id = status_id(service).ok_or(failed(Errno::NAMETOOLONG))?;
+        let operation = Operation::NotifyStatus;
+        let failed =
+            |id, errno| Refused { operation, id, what: "keep its status".to_owned(), errno };
+        let id = status_id(service).ok_or_else(|| failed(None, Errno::NAMETOOLONG))?;
         if !by.rights.may_store(&id) {
-            return Err(failed(Errno::PERM));
+            return Err(failed(Some(id), Errno::PERM));
         }
-        let store = &mut self.hold.store;
+        let Hold { store, mirrors, auditor, .. } = &mut self.hold;
         let before = store.find_held(&id).and_then(|record| status_file::read(&record.fd));
         let before = before.unwrap_or_default();
         let after = Service {
             ready: message.ready.unwrap_or(before.ready),
-            pid: pid.map_or(0, i32::unsigned_abs),
+            pid: who.pid.map_or(0, i32::unsigned_abs),
             status: message.status.clone().unwrap_or(before.status),
             name: String::new(),
         };
-        let fd = status_file::create(&after).map_err(failed)?;
+        let created = status_file::create(&after);
+        let fd = created.map_err(|errno| failed(Some(id.clone()), errno))?;
         let now = Timestamp::now();
         let fd = ClientFd::new(fd, by.claimant.uid);
-        let entry = Entry { id, limit: Limit::never(), fd };
+        let entry = Entry { id: id.clone(), limit: Limit::never(), fd };
         let staged = store.stage(entry, by.claimant.uid, Tenure::from(now));
         let outcome = store.setdump(vec![staged], OnConflict::Replace, &by.claimant, now);
-        self.hold.mirrors.record(&outcome.changes, store);
-        outcome.answer.map(|_taken| ()).map_err(failed)
+        mirrors.record(&outcome.changes, store);
+        auditor.changed(who, operation, &outcome.changes, store, now, Instant::now());
+        outcome.answer.map(|_taken| ()).map_err(|errno| failed(Some(id), errno))
     }
 
     /// What services that have a door say of themselves.

@@ -2,6 +2,7 @@
 //! and what goes when its peer does.
 
 use super::{Server, CARE};
+use crate::audit::{Operation, Who};
 use crate::closing::{self, ClientFd};
 use crate::limits::{CLOSING_MAX, NOTIFY_LEAVING_MAX, ROOM_PAUSE};
 use crate::notify::service_of;
@@ -18,7 +19,7 @@ use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// What is looked after, each with the place in the store where it is held.
 ///
@@ -67,6 +68,7 @@ impl Server {
     }
 
     fn watch(&mut self, slot: u32, record: Arc<Record<ClientFd>>) {
+        let (id, owner) = (record.id.clone(), Some(record.origin.owner));
         let interest = match service_of(&record.id) {
             // That its peer has gone is always told. Of nothing but these is it asked, as some
             // file server might have to answer.
@@ -74,12 +76,15 @@ impl Server {
             None if socket_domain(&record.fd).is_ok() || is_pipe(&record.fd) => EventFlags::empty(),
             None => return,
             Some(_) if is_door(&record.fd) => EventFlags::IN,
-            Some(_) => return warn!("{} is no Unix socket for datagrams", record.id),
+            Some(_) => {
+                return self.warn_of(owner, format_args!("{id} is no Unix socket for datagrams"));
+            }
         };
         if !interest.is_empty() {
             // Without it nobody could be judged.
             if let Err(errno) = set_socket_passcred(&record.fd, true) {
-                return warn!("unable to read {}: {}", record.id, strerror(errno));
+                let problem = strerror(errno);
+                return self.warn_of(owner, format_args!("unable to read {id}: {problem}"));
             }
         }
         let entry = self.wards.all.vacant_entry();
@@ -89,7 +94,10 @@ impl Server {
                 self.wards.by_slot.insert(slot, entry.key());
                 entry.insert(record);
             }
-            Err(errno) => warn!("unable to watch {}: {}", record.id, strerror(errno)),
+            Err(errno) => {
+                let problem = strerror(errno);
+                self.warn_of(owner, format_args!("unable to watch {id}: {problem}"));
+            }
         }
     }
 
@@ -100,7 +108,8 @@ impl Server {
     }
 
     fn let_go_of_itself(&mut self, record: &Arc<Record<ClientFd>>) {
-        warn!("{} is a connection with this holder, which is not held", record.id);
+        let (id, owner) = (&record.id, Some(record.origin.owner));
+        self.warn_of(owner, format_args!("{id} is a connection with this holder, and not held"));
         self.let_go_of(record);
     }
 
@@ -114,7 +123,9 @@ impl Server {
         }
         if let Err(errno) = self.read_door(service, &record.fd) {
             // It would be told of again and again.
-            warn!("{} is not read any more: {}", record.id, strerror(errno));
+            let (id, problem) = (&record.id, strerror(errno));
+            let owner = Some(record.origin.owner);
+            self.warn_of(owner, format_args!("{id} is not read any more: {problem}"));
             let _ = epoll::delete(&self.epoll, &record.fd);
         }
     }
@@ -143,11 +154,18 @@ impl Server {
         }
     }
 
-    fn listen_at_door(&self, key: usize, door: &Record<ClientFd>, interest: EventFlags) -> bool {
+    fn listen_at_door(
+        &mut self,
+        key: usize,
+        door: &Record<ClientFd>,
+        interest: EventFlags,
+    ) -> bool {
         let data = EventData::new_u64(key as u64 | CARE);
         let result = epoll::modify(&self.epoll, &door.fd, data, interest);
         if let Err(errno) = result {
-            warn!("unable to watch {}: {}", door.id, strerror(errno));
+            let (id, problem) = (&door.id, strerror(errno));
+            let owner = Some(door.origin.owner);
+            self.warn_of(owner, format_args!("unable to watch {id}: {problem}"));
         }
         result.is_ok()
     }
@@ -161,8 +179,12 @@ impl Server {
     }
 
     fn let_go_of(&mut self, record: &Arc<Record<ClientFd>>) {
-        let changes = self.hold.store.release(std::iter::once(record), Timestamp::now());
-        self.hold.mirrors.record(&changes, &self.hold.store);
+        let Hold { store, mirrors, auditor, .. } = &mut self.hold;
+        let now = Timestamp::now();
+        let changes = store.release(std::iter::once(record), now);
+        mirrors.record(&changes, store);
+        let who = Who::owner(record.origin.owner);
+        auditor.changed(who, Operation::HangUp, &changes, store, now, Instant::now());
     }
 }
 

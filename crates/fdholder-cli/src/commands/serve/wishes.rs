@@ -2,6 +2,7 @@
 //! both.
 
 use crate::failure::{exit, Failure};
+use crate::log::{Destination, Format, Log};
 use crate::options::{number, Milliseconds};
 use crate::program::Invocation;
 use fdholder_daemon::access::Rules;
@@ -31,6 +32,9 @@ pub struct Wishes {
     pub standby: Option<bool>,
     pub fdstore: Option<bool>,
     pub verbosity: Option<u32>,
+    pub audit: Option<bool>,
+    pub log_format: Option<Format>,
+    pub log_to: Option<Destination>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub groups: Option<Vec<u32>>,
@@ -62,6 +66,9 @@ impl Wishes {
             standby: flag("standby"),
             fdstore: flag("fdstore"),
             verbosity: optional("verbosity"),
+            audit: flag("audit"),
+            log_format: invocation.optional("log-format"),
+            log_to: invocation.optional("log-to"),
             uid: optional("uid"),
             gid: optional("gid"),
             groups: known("groups")
@@ -90,6 +97,9 @@ impl Wishes {
             standby: self.standby.or(other.standby),
             fdstore: self.fdstore.or(other.fdstore),
             verbosity: self.verbosity.or(other.verbosity),
+            audit: self.audit.or(other.audit),
+            log_format: self.log_format.or(other.log_format),
+            log_to: self.log_to.or(other.log_to),
             uid: self.uid.or(other.uid),
             gid: self.gid.or(other.gid),
             groups: self.groups.or(other.groups),
@@ -106,6 +116,8 @@ impl Wishes {
             ("standby", self.standby != other.standby),
             ("fdstore", self.fdstore != other.fdstore),
             ("verbosity", self.verbosity != other.verbosity),
+            ("log_format", self.log_format != other.log_format),
+            ("log_to", self.log_to != other.log_to),
             ("uid", self.uid != other.uid),
             ("gid", self.gid != other.gid),
             ("groups", self.groups != other.groups),
@@ -113,7 +125,16 @@ impl Wishes {
         all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
 
-    /// Limits on the server.
+    /// How to log.
+    pub fn log(&self) -> Log {
+        Log {
+            verbosity: self.verbosity.unwrap_or(1),
+            format: self.log_format.unwrap_or_default(),
+            to: self.log_to.unwrap_or_default(),
+        }
+    }
+
+    /// What the server is told.
     pub fn options(&self) -> Options {
         let defaults = Options::default();
         let span =
@@ -129,6 +150,7 @@ impl Wishes {
             first_timeout: span(self.client_timeout_ms),
             lame_duck_timeout: span(self.lame_duck_timeout_ms),
             drop_hung_up: self.drop_hung_up.unwrap_or(false),
+            audit: self.audit.unwrap_or(false),
         }
     }
 

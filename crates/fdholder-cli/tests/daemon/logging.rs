@@ -51,7 +51,7 @@ impl Logged {
     }
 
     fn store(&self, id: &Identifier, limit: Limit, fd: impl Into<OwnedFd>) {
-        self.daemon.client().store(id, limit, &fd.into(), deadline()).unwrap();
+        self.daemon.client().store(id, limit, fd.into(), deadline()).unwrap();
     }
 
     /// A door that is held for a service.
@@ -262,4 +262,66 @@ fn a_journal_must_be_there() {
     let said = stderr(&output);
     assert!(said.contains("unable to log to /run/systemd/journal/socket: "), "{said}");
     assert!(!path.exists());
+}
+
+/// Each change and each refusal of a client, with what it was and why.
+#[test]
+fn what_clients_do_is_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = crate::support::Rules::none(folder.path().join("rules"))
+        .allow("uid/self")
+        .regexes("uid/self", "^(a|web)", "^a")
+        .may("uid/self", &["GETDUMP", "SETDUMP"])
+        .write("uid/self/env/FDHOLDER_MAXFDS", "3\n");
+    let dir = rules.dir.to_str().unwrap();
+    let logged = Logged::start(&["-v0", "--audit", "--log-format", "json", "-i", dir]);
+    let mut client = logged.daemon.client();
+    let (never, deadline) = (Limit::never(), deadline());
+    client.store(&id("a"), never, null(), deadline).unwrap();
+    client.store(&id("a"), never, null(), deadline).unwrap_err();
+    client.store(&id("b"), never, null(), deadline).unwrap_err();
+    client.retrieve(&id("a"), deadline).unwrap();
+    client.retrieve(&id("web"), deadline).unwrap_err();
+    client.list(deadline).unwrap_err();
+    client.delete(&id("a1"), deadline).unwrap_err();
+    drop(client.retrieve_maybe_delete(&id("a"), true, deadline).unwrap());
+    let entry = |name: &str| fdholder::Entry { id: id(name), limit: never, fd: null() };
+    client.setdump(&[entry("x"), entry("y")], deadline).unwrap();
+    client.setdump(&[entry("x"), entry("z"), entry("v")], deadline).unwrap_err();
+    // After a set that was refused nothing more is said on that connection.
+    let mut client = logged.daemon.client();
+    client.getdump(deadline).unwrap();
+    client.store(&id("web"), never, null(), deadline).unwrap();
+    client.store(&id("web2"), never, null(), deadline).unwrap_err();
+    client.delete(&id("web"), deadline).unwrap();
+    eventually("all", || logged.audit_until("delete").len() >= 13);
+    let lines = logged.audit_until("delete");
+    let own = |line: &Value| {
+        let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+        assert_eq!(line["uid"], getuid().as_raw());
+        assert_eq!(line["gid"], getgid().as_raw());
+        assert_eq!(line["pid"], std::process::id());
+        [text("op"), text("id"), text("result")].join(" ")
+    };
+    let told: Vec<_> = lines.iter().map(own).collect();
+    assert_eq!(
+        told,
+        [
+            "store a ok",
+            "store a EBUSY",
+            "store b EPERM",
+            "retrieve web EPERM",
+            "list - EPERM",
+            "delete a1 ENOENT",
+            "take a ok",
+            "setdump x ok",
+            "setdump y ok",
+            "setdump - ENFILE",
+            "store web ok",
+            "store web2 ENFILE",
+            "delete web ok",
+        ]
+    );
+    let why = lines.iter().find(|line| line["id"] == "web2").unwrap()["reason"].to_string();
+    assert!(why.contains("FDHOLDER_MAXFDS"), "{why}");
 }

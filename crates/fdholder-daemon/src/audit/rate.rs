@@ -37,7 +37,7 @@ impl Bucket {
 
     fn has_one(&self, rate: Rate, now: Instant) -> bool {
         let lacks = self.full_at.map_or(Duration::ZERO, |it| it.saturating_duration_since(now));
-        lacks <= rate.span()
+        lacks + rate.interval <= rate.span()
     }
 
     fn take_one(&mut self, rate: Rate, now: Instant) {

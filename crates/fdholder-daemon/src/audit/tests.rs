@@ -70,7 +70,7 @@ fn id(text: &str) -> Identifier {
 
 const SOMEBODY: Who = Who { uid: 7, gid: Some(8), pid: Some(9) };
 
-fn event<'a>(uid: u32, id: &'a Identifier) -> Event<'a> {
+fn event(uid: u32, id: &Identifier) -> Event<'_> {
     let who = Who { uid, ..SOMEBODY };
     Event { who, operation: Operation::Store, id: Some(id), verdict: Verdict::Done }
 }
@@ -167,7 +167,7 @@ fn what_is_left_out_is_told_of() {
     assert_eq!(flood(&mut auditor, later).len() as u32, burst);
     let due = auditor.due().unwrap();
     assert_eq!(due, later + AUDIT_PER_USER.span());
-    assert_eq!(said(|| auditor.tend(due - Duration::from_nanos(1))).len(), 0);
+    assert_eq!(said(|| auditor.tend(due.checked_sub(Duration::from_nanos(1)).unwrap())).len(), 0);
     assert_eq!(said(|| auditor.tend(due)), ["left_out=5 uid=7"]);
     assert_eq!(auditor.due(), None);
 }

@@ -4,6 +4,7 @@ use crate::commands::Wishes;
 use crate::endpoint::{Endpoint, EndpointOptions};
 use crate::failure::{exit, Failure};
 use fdholder::Identifier;
+use fdholder_daemon::confinement::advice;
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -42,7 +43,11 @@ impl Config {
     /// Where what is wrong, and what may have been meant.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let file = path.display();
-        let text = read(path).map_err(|error| Failure::system(format!("read {file}"), error))?;
+        let text = read(path).map_err(|error| {
+            let advice = advice(error.kind());
+            let failure = Failure::system(format!("read {file}"), error);
+            Failure::new(failure.code(), format_args!("{failure}{advice}"))
+        })?;
         Self::parse(&text)
             .map_err(|problem| Failure::new(exit::USAGE, format_args!("{file}{problem}")))
     }

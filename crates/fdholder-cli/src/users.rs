@@ -4,8 +4,10 @@
 
 use crate::options::number;
 use fdholder_daemon::access::User;
+use fdholder_daemon::confinement::advice;
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 
 const PASSWD: &str = "/etc/passwd";
 
@@ -14,13 +16,13 @@ const PASSWD: &str = "/etc/passwd";
 ///
 /// # Errors
 ///
-/// Which of them is not there.
+/// Which of them is not there, or why that cannot be seen.
 pub fn read_owner(text: &str) -> Result<User, String> {
     let (user, group) = text.split_once(':').map_or((text, None), |(u, g)| (u, Some(g)));
     let (uid, its_gid) = if let Ok(uid) = number(user) {
         (uid, uid)
     } else {
-        let (uid, gid) = look_up(PASSWD, user)
+        let (uid, gid) = look_up(PASSWD, user)?
             .ok_or_else(|| format!("there is no user '{user}' in {PASSWD}"))?;
         (uid, gid.unwrap_or(uid))
     };
@@ -28,7 +30,7 @@ pub fn read_owner(text: &str) -> Result<User, String> {
         None => its_gid,
         Some((_, Ok(gid))) => gid,
         Some((group, Err(_))) => {
-            look_up("/etc/group", group)
+            look_up("/etc/group", group)?
                 .ok_or_else(|| format!("there is no group '{group}' in /etc/group"))?
                 .0
         }
@@ -37,14 +39,20 @@ pub fn read_owner(text: &str) -> Result<User, String> {
 }
 
 /// The third field of a line, and the fourth if it is a number.
-fn look_up(file: &str, name: &str) -> Option<(u32, Option<u32>)> {
-    let content = fs::read_to_string(file).ok()?;
-    content.lines().find_map(|line| {
+fn look_up(file: &str, name: &str) -> Result<Option<(u32, Option<u32>)>, String> {
+    let content = match fs::read_to_string(file) {
+        Ok(content) => content,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => {
+            return Err(format!("unable to read {file}: {error}{}", advice(error.kind())));
+        }
+    };
+    Ok(content.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then_some(())?;
         let id = fields.nth(1)?.parse().ok()?;
         Some((id, fields.next().and_then(|gid| gid.parse().ok())))
-    })
+    }))
 }
 
 /// The names of users.

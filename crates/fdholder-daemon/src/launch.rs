@@ -1,5 +1,6 @@
 //! Starting this program once more, connected with this process.
 
+use crate::confinement::is_confined;
 use rustix::io::{fcntl_setfd, FdFlags};
 use std::ffi::OsString;
 use std::io;
@@ -13,6 +14,9 @@ pub const FOLLOW_VARIABLE: &str = "FDHOLDER_FOLLOW";
 
 /// The same for one that is to take over at once.
 pub const TAKE_OVER_VARIABLE: &str = "FDHOLDER_TAKE_OVER";
+
+/// The variable that says that whoever started a daemon was confined, and with it this one.
+pub const CONFINED_VARIABLE: &str = "FDHOLDER_CONFINED";
 
 /// What systemd says of the descriptors that it gives to a process.
 pub const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -76,6 +80,11 @@ impl Launch {
             command.env_remove(WATCHDOG_PID);
         }
         command.env(variable, link.as_raw_fd().to_string());
+        if is_confined() {
+            command.env(CONFINED_VARIABLE, "1");
+        } else {
+            command.env_remove(CONFINED_VARIABLE);
+        }
         Ok(command)
     }
 

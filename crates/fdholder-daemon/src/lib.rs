@@ -10,6 +10,7 @@ pub mod access;
 pub mod audit;
 mod bugs;
 mod closing;
+pub mod confinement;
 mod connection;
 mod courier;
 pub mod credentials;

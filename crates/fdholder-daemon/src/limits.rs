@@ -207,6 +207,10 @@ pub const RULES_FILE_LEN_MAX: u64 = 64 << 20;
 /// Bytes of each part of a record in a cdb of rules, by its format.
 pub const RULES_RECORD_PART_MAX: usize = 4096;
 
+/// Files of a rules folder among which links are looked for when a daemon starts, so that it
+/// does not take long to.
+pub const RULES_LOOKED_AT_MAX: usize = 20_000;
+
 /// Users whose rights are remembered. Each is a few hundred bytes and a compiled regular
 /// expression; when more come, all are forgotten and read again.
 pub const RIGHTS_CACHED_MAX: usize = 1024;

@@ -1,6 +1,7 @@
 //! The socket a holder listens on: made at a path, or inherited.
 
 use crate::access::User;
+use crate::confinement::explain;
 use crate::credentials;
 use rustix::fs::{
     chown, flock, lstat, open, unlink, FileType, FlockOperation, Gid, Mode, OFlags, Uid,
@@ -91,7 +92,7 @@ impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::System { doing, errno } => {
-                write!(f, "unable to {doing}: {}", fdholder::strerror(*errno))?;
+                write!(f, "unable to {doing}: {}", explain(*errno))?;
                 if *errno == Errno::NAMETOOLONG {
                     f.write_str(" (the path of a socket has at most 107 bytes)")?;
                 }

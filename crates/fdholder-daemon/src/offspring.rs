@@ -3,6 +3,7 @@
 //! To start one and to let go of one that has ended takes the kernel milliseconds when many
 //! descriptors are open, in which the loop has clients to serve.
 
+use crate::confinement::advice;
 use crate::launch::Launch;
 use crate::limits::COURIER_STACK_LEN;
 use rustix::process::{
@@ -136,7 +137,8 @@ fn look_after(launch: &Launch, link: OwnedFd, state: &Mutex<State>) {
             child
         }
         Err(error) => {
-            *lock(state) = State::Ended(format!("unable to start it: {error}"));
+            *lock(state) =
+                State::Ended(format!("unable to start it: {error}{}", advice(error.kind())));
             // Now whoever reads the other end is told.
             return;
         }

@@ -1,6 +1,7 @@
 //! `serve`: be the holder. `s6-fdholder-daemon` makes its socket, `s6-fdholderd` gets it
 //! as standard input.
 
+mod confine;
 mod reload;
 mod sockets;
 mod start;
@@ -16,12 +17,14 @@ use crate::passing::activation;
 use crate::program::{Invocation, Program};
 use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
+use confine::Needs;
 use fdholder_daemon::access::{Rules, User};
 use fdholder_daemon::fdstore::{self, Notifier, Past};
 use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
+use fdholder_daemon::privileges::{drop_to, gain_none, Become};
 use fdholder_daemon::signals::Signals;
 use fdholder_daemon::{Ended, Options, Reload, Room, Server};
 use sockets::{Missing, Sockets};
@@ -136,6 +139,12 @@ fn define_server(command: Command) -> Command {
                 "Have systemd keep a copy of everything, for the next start of this service",
             ),
         )
+        .arg(
+            Arg::new("no-landlock")
+                .long("no-landlock")
+                .action(ArgAction::SetTrue)
+                .help("Be able to open more than rules and what else is named here"),
+        )
 }
 
 fn define_daemon(command: Command) -> Command {
@@ -157,7 +166,8 @@ fn define_daemon(command: Command) -> Command {
              max_connections = 256\n  \
              client_timeout_ms = 5000\n  \
              lame_duck_timeout_ms = 5000\n  \
-             standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups\n  \
+             standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups,\n  \
+                              # landlock\n  \
              audit = true     # log_format = \"json\", log_to = \"journal\"\n  \
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
@@ -242,6 +252,7 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
         ..Listen::stream_at(path)
     };
     let mut settings = Settings::of(invocation, &wishes)?;
+    settings.needs = Needs::of(&wishes, file.clone(), &sockets);
     settings.sockets = Sockets::of(sockets);
     settings.reload = file.map(|file| reload::by(file, said, wishes));
     let start = if let Some(start) = start::by_following(&settings)? {
@@ -277,7 +288,8 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     require_rules(invocation, &wishes)?;
     // Nothing may fail that could have failed before, once everything has been taken over.
     let rules = wishes.rules()?;
-    let settings = Settings::of(invocation, &wishes)?;
+    let mut settings = Settings::of(invocation, &wishes)?;
+    settings.needs = Needs::of(&wishes, None, &[]);
     let place = "standard input";
     if let Some(start) = start::by_following(&settings)? {
         return settings.serve(start, rules, place);
@@ -291,6 +303,7 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
         .try_clone_to_owned()
         .map_err(|error| Failure::system("take the socket from standard input", error))?;
     let inheritance = Inheritance::of(listener, settings.room.capacity);
+    settings.give_up(&Become::default())?;
     settings.serve(Start::Anew(inheritance, Past::none()), rules, place)
 }
 
@@ -313,6 +326,8 @@ struct Settings {
     sockets: Sockets,
     /// How to read the configuration again.
     reload: Option<Reload>,
+    /// What may be needed of the file system.
+    needs: Needs,
 }
 
 impl Settings {
@@ -348,7 +363,7 @@ impl Settings {
         room.grow_descriptor_table(signals.term());
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor();
-        let (watchdog, sockets, reload) = (watchdog(), Sockets::default(), None);
+        let (watchdog, sockets) = (watchdog(), Sockets::default());
         Ok(Self {
             options,
             room,
@@ -359,8 +374,22 @@ impl Settings {
             successor,
             signals,
             sockets,
-            reload,
+            reload: None,
+            needs: Needs::default(),
         })
+    }
+
+    /// Becomes this user, and gives up whatever is not needed to serve. What may not fail any
+    /// more was done before; and no thread was started.
+    fn give_up(&self, user: &Become) -> Result<(), Failure> {
+        let left = |error| Failure::new(exit::SYSTEM, error);
+        drop_to(user).map_err(left)?;
+        if user.uid.is_some() && user.gid.is_none() && User::this_process().gid == 0 {
+            warn!("it stays in root's group: see option -g");
+        }
+        gain_none().map_err(left)?;
+        self.needs.give_up_the_rest(&self.successor);
+        Ok(())
     }
 
     /// What both names of the daemon do once there is something to serve with.

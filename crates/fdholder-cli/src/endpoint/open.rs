@@ -4,6 +4,7 @@ use super::options::{EndpointOptions, Mode};
 use super::{Endpoint, UnixAddress, UnixKind};
 use crate::sockopt::set_tcp_fastopen;
 use fdholder::{strerror, Errno};
+use fdholder_daemon::confinement::explain;
 use fdholder_daemon::listen::{listen_at, Listen, ListenError, BACKLOG_DEFAULT};
 use rustix::fs::{
     chmodat, chown, fstat, memfd_create, mkfifoat, open, AtFlags, FileType, Gid, MemfdFlags,
@@ -44,6 +45,10 @@ impl OpenError {
             }
             _ => Self::Other(text),
         }
+    }
+
+    fn of_file(doing: &str, errno: Errno) -> Self {
+        Self::Other(format!("unable to {doing}: {}", explain(errno)))
     }
 }
 
@@ -163,12 +168,12 @@ fn abstract_socket(
 }
 
 fn fifo(path: &Path, options: &EndpointOptions) -> Result<OwnedFd, OpenError> {
-    let failed = |doing: &'static str| move |errno| OpenError::system(doing, errno);
+    let failed = |doing: &'static str| move |errno| OpenError::of_file(doing, errno);
     let wanted = rustix::fs::Mode::from_raw_mode(mode(options));
     let is_new = match mkfifoat(CWD, path, wanted) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
-        Err(errno) => return Err(OpenError::system("make a fifo", errno)),
+        Err(errno) => return Err(OpenError::of_file("make a fifo", errno)),
     };
     if is_new {
         // Whatever the umask is.

@@ -3,6 +3,7 @@
 
 mod bind;
 mod config;
+mod confined;
 mod exec;
 mod hung_up;
 mod lifecycle;

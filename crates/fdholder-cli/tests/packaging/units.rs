@@ -132,9 +132,14 @@ pub fn is_safe() {
     assert_exit(&said, 0);
     let said = stdout(&said);
     let level = said.split("exposure level for fdholder.service: ").nth(1).unwrap();
-    let level: Vec<_> = level.split_whitespace().take(2).collect();
-    let claim = format!("says {}, {}.", level[0], level[1]);
-    assert!(fs::read_to_string(unit).unwrap().contains(&claim), "{claim}");
+    let level: f64 = level.split_whitespace().next().unwrap().parse().unwrap();
+    // Another systemd may weigh things otherwise; worse than it is said to be it is not.
+    for text in [unit, file("../docs/least-privilege.md")] {
+        let says = fs::read_to_string(text).unwrap();
+        let claim = says.split(" says ").find_map(|rest| rest.split_once(", SAFE")).unwrap().0;
+        assert!(level <= claim.parse().unwrap(), "{level} is worse than {claim}");
+    }
+    assert!(level <= 0.5, "{level}");
 }
 
 /// What README.md says happens.

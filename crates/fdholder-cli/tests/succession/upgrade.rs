@@ -32,6 +32,11 @@ impl Upgradable {
         Self { family, installed, pid }
     }
 
+    /// One that executes scripts, too: these need a shell, which a confined one does not.
+    fn by_scripts(options: &[&str]) -> Self {
+        Self::new(&[&["--no-landlock"], options].concat())
+    }
+
     fn upgrade(&self) -> Output {
         suite::fdholder(["upgrade", self.family.path.to_str().unwrap()]).output().unwrap()
     }
@@ -78,7 +83,7 @@ fn a_signal_does_it_too() {
 /// A program that does not start changes nothing, and it is said why.
 #[test]
 fn a_program_that_does_not_start_changes_nothing() {
-    let it = Upgradable::new(&[]);
+    let it = Upgradable::by_scripts(&[]);
     let mut idle = it.family.client();
     fill(&mut idle, it.family.folder.path(), 300);
     let before = content(&mut idle);
@@ -105,7 +110,7 @@ fn a_program_that_does_not_start_changes_nothing() {
 /// A client that leaves with its reply unread, while others are told that an upgrade failed.
 #[test]
 fn a_client_may_leave_when_an_upgrade_fails() {
-    let it = Upgradable::new(&[]);
+    let it = Upgradable::by_scripts(&[]);
     fill(&mut it.family.client(), it.family.folder.path(), 3);
     let mut asks = UnixStream::connect(&it.family.path).unwrap();
     let upgrade = Request::<OwnedFd>::Extension(Extension::Upgrade).into_message();
@@ -161,7 +166,7 @@ fn many_upgrades_may_fail() {
 /// keeper serves.
 #[test]
 fn the_keeper_serves_when_nobody_comes() {
-    let mut it = Upgradable::new(&[]);
+    let mut it = Upgradable::by_scripts(&[]);
     let mut idle = it.family.client();
     fill(&mut idle, it.family.folder.path(), 300);
     let before = content(&mut idle);
@@ -183,7 +188,7 @@ fn the_keeper_serves_when_nobody_comes() {
 /// One that stands still for longer than the keeper waits does not serve beside it.
 #[test]
 fn a_slow_program_does_not_serve_beside_the_keeper() {
-    let mut it = Upgradable::new(&[]);
+    let mut it = Upgradable::by_scripts(&[]);
     fill(&mut it.family.client(), it.family.folder.path(), 30);
     let before = content(&mut it.family.client());
     let ours = env!("CARGO_BIN_EXE_fdholder");
@@ -202,7 +207,7 @@ fn a_slow_program_does_not_serve_beside_the_keeper() {
 /// Signals that come while one program becomes the other are for the next.
 #[test]
 fn no_signal_is_lost_in_between() {
-    let mut it = Upgradable::new(&[]);
+    let mut it = Upgradable::by_scripts(&[]);
     let ours = env!("CARGO_BIN_EXE_fdholder");
     it.installed.replace_by_script(&format!(
         "[ -z \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\n\
@@ -295,7 +300,7 @@ fn a_daemon_with_a_standby_is_upgraded() {
 /// the new program finds nobody to take over from, the standby serves.
 #[test]
 fn the_keeper_may_be_killed_when_there_is_a_standby() {
-    let mut it = Upgradable::new(&["--standby"]);
+    let mut it = Upgradable::by_scripts(&["--standby"]);
     fill(&mut it.family.client(), it.family.folder.path(), 30);
     let before = content(&mut it.family.client());
     let standby = it.family.standby();

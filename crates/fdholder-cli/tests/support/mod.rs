@@ -18,6 +18,7 @@ pub use installed::Installed;
 pub use suite::Suite;
 
 use fdholder::{Client, Deadline, Entry, Identifier, Limit};
+use landlock::{AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -42,6 +43,16 @@ pub fn is_missing(what: &str) {
     let required = std::env::var_os("FDHOLDER_REQUIRE_PEERS").is_some();
     assert!(!required, "{what} is not installed: scripts/peers");
     eprintln!("left out: {what} is not installed");
+}
+
+/// Whether this kernel can confine a process; if not, a part of a test is left out.
+pub fn has_landlock() -> bool {
+    let strict = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let has_it = strict.handle_access(AccessFs::Execute).is_ok();
+    if !has_it {
+        eprintln!("left out: this kernel has no Landlock");
+    }
+    has_it
 }
 
 /// Waits until `condition` holds.

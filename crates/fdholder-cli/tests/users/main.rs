@@ -25,6 +25,8 @@ fn main() {
         trial("rules_by_uid_and_gid::s6-2.13", Some(Suite::S6V213), rules(Suite::S6V213)),
         trial("without_rules_nobody_else_gets_in", None, without_rules_nobody_else_gets_in),
         trial("privileges_are_dropped", None, privileges_are_dropped),
+        trial("what_is_left_of_privileges_is_given_up", None, what_is_left_is_given_up),
+        trial("who_keeps_privileges_does_not_serve", None, who_keeps_privileges_does_not_serve),
         trial("a_daemon_of_another_user_is_left_alone", None, another_user_is_left_alone),
         trial("one_that_gave_up_privileges_is_taken_over", None, privileged_takeover),
         trial("an_ordinary_user_has_a_standby", None, an_ordinary_user_has_a_standby),
@@ -160,10 +162,20 @@ fn without_rules_nobody_else_gets_in() {
     daemon.client().list(deadline()).unwrap();
 }
 
-fn ids_of(pid: u32, field: &str) -> Vec<u32> {
+fn status_of(pid: u32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    line.split_whitespace().map(|number| number.parse().unwrap()).collect()
+    status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
+}
+
+fn ids_of(pid: u32, field: &str) -> Vec<u32> {
+    status_of(pid, field).split_whitespace().map(|number| number.parse().unwrap()).collect()
+}
+
+fn assert_has_no_capabilities(pid: u32) {
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(status_of(pid, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status_of(pid, "NoNewPrivs:"), "1");
 }
 
 fn privileges_are_dropped() {
@@ -175,11 +187,109 @@ fn privileges_are_dropped() {
     assert_eq!(ids_of(daemon.pid(), "Uid:"), [1001; 4]);
     assert_eq!(ids_of(daemon.pid(), "Gid:"), [1002; 4]);
     assert_eq!(ids_of(daemon.pid(), "Groups:"), [1003, 1004]);
+    assert_has_no_capabilities(daemon.pid());
     // Its own user may use it; root is nobody to it.
     let path = path.to_str().unwrap();
     assert_exit(&run_as(1001, 9, &binary, &["store", path, "x"]), 0);
     assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", path])), "x\n");
     assert_exit(&run_as(0, 0, &binary, &["list", path]), 1);
+}
+
+/// A daemon of root's, which began in the groups 5 and 7, and with a standby.
+fn start_in_groups(setpriv: &[&str], options: &[&str]) -> (tempfile::TempDir, Daemon) {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("setpriv");
+    command.args(["--groups", "5,7"]).args(setpriv).arg("--").arg(binary);
+    command.args(["serve", "-1", "-v0", "--standby"]).args(options).arg(&path);
+    (folder, Daemon::spawn(command, &path))
+}
+
+/// Root's groups, and capabilities that would stay when the user changes.
+fn what_is_left_is_given_up() {
+    let kept = ["--securebits", "+no_setuid_fixup"];
+    let ambient = ["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"];
+    for setpriv in [&[][..], &kept, &ambient] {
+        let (_folder, daemon) = start_in_groups(setpriv, &["-u", "1001", "-g", "1002"]);
+        let standby = child_of(daemon.pid());
+        for pid in [daemon.pid(), standby] {
+            assert_eq!(ids_of(pid, "Uid:"), [1001; 4]);
+            assert_eq!(ids_of(pid, "Gid:"), [1002; 4]);
+            assert_eq!(ids_of(pid, "Groups:"), [0; 0]);
+            assert_has_no_capabilities(pid);
+        }
+        daemon.terminate();
+    }
+    // Whoever stays root stays in its groups, and gains no more.
+    let (_folder, daemon) = start_in_groups(&[], &[]);
+    assert_eq!(ids_of(daemon.pid(), "Groups:"), [5, 7]);
+    assert_eq!(status_of(daemon.pid(), "NoNewPrivs:"), "1");
+    assert_ne!(status_of(daemon.pid(), "CapEff:"), "0000000000000000");
+    daemon.terminate();
+    // And so does an ordinary user who says who it is.
+    let as_1001 = ["--reuid", "1001", "--regid", "1002"];
+    let (folder, binary) = common_folder();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("setpriv");
+    command.args(as_1001).args(["--groups", "5,7"]).arg(binary);
+    command.args(["serve", "-1", "-v0", "-u", "1001", "-g", "1002"]).arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    assert_eq!(ids_of(daemon.pid(), "Groups:"), [5, 7]);
+    assert_has_no_capabilities(daemon.pid());
+}
+
+fn child_of(pid: u32) -> u32 {
+    let mut child = None;
+    support::eventually("it has a child", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        child = tasks.into_iter().find_map(|task| {
+            let children = fs::read_to_string(task.path().join("children")).ok()?;
+            children.split_whitespace().next()?.parse().ok()
+        });
+        // It is that program by now.
+        child.is_some_and(|child| status_of(child, "Name:") == "fdholder")
+    });
+    child.unwrap()
+}
+
+/// When the kernel says that it has done what it has not.
+fn who_keeps_privileges_does_not_serve() {
+    let (folder, binary) = common_folder();
+    // So that whoever it is can remove its socket.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("holder");
+    for (call, says) in [
+        ("setuid", "its users are 0 0 0 0 (real, effective, saved, file system)"),
+        ("setgid", "its groups are 0 0 0 0 (real, effective, saved, file system)"),
+        ("setgroups", "its supplementary groups are 5 7"),
+        ("capset", "it has capabilities"),
+    ] {
+        let mut command = Command::new("strace");
+        command.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);
+        // setpriv has done its part by then.
+        command.arg(format!(
+            "inject={call}:retval=0:when={}",
+            if call == "setgroups" { 2 } else { 1 }
+        ));
+        command.args(["setpriv", "--securebits", "+no_setuid_fixup"]);
+        command.args(["--groups", "5,7", "--"]).arg(&binary);
+        let output =
+            command.args(["serve", "-u", "1001", "-g", "1002"]).arg(&path).output().unwrap();
+        assert_exit(&output, 111);
+        let said =
+            format!("fdholder serve: fatal: privileges were not given up for good: {says}\n");
+        assert_eq!(stderr(&output), said);
+        assert!(!path.exists(), "{call}");
+    }
+    // Where it may not even try, it does not serve either.
+    let refused = Command::new(&binary)
+        .args(["serve", "-u", "1001"])
+        .arg(folder.path().join("other"))
+        .uid(1002)
+        .output()
+        .unwrap();
+    assert_exit(&refused, 111);
 }
 
 /// What a configuration wants open may take privileges that the daemon gives up.

@@ -4,6 +4,7 @@
 //! All positions come from the file, so each is checked before it is followed.
 
 use super::{broken, Refusal, Rights, Verdict};
+use crate::confinement::explain;
 use crate::limits::{RULES_FILE_LEN_MAX, RULES_RECORD_PART_MAX};
 use rustix::fs::{fstat, open, FileType, Mode, OFlags};
 use std::fs::File;
@@ -36,7 +37,7 @@ impl Cdb {
         let mut bytes = Vec::new();
         // NONBLOCK so that a FIFO put in the place does not stop the daemon.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let system = |errno| broken(path, fdholder::strerror(errno));
+        let system = |errno| broken(path, explain(errno));
         let file = open(path, flags, Mode::empty()).map_err(system)?;
         if FileType::from_raw_mode(fstat(&file).map_err(system)?.st_mode) != FileType::RegularFile {
             return Err(broken(path, "not a regular file"));

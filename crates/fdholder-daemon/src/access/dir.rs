@@ -2,6 +2,7 @@
 
 use super::freshness::Witness;
 use super::{broken, decide, Refusal, Rights, User, Verdict, VARIABLES};
+use crate::confinement::explain;
 use crate::limits::RULE_FILE_LEN_MAX;
 use rustix::fs::{accessat, fstat, lstat, open, Access, AtFlags, FileType, Mode, OFlags, CWD};
 use rustix::io::Errno;
@@ -75,7 +76,7 @@ fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refus
     let file = match open(c_path.as_c_str(), flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(broken(path, fdholder::strerror(errno))),
+        Err(errno) => return Err(broken(path, explain(errno))),
     };
     let stat = fstat(&file).map_err(|errno| broken(path, fdholder::strerror(errno)))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

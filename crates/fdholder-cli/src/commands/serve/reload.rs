@@ -24,6 +24,9 @@ pub fn by(file: PathBuf, said: Wishes, begun: Wishes) -> Reload {
         if !later.is_empty() {
             warn!("{} as before, until the daemon is upgraded", later.join(", "));
         }
+        if begun.landlock != wishes.landlock {
+            warn!("landlock as before, until the daemon is started anew, which takes over");
+        }
         if let Some(path) = begun.path.as_ref().filter(|_| mode(&wishes) != mode(&in_force)) {
             if let Err(error) = set_permissions(path, Permissions::from_mode(mode(&wishes))) {
                 warn!("{} keeps the mode it has: {error}", path.display());

@@ -11,7 +11,7 @@ use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
 use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
-use fdholder_daemon::privileges::{drop_to, Become};
+use fdholder_daemon::privileges::Become;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::ffi::OsStr;
 use std::fmt;
@@ -69,7 +69,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
     let unable = |error| Failure::new(exit::SYSTEM, format_args!("unable to follow: {error}"));
     let begin = |socket| Follower::begin(socket, settings.room.capacity).map_err(unable);
+    // It was started as the user that it is to be.
+    let settle = || settings.give_up(&Become::default());
     if let Some(socket) = socket_in(TAKE_OVER_VARIABLE)? {
+        settle()?;
         let follower = begin(socket)?;
         let pid = follower.head().pid;
         // The keeper would serve in its place, but under another pid.
@@ -79,6 +82,7 @@ pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
     let Some(socket) = socket_in(FOLLOW_VARIABLE)? else { return Ok(None) };
     // It was started by a path that says nothing of its name, by which people look for it.
     let _ = rustix::thread::set_name(c"fdholder");
+    settle()?;
     let follower = begin(socket)?;
     let pid = follower.head().pid;
     match follower.stand_by(settings.signals.term()).map_err(unable)? {
@@ -133,7 +137,7 @@ pub fn at(
         },
     };
     if let Some(listener) = listener {
-        become_user(user)?;
+        settings.give_up(user)?;
         return Ok(Start::Anew(with(listener, store), past));
     }
     let begin = |listener| Ok(Start::Anew(with(listener, store), past));
@@ -143,10 +147,6 @@ pub fn at(
 /// What is said when systemd is to give what it has by now.
 const GONE: &str =
     "the daemon that served has gone before it was taken over from: start this one again";
-
-fn become_user(user: &Become) -> Result<(), Failure> {
-    drop_to(user).map_err(|(doing, errno)| Failure::system(doing, errno))
-}
 
 /// Begins with a new socket on a path; or takes over from the fdholder that is there, as long as
 /// it may be.
@@ -166,7 +166,7 @@ fn listen_or_take_over(
         let (pid, uid) = match listen_at(listen) {
             Ok(listener) => {
                 if !has_become {
-                    if let Err(failure) = become_user(user) {
+                    if let Err(failure) = settings.give_up(user) {
                         // No daemon, no socket; if it cannot be removed, the next one will.
                         let _ = std::fs::remove_file(&listen.path);
                         return Err(failure);
@@ -179,7 +179,7 @@ fn listen_or_take_over(
         };
         // It decides by who we are.
         if !has_become {
-            become_user(user)?;
+            settings.give_up(user)?;
             has_become = true;
         }
         let stop = settings.signals.term();

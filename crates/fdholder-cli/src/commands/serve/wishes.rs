@@ -5,7 +5,9 @@ use crate::failure::{exit, Failure};
 use crate::log::{Destination, Format, Log};
 use crate::options::{number, Milliseconds};
 use crate::program::Invocation;
+use fdholder::Errno;
 use fdholder_daemon::access::Rules;
+use fdholder_daemon::confinement::{explain, is_refused};
 use fdholder_daemon::privileges::Become;
 use fdholder_daemon::Options;
 use serde::Deserialize;
@@ -31,6 +33,7 @@ pub struct Wishes {
     pub drop_hung_up: Option<bool>,
     pub standby: Option<bool>,
     pub fdstore: Option<bool>,
+    pub landlock: Option<bool>,
     pub verbosity: Option<u32>,
     pub audit: Option<bool>,
     pub log_format: Option<Format>,
@@ -65,6 +68,7 @@ impl Wishes {
             drop_hung_up: flag("drop-hung-up"),
             standby: flag("standby"),
             fdstore: flag("fdstore"),
+            landlock: flag("no-landlock").map(|no| !no),
             verbosity: optional("verbosity"),
             audit: flag("audit"),
             log_format: invocation.optional("log-format"),
@@ -96,6 +100,7 @@ impl Wishes {
             drop_hung_up: self.drop_hung_up.or(other.drop_hung_up),
             standby: self.standby.or(other.standby),
             fdstore: self.fdstore.or(other.fdstore),
+            landlock: self.landlock.or(other.landlock),
             verbosity: self.verbosity.or(other.verbosity),
             audit: self.audit.or(other.audit),
             log_format: self.log_format.or(other.log_format),
@@ -173,6 +178,12 @@ impl Wishes {
         let Some(dir) = &self.rules_dir else { return Ok(Rules::owner_only()) };
         if !dir.is_dir() {
             warn!("{} is not a folder: nobody may connect until it is", dir.display());
+        }
+        // Then nobody could connect, and why would be told to none who can do something.
+        if is_refused(dir) {
+            let (dir, why) = (dir.display(), explain(Errno::ACCESS));
+            let problem = format_args!("unable to read the rules: {dir}: {why}");
+            return Err(Failure::new(exit::SYSTEM, problem));
         }
         Ok(Rules::in_dir(dir))
     }

@@ -1,0 +1,96 @@
+//! What a daemon will need of the file system, by what it is told.
+
+use super::Wishes;
+use crate::config::Socket;
+use crate::endpoint::{Endpoint, UnixAddress};
+use fdholder_daemon::confinement::{is_inherited, Confinement};
+use fdholder_daemon::launch::Launch;
+use std::path::PathBuf;
+use tracing::{debug, warn};
+
+/// Names of users are looked up here.
+const ETC: &str = "/etc/passwd";
+
+/// What it was told, until it is needed.
+#[derive(Debug, Default)]
+pub struct Needs {
+    rules: Option<Rules>,
+    config: Option<PathBuf>,
+    path: Option<PathBuf>,
+    endpoints: Vec<Endpoint>,
+    names_users: bool,
+    is_to_be_confined: bool,
+}
+
+#[derive(Debug)]
+enum Rules {
+    Folder(PathBuf),
+    File(PathBuf),
+}
+
+impl Needs {
+    /// Of a daemon with these wishes, a file that they come from, and what that wants open.
+    pub fn of(wishes: &Wishes, config: Option<PathBuf>, sockets: &[Socket]) -> Self {
+        let file = wishes.rules_file.clone().map(Rules::File);
+        let names_users = wishes.sockets.values().any(|socket| {
+            let owner = socket.get("owner").and_then(toml::Value::as_str).unwrap_or_default();
+            owner.contains(char::is_alphabetic)
+        });
+        Self {
+            rules: file.or_else(|| wishes.rules_dir.clone().map(Rules::Folder)),
+            config,
+            path: wishes.path.clone(),
+            endpoints: sockets.iter().map(|socket| socket.endpoint.clone()).collect(),
+            names_users,
+            is_to_be_confined: wishes.landlock.unwrap_or(true),
+        }
+    }
+
+    /// Gives up the rest, as far as the kernel can do that. To be called while there is one
+    /// thread, and nothing else is left to be opened.
+    pub fn give_up_the_rest(&self, successor: &Launch) {
+        if is_inherited() {
+            if self.is_to_be_confined {
+                debug!("opens only what the daemon before could");
+            } else {
+                warn!("landlock = false counts when the daemon is started anew, which takes over");
+            }
+            return;
+        }
+        if !self.is_to_be_confined {
+            return;
+        }
+        match self.confinement(successor).apply() {
+            Ok(true) => debug!("opens only what it will need, from here on (Landlock)"),
+            Ok(false) => debug!("may open whatever its user may: this kernel has no Landlock"),
+            Err(error) => warn!("may open whatever its user may: {error}"),
+        }
+    }
+
+    fn confinement(&self, successor: &Launch) -> Confinement {
+        let mut all = Confinement::with_program(successor);
+        match &self.rules {
+            Some(Rules::Folder(folder)) => all.read_folder(folder),
+            Some(Rules::File(file)) => all.read_file(file),
+            None => {}
+        }
+        if let Some(file) = &self.config {
+            all.read_file(file);
+        }
+        if self.names_users {
+            all.read_file(ETC.as_ref());
+        }
+        if let Some(path) = &self.path {
+            // Whoever listens there may go just now, and then this one makes its own.
+            all.make_socket(path);
+        }
+        for endpoint in &self.endpoints {
+            match endpoint {
+                Endpoint::Unix { address: UnixAddress::Path(path), .. } => all.make_socket(path),
+                Endpoint::Fifo(path) => all.make_fifo(path),
+                _ => {}
+            }
+        }
+        all
+    }
+}

@@ -140,7 +140,12 @@ impl Rights {
 
     /// The rights that an environment grants. Of a variable that is there twice, the
     /// first counts.
-    fn from_environment<'a>(
+    ///
+    /// # Errors
+    ///
+    /// When a value is no regular expression; says which.
+    #[doc(hidden)]
+    pub fn from_environment<'a>(
         variables: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<Self, String> {
         let mut rights = Self::default();
@@ -292,6 +297,12 @@ impl Rules {
         let path = path.into();
         let content = cdb::Cdb::read(&path)?;
         Ok(Self::from(Source::Cdb { path, content }))
+    }
+
+    /// Rules in a cdb that is in memory, for the fuzzers.
+    #[doc(hidden)]
+    pub fn of_cdb(content: cdb::Cdb) -> Self {
+        Self::from(Source::Cdb { path: PathBuf::new(), content })
     }
 
     /// Rules in a folder whose files count as settled at once, so that a test need not wait

@@ -146,6 +146,12 @@ impl<F> Outbox<F> {
         self.queue.len() >= REPLIES_PENDING_MAX || self.bytes >= REPLY_BYTES_PENDING_MAX
     }
 
+    /// How many parts wait, and how many bytes. For tests and fuzzers.
+    #[doc(hidden)]
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.queue.len(), self.bytes)
+    }
+
     /// What to send next: bytes, and the entries whose descriptors go with the first.
     pub fn front(&mut self) -> Option<(&[u8], &[Arc<Record<F>>])> {
         if let Some(Pending::Dump(entries)) = self.queue.front_mut() {

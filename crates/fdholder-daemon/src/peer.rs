@@ -467,8 +467,11 @@ impl Peer {
         // One that has waited is watched, and not by edges, unless it waits for the client to
         // read as well: what has come meanwhile is told.
         let has_waited = self.gate.take().is_some() || has_dropped;
-        let mut reads =
-            if has_waited && !self.interest.contains(EventFlags::ET) { 0 } else { READS_PER_TURN };
+        let is_told = has_waited && !self.interest.contains(EventFlags::ET);
+        // Nobody tells of what was left in the socket as there was no room for it.
+        let is_told = is_told && !std::mem::take(&mut self.waits_for_room);
+        let mut reads = if is_told { 0 } else { READS_PER_TURN };
+        self.waits_for_readers = false;
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let mut progress = has_waited;
         let mut has_read_any = false;

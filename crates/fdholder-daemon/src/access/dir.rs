@@ -96,7 +96,8 @@ fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refus
 
 /// The value that the content of a file stands for, by the rules of envdir: the first
 /// line, without the blanks at its end, NUL meaning newline; none for an empty file.
-fn value_of(mut content: Vec<u8>) -> Option<Vec<u8>> {
+#[doc(hidden)]
+pub fn value_of(mut content: Vec<u8>) -> Option<Vec<u8>> {
     if content.is_empty() {
         return None;
     }

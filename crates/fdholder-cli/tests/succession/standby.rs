@@ -8,6 +8,7 @@ use fdholder::extension::{self, VERSION};
 use fdholder::link::Fed;
 use fdholder::{reply, Client, Entry, Limit, Request, Timestamp};
 use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -280,4 +281,49 @@ fn a_restarted_primary_takes_over_from_the_standby() {
         family.standby();
         eventually("two are left", || family.alive().len() == 2);
     }
+}
+
+/// Clients for whose descriptors there was no room are served when there is, also if followers
+/// were waited for meanwhile.
+#[test]
+fn who_waits_for_room_is_not_forgotten() {
+    let mut family = Family::new();
+    let mut command = std::process::Command::new("sh");
+    let serve = "ulimit -n 800; exec \"$0\" serve -1 --standby -n 440 -c 10 \"$1\"";
+    command.args(["-c", serve, env!("CARGO_BIN_EXE_fdholder")]).arg(&family.path);
+    family.spawn(command);
+    family.standby();
+    let null = File::open("/dev/null").unwrap();
+    let entry = |number: u32| Entry {
+        id: id(&number.to_string()),
+        limit: Limit::never(),
+        fd: null.as_fd(),
+    };
+    let set: Vec<_> = (0..440).map(entry).collect();
+    family.client().setdump(&set, deadline()).unwrap();
+    // Half a message, with most of the descriptors that there is room for.
+    let hand = UnixStream::connect(&family.path).unwrap();
+    let half = [0, 0, 4, 0, 0, 200, b'.'];
+    let fds = vec![null.as_fd(); 200];
+    fdholder::transport::send(&hand, &half, &fds, fdholder::transport::Wait::Yes).unwrap();
+    let mut other = family.client();
+    other.list(deadline()).unwrap();
+    std::thread::scope(|scope| {
+        let store = |name: String| {
+            let mut client = family.client();
+            let null = &null;
+            move || client.store(&id(&name), Limit::never(), null, deadline())
+        };
+        let waiting: Vec<_> =
+            (0..6).map(|number| scope.spawn(store(format!("new{number}")))).collect();
+        // Each answer to these waits for the standby.
+        for number in 0..150 {
+            other.delete(&id(&number.to_string()), deadline()).unwrap();
+        }
+        drop(hand);
+        for client in waiting {
+            client.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(family.client().list(deadline()).unwrap().len(), 296);
 }

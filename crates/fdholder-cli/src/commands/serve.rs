@@ -143,7 +143,7 @@ fn define_server(command: Command) -> Command {
             Arg::new("no-landlock")
                 .long("no-landlock")
                 .action(ArgAction::SetTrue)
-                .help("Be able to open more than rules and what else is named here"),
+                .help("Be able to open files that are not needed from the start on, too"),
         )
 }
 
@@ -157,6 +157,9 @@ fn define_daemon(command: Command) -> Command {
              from it, and the other one ends; clients notice nothing.\n\n\
              SIGUSR2, or fdholder upgrade PATH, has it become the program that is now on disk, \
              with the same pid; clients notice nothing.\n\n\
+             Once it serves it opens only what it was started for, by folders (Landlock): rules, \
+             configuration, its own sockets and program. For another folder it is started anew, \
+             which takes over.\n\n\
              A file for --config says the same by the same names, and what to open and hold \
              from the start (fdholder config check FILE looks at it; what is said on the \
              command line counts more):\n  \
@@ -166,9 +169,9 @@ fn define_daemon(command: Command) -> Command {
              max_connections = 256\n  \
              client_timeout_ms = 5000\n  \
              lame_duck_timeout_ms = 5000\n  \
-             standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups,\n  \
-                              # landlock\n  \
-             audit = true     # log_format = \"json\", log_to = \"journal\"\n  \
+             standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups\n  \
+             audit = true                       # log_format = \"json\", log_to = \"journal\"\n  \
+             landlock = false                   # as --no-landlock\n  \
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
              nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\
@@ -196,7 +199,7 @@ fn define_daemon(command: Command) -> Command {
                 .long("groups")
                 .value_name("GID,…")
                 .value_parser(OsStringValueParser::new().try_map(|text| groups(&text)))
-                .help("Supplementary groups to take on"),
+                .help("Supplementary groups to take on [default: none with -u]"),
         )
         .arg(number_option("gid", 'g', "gid").help("Group to become"))
         .arg(number_option("uid", 'u', "uid").help("User to become"))

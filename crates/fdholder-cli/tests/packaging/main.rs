@@ -34,6 +34,7 @@ fn main() {
         validator("the_manifests_are_as_kubernetes_wants_them", containers::manifests),
         systemd("the_units_have_no_mistake", units::verified),
         systemd("the_unit_is_safe", units::is_safe),
+        systemd("the_unit_lets_it_confine_itself", units::is_confined),
         systemd("the_unit_survives_what_it_says", units::survives),
         systemd("the_unit_becomes_another_program", units::reloads),
         systemd("the_socket_starts_it", units::socket),

@@ -6,7 +6,7 @@ use crate::support::family::is_alive;
 use crate::support::system::package;
 use crate::support::systemd::{Manager, Whom};
 use crate::support::{
-    assert_exit, content_at, deadline, eventually, id, marked_file, stdout, PATIENCE,
+    assert_exit, content_at, deadline, eventually, has_landlock, id, marked_file, stdout, PATIENCE,
 };
 use fdholder::{Client, Limit};
 use rustix::process::Signal;
@@ -140,6 +140,17 @@ pub fn is_safe() {
         assert!(level <= claim.parse().unwrap(), "{level} is worse than {claim}");
     }
     assert!(level <= 0.5, "{level}");
+}
+
+/// What the unit allows is enough for it to give up more by itself.
+pub fn is_confined() {
+    if !has_landlock() {
+        return;
+    }
+    let serve = "/usr/bin/fdholder serve -v2 --fdstore -i /etc/fdholder/rules %t/fdholder/holder";
+    let holder = Holder::start(&format!("ExecStart=\nExecStart={serve}"));
+    let output = holder.manager.output();
+    assert!(output.contains("from here on (Landlock)"), "{output}");
 }
 
 /// What README.md says happens.

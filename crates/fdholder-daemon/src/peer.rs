@@ -146,9 +146,10 @@ pub(crate) fn has_taken(
     Ok(all_is_read)
 }
 
-/// Whether something may succeed a little later: the kernel has no memory at this moment.
+/// Whether something may succeed a little later: the kernel, or this process, has no room at
+/// this moment.
 fn is_for_now(errno: Errno) -> bool {
-    matches!(errno, Errno::NOMEM | Errno::NOBUFS)
+    matches!(errno, Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS)
 }
 
 /// Whether a client has gone with something unread; its socket tells that only once.

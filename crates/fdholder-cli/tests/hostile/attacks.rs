@@ -27,7 +27,7 @@ pub const ATTACKS: &[(&str, fn(&Stage))] = &[
     ("unread-lists", |stage| unread(stage, Request::List)),
     ("unread-dumps", |stage| unread(stage, Request::Getdump)),
     ("unread-descriptors", |stage| {
-        unread(stage, Request::Retrieve { id: stage.id("0"), delete: false })
+        unread(stage, Request::Retrieve { id: stage.id("0"), delete: false });
     }),
     ("headers", headers),
     ("half-messages", half_messages),

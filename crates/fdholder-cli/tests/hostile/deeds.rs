@@ -266,7 +266,9 @@ fn nonces(attacker: &mut Attacker, rounds: usize) -> String {
         let threads: Vec<_> = (0..4)
             .map(|thread| scope.spawn(move || nonces_of(&attacker.path, attacker, thread, rounds)))
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
     "done".to_owned()
 }
@@ -308,12 +310,14 @@ fn nonces_of(path: &Path, attacker: &Attacker, thread: usize, rounds: usize) {
 fn tell_apart(attacker: &mut Attacker, held: &Identifier, other: &Identifier) -> String {
     let null = null();
     let requests = |id: &Identifier| -> Vec<Request<BorrowedFd<'_>>> {
+        // One run, of one position.
+        let runs = || std::iter::once(0..1).collect::<Vec<_>>();
         let extensions = [
             Extension::Hello(VERSION),
             Extension::Snapshot { entries: true },
             Extension::Snapshot { entries: false },
-            Extension::Release { runs: vec![0..1], only_ask: true },
-            Extension::Release { runs: vec![0..1], only_ask: false },
+            Extension::Release { runs: runs(), only_ask: true },
+            Extension::Release { runs: runs(), only_ask: false },
             Extension::OnConflict(OnConflict::Fail),
             Extension::OnConflict(OnConflict::Keep),
             Extension::Taken,

@@ -33,7 +33,7 @@ pub fn cases(trials: &mut Vec<Trial>) {
         });
     }
     case(trials, "lingering::hundreds_of_one_user", || {
-        nobody_waits("deleted", 150, &["-c", "2000"])
+        nobody_waits("deleted", 150, &["-c", "2000"]);
     });
     case(trials, "lingering::hundreds_of_one_user_with_a_standby", || {
         nobody_waits("deleted", 150, &["-c", "2000", "--standby"]);

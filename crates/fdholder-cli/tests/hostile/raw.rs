@@ -180,7 +180,7 @@ pub fn lingering() -> (OwnedFd, TcpStream) {
     let theirs = listener.accept().unwrap().0;
     set_socket_send_buffer_size(&ours, 1 << 16).unwrap();
     ours.set_nonblocking(true).unwrap();
-    while ours.write(&[0; 1 << 16]).is_ok() {}
+    while ours.write(&[0; 1 << 14]).is_ok() {}
     set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
     (ours.into(), theirs)
 }

@@ -50,7 +50,7 @@ fn fifo(path: &Path) {
 
 fn unreadable(path: &Path) {
     fs::write(path, ".*").unwrap();
-    fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
 }
 
 /// The daemon is an ordinary user here, so that there is something that it may not read.
@@ -111,7 +111,9 @@ fn changing() {
         });
         let mut others: Vec<_> =
             (0..2).map(|_| Actor::new(Role::Attacker, ATTACKERS[0], &arena.family.path)).collect();
-        others.iter_mut().for_each(|other| other.tell("try 1002/any-other 3000"));
+        for other in &mut others {
+            other.tell("try 1002/any-other 3000");
+        }
         arena.victim.ask("measure 50");
         let said: Vec<_> = others.iter_mut().map(|other| other.answer("try")).collect();
         is_over.store(true, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
 use crate::limits::{
     CLOSE_PATIENCE, CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN,
-    ROOM_PAUSE, SEND_PAUSE,
+    ROOM_PAUSE, SEND_PAUSE, TURN_LEN,
 };
 use crate::replication::{Mirrors, Ticket};
 use crate::shares::{Amounts, Claimant, Ledger, Resource};
@@ -474,6 +474,7 @@ impl Peer {
         let mut reads = if is_told { 0 } else { READS_PER_TURN };
         self.waits_for_readers = false;
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
+        let until = Instant::now() + TURN_LEN;
         let mut progress = has_waited;
         let mut has_read_any = false;
         let mut paced;
@@ -482,10 +483,11 @@ impl Peer {
             loop {
                 let has_read = reads > 0 && self.receive(hold)?;
                 has_read_any |= has_read;
-                self.carry_out(hold, &mut requests);
+                self.carry_out(hold, &mut requests, until);
                 // A set has many messages, whose answers may leave together.
                 reads -= usize::from(has_read);
-                if !has_read || self.broken.is_some() || !self.connection.is_mid_set() {
+                let goes_on = has_read && Instant::now() < until;
+                if !goes_on || self.broken.is_some() || !self.connection.is_mid_set() {
                     break;
                 }
             }
@@ -500,7 +502,7 @@ impl Peer {
             }
             self.gate = None;
             // Also when the next request is malformed: the replies before it are due.
-            paced = self.flush(&mut messages, &mut hold.ledger)? == Flushed::Paced;
+            paced = self.flush(&mut messages, until, &mut hold.ledger)? == Flushed::Paced;
             if let Some(malformed) = self.broken {
                 return Err(Gone::Malformed(malformed));
             }
@@ -537,7 +539,7 @@ impl Peer {
 
     /// What a request changed is dropped here, once it is taken down: descriptors that no
     /// reply carries, nor any message to a follower, close. What comes next waits for that.
-    fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize) {
+    fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize, until: Instant) {
         while *budget > 0 && self.broken.is_none() && self.closes.is_none() {
             let now = Timestamp::now();
             // What others have given, and is over, is not what this one has dropped.
@@ -552,6 +554,9 @@ impl Peer {
                     }
                     drop(changes);
                     *budget = budget.saturating_sub(cost);
+                    if self.connection.has_request() && Instant::now() >= until {
+                        *budget = 0;
+                    }
                     let closes = closing::begun();
                     if closes.is_empty() {
                         self.connection.has_closed(true);
@@ -584,8 +589,14 @@ impl Peer {
         hold.auditor.note(&Event { who, operation: deed.audited, id, verdict }, at);
     }
 
-    /// Sends until the socket is full, or the client has as much unread as it may.
-    fn flush(&mut self, budget: &mut usize, ledger: &mut Ledger) -> Result<Flushed, Gone> {
+    /// Sends until the socket is full, the client has as much unread as it may, or its turn is
+    /// over.
+    fn flush(
+        &mut self,
+        budget: &mut usize,
+        until: Instant,
+        ledger: &mut Ledger,
+    ) -> Result<Flushed, Gone> {
         while *budget > 0 {
             let is_fdholder = self.connection.is_fdholder();
             let Some((_, entries)) = self.connection.outbox().front() else { break };
@@ -613,6 +624,9 @@ impl Peer {
                     self.unread_fds += count;
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
+                    if !self.connection.outbox().is_empty() && Instant::now() >= until {
+                        *budget = 0;
+                    }
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::TOOMANYREFS) => {

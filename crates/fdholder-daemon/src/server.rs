@@ -24,7 +24,7 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN,
-    SERIALS_SKIPPED,
+    SERIALS_SKIPPED, TURN_LEN,
 };
 use crate::peer::{Hold, Peer};
 use crate::replication::roll::{Place, Roll};
@@ -43,7 +43,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::set_socket_passcred;
 use slab::Slab;
 use standby::Standby;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -125,6 +125,8 @@ pub struct Server {
     bell: Arc<Bell>,
     /// When all clients were looked at last.
     swept_at: Option<Instant>,
+    /// How long each user's clients were served in this turn of the loop.
+    served: HashMap<u32, Duration>,
     /// When clients in the middle of something are dropped.
     deadlines: Deadlines,
     /// When clients are served again although nothing happens.
@@ -316,6 +318,7 @@ impl Server {
             closing: BTreeSet::new(),
             bell,
             swept_at: None,
+            served: HashMap::new(),
             deadlines: Deadlines::default(),
             turns: Deadlines::default(),
             options: Options { connections_max: room.connections_max, ..options },
@@ -450,12 +453,13 @@ impl Server {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
+            self.served.clear();
             // When little happens a single client has come: to find that nobody else has takes
             // half as long as to let one in.
             let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
             for event in &events {
                 match event.data.u64() {
-                    LISTENER => self.accept(accepts),
+                    LISTENER => self.accept(accepts, Some(Instant::now() + TURN_LEN)),
                     TERM => self.term_came(),
                     HUP => self.hup_came(),
                     USR2 => self.usr2_came(),
@@ -472,7 +476,7 @@ impl Server {
                         // Who has gone is let go; it would be told of again and again.
                         let has_gone = flags.contains(epoll::EventFlags::HUP);
                         if has_gone || !self.pauses(token as usize) {
-                            self.serve(token as usize);
+                            self.serve_in_turn(token as usize, Instant::now());
                         }
                     }
                 }
@@ -511,7 +515,7 @@ impl Server {
             return;
         }
         // Who has come before the signal may be told of behind it.
-        self.accept(ACCEPTS_PER_TURN);
+        self.accept(ACCEPTS_PER_TURN, None);
         let timeout = self.options.lame_duck_timeout;
         self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
         // Whoever is asked to end does not want to be followed.

@@ -87,7 +87,9 @@ fn main() -> ExitCode {
         println!("flat");
         return ExitCode::SUCCESS;
     }
-    problems.iter().for_each(|problem| println!("{problem}"));
+    for problem in &problems {
+        println!("{problem}");
+    }
     ExitCode::FAILURE
 }
 
@@ -95,7 +97,7 @@ fn main() -> ExitCode {
 fn soak(arena: &mut Arena, span: Duration) -> Vec<Sample> {
     let begin = Instant::now();
     let mut samples = Vec::new();
-    let (mut changed, mut sampled) = (begin, begin);
+    let (mut changed, mut looked_at) = (begin, begin);
     let mut operations: usize = 0;
     let mut minute = 0;
     let mut turn = 0;
@@ -124,8 +126,8 @@ fn soak(arena: &mut Arena, span: Duration) -> Vec<Sample> {
             turn += 1;
             start_all(arena, turn);
         }
-        if sampled.elapsed() >= SAMPLE {
-            sampled = Instant::now();
+        if looked_at.elapsed() >= SAMPLE {
+            looked_at = Instant::now();
             samples.push(Sample::of(arena));
             let now = begin.elapsed().as_secs() / 60;
             if now > minute || samples.len() == 1 {

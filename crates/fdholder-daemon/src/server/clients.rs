@@ -6,7 +6,7 @@ use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
-use crate::limits::{IDLE_SAFE, SWEEP_PAUSE};
+use crate::limits::{IDLE_SAFE, SWEEP_PAUSE, TURN_LEN};
 use crate::peer::{Gone, Peer};
 use crate::shares::{Claimant, Resource, Short};
 use fdholder::link::HandedClient;
@@ -22,9 +22,13 @@ use tracing::{debug, warn};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 impl Server {
-    /// Lets in who has come, so many at most in this turn.
-    pub(super) fn accept(&mut self, most: usize) {
-        for _ in 0..most {
+    /// Lets in who has come, so many at most in this turn, be it only until a time, but one at
+    /// least.
+    pub(super) fn accept(&mut self, most: usize, until: Option<Instant>) {
+        for number in 0..most {
+            if number > 0 && until.is_some_and(|until| Instant::now() >= until) {
+                return;
+            }
             if self.accepting != Accepting::Yes
                 || self.is_handing_over
                 || self.peers.len() >= self.options.connections_max
@@ -36,7 +40,7 @@ impl Server {
                     self.accept_failed_at = None;
                     if let Some(token) = self.let_in(socket) {
                         // Most have asked something by now.
-                        self.serve(token);
+                        self.serve_in_turn(token, Instant::now());
                     }
                 }
                 Err(Errno::AGAIN) => return,
@@ -175,6 +179,19 @@ impl Server {
             self.restart_clock(token);
             self.serve(token);
         }
+    }
+
+    /// Serves a client now, unless its user's clients have had their time in this turn of the
+    /// loop: then in the next one, behind whoever else has come.
+    pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) {
+        let Some(peer) = self.peers.get_mut(token) else { return };
+        let uid = peer.who.user.uid;
+        if self.served.get(&uid).is_some_and(|served| *served >= TURN_LEN) {
+            let next = now + Duration::from_nanos(1);
+            return self.turns.set(token, &mut peer.turn, Some(next));
+        }
+        self.serve(token);
+        *self.served.entry(uid).or_default() += now.elapsed();
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
@@ -386,7 +403,7 @@ impl Server {
         while let Some(token) = self.turns.passed(now) {
             self.turns.set(token, &mut self.peers[token].turn, None);
             if !self.pauses(token) {
-                self.serve(token);
+                self.serve_in_turn(token, now.max(Instant::now()));
             }
         }
         self.wake_doors(now);

@@ -75,7 +75,8 @@ fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refus
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let file = match open(c_path.as_c_str(), flags, Mode::empty()) {
         Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::NOENT) if lstat(c_path.as_c_str()).is_err() => return Ok(None),
+        Err(Errno::NOENT) => return Err(broken(path, "it leads nowhere")),
         Err(errno) => return Err(broken(path, explain(errno))),
     };
     let stat = fstat(&file).map_err(|errno| broken(path, fdholder::strerror(errno)))?;
@@ -217,7 +218,10 @@ mod tests {
         symlink("6", rules.path().join("uid/6")).unwrap();
         rules.write("uid/7/other", "");
         symlink("nowhere", rules.path().join("uid/7/deny")).unwrap();
-        for uid in 1..=7 {
+        // A limit that is lost is not to be none.
+        rules.write("uid/8/allow", "").write("uid/8/env/OTHER", "");
+        symlink("nowhere", rules.path().join("uid/8/env/FDHOLDER_MAXFDS")).unwrap();
+        for uid in 1..=8 {
             let refusal = rules.ask(uid, 9).unwrap_err();
             let Refusal::Broken { place, .. } = &refusal else { panic!("{uid}: {refusal}") };
             assert!(place.contains(&format!("uid/{uid}")), "{place}");

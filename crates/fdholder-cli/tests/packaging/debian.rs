@@ -17,7 +17,7 @@ pub fn is_installed_beside_s6() {
     assert_eq!(system.run("dpkg --verify fdholder"), "");
 
     // The daemon may execute whatever is there.
-    assert_eq!(system.run("ls /usr/lib/fdholder"), "fdholder\ns6-names");
+    assert_eq!(system.run("ls /usr/lib/fdholder"), "fdholder\ns6-names\n");
 
     // The next version, then neither its files nor its rules.
     system.run("echo changed > /etc/fdholder/rules/uid/default; dpkg --install /srv/fdholder.deb");

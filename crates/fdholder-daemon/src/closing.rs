@@ -283,7 +283,18 @@ pub(crate) fn waiting() -> usize {
     lock().open.len()
 }
 
+/// Threads may be started from here on. Before, while nobody is served and the process may have
+/// to be alone to give up what it can do, everything is closed where it is dropped.
+pub(crate) fn begin() {
+    MAY_START.store(true, Ordering::SeqCst);
+}
+
+static MAY_START: AtomicBool = AtomicBool::new(false);
+
 fn hand_over(fd: OwnedFd, user: u32) {
+    if !MAY_START.load(Ordering::SeqCst) {
+        return drop(fd);
+    }
     let mut state = lock();
     let number = state.next;
     state.next += 1;
@@ -408,6 +419,7 @@ mod tests {
     /// Everybody of these tests has users of their own.
     #[test]
     fn who_lingers_keeps_nobody_else_waiting() {
+        begin();
         let mut kept = Vec::new();
         for user in 0..4 {
             for _ in 0..3 * CLOSERS_PER_USER {
@@ -438,6 +450,7 @@ mod tests {
 
     #[test]
     fn the_bell_rings_for_who_wants_it() {
+        begin();
         let bell = Bell::new().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let fd = ClientFd::new(ours.into(), 3_000_000);

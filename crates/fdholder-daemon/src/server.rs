@@ -278,6 +278,7 @@ impl Server {
         }
         let epoll = insist(is_heir, || epoll::create(epoll::CreateFlags::CLOEXEC))?;
         room.grow_descriptor_table(&epoll);
+        closing::begin();
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
         let bell = insist(is_heir, Bell::new)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;

@@ -184,8 +184,8 @@ enum Accepting {
     LameDuck(Option<Instant>),
 }
 
-/// Reads from each client when SIGTERM has come: more than a socket's buffer holds.
-const LAST_READS: usize = 16;
+/// Turns of each client when SIGTERM has come: more than what a socket's buffer holds takes.
+const LAST_READS: usize = 512;
 
 /// Tokens of what is not a client; clients are numbered from 0.
 const LISTENER: u64 = u64::MAX;

@@ -206,6 +206,11 @@ pub const FDS_RESERVED: usize = 48 + 3 * COURIERS_MAX + fdholder::limits::MESSAG
 /// short, a regular expression means something else.
 pub const RULE_FILE_LEN_MAX: usize = 4095;
 
+/// Items of a regular expression of a rule, its repetitions written out: to compile one of as
+/// many takes the C library some 10 ms and a few megabytes, with stars in stars a second; one of
+/// `((a{250}){250}){250}` takes all memory there is. Twice what a file has bytes.
+pub const PATTERN_LEN_MAX: usize = 8192;
+
 /// Bytes of a cdb of rules; the file is read into memory.
 pub const RULES_FILE_LEN_MAX: u64 = 64 << 20;
 

@@ -4,6 +4,7 @@
 //! with another one would give rights that nobody granted.
 #![allow(unsafe_code)]
 
+use crate::limits::PATTERN_LEN_MAX;
 use fdholder::limits::ID_LEN_MAX;
 use fdholder::Identifier;
 use std::ffi::{CStr, CString};
@@ -28,8 +29,18 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// The C library's text when it is none, or holds a NUL.
+    /// The C library's text when it is none, or what is wrong with it: it holds a NUL, or
+    /// to compile it or to match it could take all memory, or forever.
     pub fn new(source: &[u8]) -> Result<Self, String> {
+        if refers_back(source) {
+            return Err(
+                "it refers back (\\1), which POSIX's extended expressions do not".to_owned()
+            );
+        }
+        let len = written_out(source);
+        if len > PATTERN_LEN_MAX {
+            return Err(format!("with all repetitions it is over {PATTERN_LEN_MAX} items long"));
+        }
         let source = CString::new(source).map_err(|_| "it holds a NUL byte".to_owned())?;
         let mut compiled = Box::new(MaybeUninit::<libc::regex_t>::uninit());
         // SAFETY: the pointer is to writable memory of the right type, the source is a C
@@ -63,6 +74,95 @@ impl Pattern {
             libc::regexec(&raw const *self.compiled, text.as_ptr(), 0, std::ptr::null_mut(), 0) == 0
         }
     }
+}
+
+/// Whether it refers back to what a group has matched: the C library would, and may then try
+/// every way in which the groups can match.
+fn refers_back(source: &[u8]) -> bool {
+    let mut bytes = source.iter();
+    while let Some(byte) = bytes.next() {
+        if *byte == b'\\' && bytes.next().is_some_and(u8::is_ascii_digit) {
+            return true;
+        }
+    }
+    false
+}
+
+/// How long an expression is once its repetitions are written out, as the C library does:
+/// `(ab){9}` has nine times what `(ab)` has, `a+` is `aa*`. At least that long, where it is no
+/// expression at all.
+#[doc(hidden)]
+pub fn written_out(source: &[u8]) -> usize {
+    // What each open group has so far, but for its last item, and that.
+    let mut open = vec![(0usize, 0usize)];
+    let mut at = 0;
+    while let Some(&byte) = source.get(at) {
+        at += 1;
+        let depth = open.len() - 1;
+        let (before, item) = &mut open[depth];
+        match byte {
+            b'(' => open.push((0, 0)),
+            b')' if depth > 0 => {
+                let group = before.saturating_add(*item).saturating_add(1);
+                open.pop();
+                let (before, item) = &mut open[depth - 1];
+                *before = before.saturating_add(*item);
+                *item = group;
+            }
+            b'*' | b'?' => *item = item.saturating_add(1),
+            b'+' => *item = item.saturating_mul(2).saturating_add(1),
+            b'{' if interval(&source[at..]).is_some() => {
+                let (times, len) = interval(&source[at..]).unwrap_or_default();
+                *item = item.saturating_mul(times.max(1)).saturating_add(1);
+                at += len;
+            }
+            _ => {
+                at += match byte {
+                    b'\\' => 1,
+                    b'[' => bracket_len(&source[at..]),
+                    _ => 0,
+                };
+                *before = before.saturating_add(*item);
+                *item = 1;
+            }
+        }
+    }
+    open.iter()
+        .fold(0, |sum: usize, (before, item)| sum.saturating_add(*before).saturating_add(*item))
+}
+
+/// How often at most `9}` or `1,9}` repeats, and how many bytes it has, if it begins with one.
+fn interval(rest: &[u8]) -> Option<(usize, usize)> {
+    let end = rest.iter().position(|&byte| byte == b'}')?;
+    let mut most = 0;
+    for number in rest[..end].split(|&byte| byte == b',') {
+        let mut value = 0usize;
+        for digit in number {
+            let digit = digit.is_ascii_digit().then(|| usize::from(digit - b'0'))?;
+            value = value.saturating_mul(10).saturating_add(digit);
+        }
+        most = most.max(value);
+    }
+    Some((most, end + 1))
+}
+
+/// How many bytes of `rest` belong to the bracket expression that was opened before it.
+fn bracket_len(rest: &[u8]) -> usize {
+    let mut at = usize::from(rest.first() == Some(&b'^'));
+    // Closing, it would be an empty one; there is none.
+    at += usize::from(rest.get(at) == Some(&b']'));
+    while let Some(&byte) = rest.get(at) {
+        at += 1;
+        match (byte, rest.get(at)) {
+            (b']', _) => return at,
+            (b'[', Some(&kind @ (b':' | b'.' | b'='))) => {
+                let end = rest[at + 1..].windows(2).position(|two| two == [kind, b']']);
+                at += end.map_or(1, |end| end + 3);
+            }
+            _ => {}
+        }
+    }
+    at
 }
 
 /// What `regerror` says. `compiled` may be what a failed `regcomp` has left.
@@ -128,6 +228,48 @@ mod tests {
         let pattern = Pattern::new(b"^a\x1b.*$").unwrap();
         assert_eq!(pattern.to_string(), r"^a\x1b.*$");
         assert_eq!(format!("{pattern:?}"), r#"Pattern("^a\x1b.*$")"#);
+    }
+
+    #[test]
+    fn one_that_could_take_all_memory_is_refused() {
+        for (source, len) in [
+            ("", 0),
+            ("^a\\.b$", 5),
+            ("a{9}", 9 + 1),
+            ("(ab){9}", 27 + 1),
+            ("(ab){2,9}c", 27 + 2),
+            ("a{9}{9}", (9 + 1) * 9 + 1),
+            ("((a{10}){10}){10}", (((10 + 2) * 10 + 2) * 10) + 1),
+            ("{x}", 3),
+            ("[^])]{9}", 9 + 1),
+            ("([)]a{9}){9}", (1 + 10 + 1) * 9 + 1),
+            ("[[:alpha:][.].][=)=](]{3}", 3 + 1),
+            ("[a", 1),
+            ("a*b?", 4),
+            ("a+", 3),
+            ("a+++", 15),
+            ("(a|b)*", 5),
+            ("((a", 1),
+            ("a)b", 3),
+        ] {
+            assert_eq!(written_out(source.as_bytes()), len, "{source}");
+        }
+        let longest = "a".repeat(PATTERN_LEN_MAX);
+        assert!(Pattern::new(longest.as_bytes()).is_ok());
+        let too_long = format!("with all repetitions it is over {PATTERN_LEN_MAX} items long");
+        let many = ["(".repeat(99), "a".into(), "+)".repeat(99)].concat();
+        let many_times = "a{250}{250}{250}";
+        for source in [&format!("{longest}a"), "a+++++++++++++++", many_times, &many] {
+            assert_eq!(Pattern::new(source.as_bytes()).unwrap_err(), too_long, "{source}");
+        }
+    }
+
+    #[test]
+    fn one_that_could_take_forever_is_refused() {
+        for source in [r"(a*)*\1", r"(a)\\\1", r"\9"] {
+            assert!(Pattern::new(source.as_bytes()).unwrap_err().contains("refers back"));
+        }
+        assert!(found(r"^a\\1$", r"a\1"), "that is a backslash, and a digit");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::serve;
 use crate::support::daemon::serve_under;
+use crate::support::family::is_alive;
 use crate::support::{
     assert_exit, deadline, eventually, id, marked_file, stderr, suite, Daemon, Rules, Suite,
 };
@@ -12,7 +13,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 fn null() -> File {
     File::open("/dev/null").unwrap()
@@ -64,9 +65,10 @@ fn readiness_is_one_newline_and_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("holder");
     let mut command = suite::fdholder(["serve", "-1", "-v0"]);
-    let mut child = command.arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    command.arg(&path);
+    let (daemon, mut stdout) = Daemon::begin(command, &path);
     let mut said = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    stdout.read_to_end(&mut said).unwrap();
     assert_eq!(said, b"\n");
     let mut client = Client::connect(&path, deadline()).unwrap();
     let (file, _) = marked_file(folder.path(), "file");
@@ -74,11 +76,9 @@ fn readiness_is_one_newline_and_the_end() {
         client.store(&id(&number.to_string()), Limit::never(), &file, deadline()).unwrap();
     }
     for number in 0..=1 {
-        let behind = fs::read_link(format!("/proc/{}/fd/{number}", child.id())).unwrap();
+        let behind = fs::read_link(format!("/proc/{}/fd/{number}", daemon.pid())).unwrap();
         assert_eq!(behind.to_str().unwrap(), "/dev/null", "what is held gets no standard number");
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
@@ -264,6 +264,20 @@ fn a_lame_duck_answers_what_it_was_asked() {
         assert!(replies == b"\0\0\0\x01\0\0\x02".repeat(count), "ENOENT for each of {count}");
         daemon.wait();
     }
+}
+
+/// Not of the daemon: of these tests, as its standby would serve when it is killed.
+#[test]
+fn nothing_outlives_its_test() {
+    let (_folder, daemon) = serve(&["--standby"]);
+    eventually("a standby has everything", || {
+        let output = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["standby"] == "ready"
+    });
+    let processes = daemon.processes();
+    assert_eq!(processes.len(), 2, "{processes:?}");
+    drop(daemon);
+    assert!(!processes.into_iter().any(is_alive));
 }
 
 /// A daemon whose log nobody reads goes on.

@@ -229,8 +229,6 @@ fn a_status_tells_what_was_done() {
     for line in ["held         3 of 50", "connections  2 of 7", "store        3     0"] {
         assert!(text.contains(line), "{text}");
     }
-    // Otherwise the standby would go on.
-    daemon.terminate();
 }
 
 /// Any number of them, asked without waiting, take a turn each.

@@ -1,6 +1,7 @@
 //! A daemon of either suite, and its access rules.
 
-use super::Suite;
+use super::family::{processes, signal};
+use super::{Suite, PATIENCE};
 use fdholder::Client;
 use rustix::process::{kill_process, Pid, Signal};
 use std::fs;
@@ -8,7 +9,9 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// A folder of access rules.
 pub struct Rules {
@@ -79,11 +82,21 @@ pub fn serve_under(limit: &str, options: &[&str]) -> (tempfile::TempDir, Daemon)
     (folder, daemon)
 }
 
-/// A running daemon. Killed when dropped.
+/// A running daemon. Killed when dropped, with all that it has started: a standby would serve in
+/// its place, and for ever. Nothing leaves the test's process group, which whoever runs the test
+/// kills when that takes too long.
 pub struct Daemon {
     pub path: PathBuf,
     child: Child,
+    /// What it and all its children have in their environment, and nobody else.
+    mark: Vec<u8>,
 }
+
+/// The variable of that mark.
+const MARK: &str = "FDHOLDER_TEST_DAEMON";
+
+/// Daemons that this process has started.
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 impl Daemon {
     /// `s6-fdholderd` of a suite on a new socket, with options, ready.
@@ -103,12 +116,31 @@ impl Daemon {
     }
 
     /// A daemon by a command that has it say when it is ready (option -1).
-    pub fn spawn(mut command: Command, path: &Path) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    pub fn spawn(command: Command, path: &Path) -> Self {
+        let (daemon, mut stdout) = Self::begin(command, path);
         let mut newline = [0];
-        let ready = child.stdout.take().unwrap().read(&mut newline).unwrap();
+        let ready = stdout.read(&mut newline).unwrap();
         assert_eq!(&newline[..ready], b"\n", "the daemon did not say that it is ready");
-        Self { path: path.to_owned(), child }
+        daemon
+    }
+
+    /// One that is not waited for, with its standard output.
+    pub fn begin(mut command: Command, path: &Path) -> (Self, ChildStdout) {
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let value = format!("{}-{number}", std::process::id());
+        let mark = format!("{MARK}={value}").into_bytes();
+        let mut child = command.env(MARK, value).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        (Self { path: path.to_owned(), child, mark }, stdout)
+    }
+
+    /// It, and what it has started, as far as that is alive.
+    pub fn processes(&self) -> Vec<u32> {
+        let has_mark = |pid: &u32| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|variable| variable == self.mark)
+        };
+        processes().filter(has_mark).collect()
     }
 
     pub fn pid(&self) -> u32 {
@@ -148,6 +180,18 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
+        // Those that are killed may have started others; and one is there until it is gone.
+        let start = Instant::now();
+        loop {
+            let left = self.processes();
+            if left.is_empty() || start.elapsed() >= PATIENCE {
+                break;
+            }
+            for pid in left {
+                signal(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let _ = self.child.wait();
     }
 }

@@ -102,8 +102,12 @@ struct Header {
     fds: usize,
 }
 
-/// A buffer that grew beyond this is given back once it is empty.
+/// A buffer that grew beyond this is given back once it is not needed: there may be thousands of
+/// connections that nothing is asked on.
 const BUFFER_KEPT: usize = 4096;
+
+/// The same for the places of descriptors that wait.
+const FDS_KEPT: usize = 16;
 
 impl<F> Decoder<F> {
     /// A decoder that refuses frames with a longer payload than `payload_max` bytes.
@@ -177,16 +181,36 @@ impl<F> Decoder<F> {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Frame<'_, F>>, Malformed> {
         let Some(header) = self.header()? else {
+            self.give_back();
             return self.wait_for_more(self.fds_max_before_header());
         };
         let payload_start = self.start + HEADER_LEN;
         let end = payload_start + header.payload_len;
         if self.bytes.len() < end {
+            self.give_back();
             return self.wait_for_more(header.fds);
         }
         let (fds, fds_lost) = self.claim(header.fds)?;
         self.start = end;
         Ok(Some(Frame { payload: &self.bytes[payload_start..end], fds, fds_lost }))
+    }
+
+    /// Keeps no more room than the part of a frame takes that waits for its rest.
+    fn give_back(&mut self) {
+        if self.start > 0 && self.bytes.capacity() > BUFFER_KEPT {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+            self.bytes.shrink_to(BUFFER_KEPT);
+        }
+        if self.fds.is_empty() && self.fds.capacity() > FDS_KEPT {
+            self.fds.shrink_to(FDS_KEPT);
+        }
+    }
+
+    /// How many bytes it has room for.
+    #[doc(hidden)]
+    pub fn buffer_len(&self) -> usize {
+        self.bytes.capacity()
     }
 
     fn header(&self) -> Result<Option<Header>, Malformed> {
@@ -375,6 +399,54 @@ mod tests {
         decoder.push(message(&vec![1; 1 << 20], &[]).bytes(), [], false);
         decoder.next().unwrap().unwrap();
         decoder.push(&[0], [], false);
+        assert!(decoder.bytes.capacity() <= BUFFER_KEPT);
+    }
+
+    /// Also when nothing comes any more, and be it that a part of a frame has.
+    #[test]
+    fn nothing_large_is_kept_by_who_is_idle() {
+        let one = message(b"x", &[]);
+        let many = one.bytes().repeat(10_000);
+        let mut decoder = Decoder::new(100);
+        for rest in [&b""[..], &[0, 0, 0], &message(&[7; 90], &[]).bytes()[..60]] {
+            decoder.push(&many, [], false);
+            decoder.push(rest, [], false);
+            assert_eq!(drain(&mut decoder).unwrap().len(), 10_000);
+            assert!(decoder.bytes.capacity() <= BUFFER_KEPT, "{}", decoder.bytes.capacity());
+            assert_eq!(decoder.unread_len(), rest.len());
+            decoder = Decoder::new(100);
+        }
+        // What is not kept for long is not given back each time.
+        decoder.push(one.bytes(), [], false);
+        drain(&mut decoder).unwrap();
+        let kept = decoder.bytes.capacity();
+        decoder.push(one.bytes(), [], false);
+        drain(&mut decoder).unwrap();
+        assert!(kept > 0 && decoder.bytes.capacity() == kept);
+
+        let fds: Vec<u32> = (0..253).collect();
+        decoder.push(message(b"x", &fds).bytes(), fds.iter().copied(), false);
+        assert!(decoder.fds.capacity() >= fds.len());
+        drain(&mut decoder).unwrap();
+        assert!(decoder.fds.capacity() <= FDS_KEPT);
+    }
+
+    /// A frame that is long takes what it takes, and not much more.
+    #[test]
+    fn a_part_of_a_long_frame_takes_little_more_than_it_is() {
+        let mut decoder: Decoder<u32> = Decoder::new(1 << 20);
+        let before = message(&vec![1; 100_000], &[]);
+        let long = message(&vec![2; 1 << 20], &[]);
+        decoder.push(before.bytes(), [], false);
+        decoder.push(&long.bytes()[..20_000], [], false);
+        assert_eq!(drain(&mut decoder).unwrap().len(), 1);
+        assert!(decoder.bytes.capacity() <= 20_000);
+        for part in long.bytes()[20_000..].chunks(65_536) {
+            assert!(drain(&mut decoder).unwrap().is_empty());
+            decoder.push(part, [], false);
+            assert!(decoder.bytes.capacity() <= 2 * decoder.bytes.len());
+        }
+        assert_eq!(drain(&mut decoder).unwrap().len(), 1);
         assert!(decoder.bytes.capacity() <= BUFFER_KEPT);
     }
 

@@ -102,6 +102,19 @@ fn no_more_is_read_than_is_carried_out() {
     assert!(client.wants_input());
 }
 
+/// There may be thousands on which nothing is asked any more.
+#[test]
+fn who_is_idle_keeps_no_large_buffer() {
+    let (mut connection, mut store) = (connection(), holding(1));
+    let (list, _) = Request::<u32>::List.into_message().into_parts();
+    connection.receive(&list.repeat(9000), [], false);
+    assert!(connection.decoder.buffer_len() > 60_000);
+    while step(&mut connection, &mut store).is_some() {
+        reply(&mut connection);
+    }
+    assert!(connection.decoder.buffer_len() <= 4096, "{}", connection.decoder.buffer_len());
+}
+
 /// A client that waits for its turn cannot fill the daemon with descriptors: of those that
 /// no request has announced one message's worth is read, and no more.
 #[test]

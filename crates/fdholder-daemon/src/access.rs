@@ -10,9 +10,10 @@ pub mod dir;
 mod freshness;
 pub mod pattern;
 
+use crate::confinement::explain;
 use crate::limits::RIGHTS_CACHED_MAX;
 use crate::shares::Quotas;
-use fdholder::Identifier;
+use fdholder::{Errno, Identifier};
 use pattern::Pattern;
 use std::collections::HashMap;
 use std::fmt;
@@ -194,6 +195,25 @@ pub enum Refusal {
         /// What is wrong.
         problem: String,
     },
+    /// There was no room to read a rule, which says nothing of the rule, nor of the client.
+    NotNow {
+        /// The rule, or the file of it.
+        place: String,
+        /// What there is too little of.
+        errno: Errno,
+    },
+}
+
+impl Refusal {
+    /// What it comes to that a system call has failed for `place`.
+    fn of(place: &Path, errno: Errno) -> Self {
+        match errno {
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM => {
+                Self::NotNow { place: place.display().to_string(), errno }
+            }
+            errno => broken(place, explain(errno)),
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -202,6 +222,7 @@ impl fmt::Display for Refusal {
             Self::NoRule => f.write_str("no rule for this user"),
             Self::Denied(key) => write!(f, "denied by rule {key}"),
             Self::Broken { place, problem } => write!(f, "{place}: {problem}"),
+            Self::NotNow { place, errno } => write!(f, "{place}: {}", fdholder::strerror(*errno)),
         }
     }
 }
@@ -347,9 +368,9 @@ impl Rules {
         }
         let (decision, read) = self.source.decide(user, own, self.settled);
         let decision = decision.map(|(_key, rights)| Arc::new(rights));
-        // What is broken may be so for a moment only (no descriptors left, say), and nothing
-        // would show when it is not any more.
-        if matches!(decision, Err(Refusal::Broken { .. })) {
+        // What is broken may be so for a moment only, and nothing would show when it is not any
+        // more.
+        if matches!(decision, Err(Refusal::Broken { .. } | Refusal::NotNow { .. })) {
             self.remembered.remove(&user);
             return decision;
         }

@@ -158,20 +158,24 @@ pub(crate) fn was_told_of_unread(why: &Gone) -> bool {
 }
 
 impl Peer {
-    pub fn new(socket: ClientFd, who: Credentials, standing: Standing) -> Self {
+    pub fn new(socket: Arc<ClientFd>, who: Credentials, standing: Standing) -> Self {
         Self::over(socket, who, Connection::new(standing))
     }
 
     /// A client that another daemon has served. What it was sent before it may not have read.
-    pub fn resume(handed: HandedClient<ClientFd>, who: Credentials, standing: Standing) -> Self {
+    pub fn resume(
+        handed: HandedClient<Arc<ClientFd>>,
+        who: Credentials,
+        standing: Standing,
+    ) -> Self {
         let connection = Connection::resume(standing, &handed);
         Self { gave_fds: true, ..Self::over(handed.socket, who, connection) }
     }
 
-    fn over(socket: ClientFd, who: Credentials, connection: Connection<ClientFd>) -> Self {
+    fn over(socket: Arc<ClientFd>, who: Credentials, connection: Connection<ClientFd>) -> Self {
         Self {
             who,
-            socket: Arc::new(socket),
+            socket,
             connection,
             half_closed: false,
             again: None,

@@ -157,7 +157,9 @@ pub struct Server {
     /// A follower is to serve: clients that are in the middle of nothing wait.
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
-    handed: Vec<HandedClient<ClientFd>>,
+    handed: Vec<HandedClient<Arc<ClientFd>>>,
+    /// One that has come when there was no room to read the rules. Others wait behind it.
+    undecided: Option<Arc<ClientFd>>,
     /// How the server has ended.
     ended: Option<Ended>,
     /// When it began to serve.
@@ -336,7 +338,11 @@ impl Server {
             shelf: None,
             watchdog: None,
             is_handing_over: false,
-            handed: clients,
+            handed: clients
+                .into_iter()
+                .filter_map(|client| client.map(|socket| Some(Arc::new(socket))))
+                .collect(),
+            undecided: None,
             ended: None,
             started: Timestamp::now(),
             configuration: None,
@@ -428,9 +434,7 @@ impl Server {
     pub fn run(mut self) -> io::Result<Ended> {
         let mut events = Vec::with_capacity(256);
         self.tell_systemd();
-        for client in std::mem::take(&mut self.handed) {
-            self.resume(client);
-        }
+        self.resume_handed();
         loop {
             // Nobody waits for what was closed between requests.
             drop(closing::begun());
@@ -551,7 +555,8 @@ impl Server {
         let left_out = self.left_out_due();
         let (deadline, turn) = (self.deadlines.next(), self.turns.next());
         let doors = self.wards.rest_until;
-        let next = [accepting, deadline, turn, followers, watchdog, doors, left_out];
+        let undecided = self.may_decide().then(Instant::now);
+        let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
         let next = next.into_iter().flatten().min()?;
         let span = next.saturating_duration_since(Instant::now());
         // A span too long for a timespec is as good as none.

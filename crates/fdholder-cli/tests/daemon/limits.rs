@@ -2,10 +2,14 @@
 
 use crate::serve;
 use crate::support::daemon::serve_under;
-use crate::support::{assert_exit, deadline, id, stderr, Daemon};
-use fdholder::{Entry, Errno, Limit};
-use std::fs::File;
+use crate::support::{
+    assert_exit, deadline, eventually, id, is_missing, stderr, Daemon, Rules, Suite,
+};
+use fdholder::{Client, Entry, Errno, Limit};
+use rustix::process::{getrlimit, prlimit, Pid, Resource, Rlimit, Signal};
+use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// A set of so many copies of a descriptor.
@@ -89,7 +93,7 @@ fn a_flood_of_requests_takes_no_memory() {
     use std::io::{Read, Write};
     let (_folder, daemon) = serve(&[]);
     let peak = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u32>().unwrap()
     };
@@ -112,4 +116,84 @@ fn a_flood_of_requests_takes_no_memory() {
     writer.join().unwrap();
     let grown = peak() - before;
     assert!(grown < 1500, "{grown} kB for {} kB of requests", count * 10 / 1000);
+}
+
+/// Leaves a process so many descriptors that it may open, by the limit on their numbers; or, with
+/// `None`, as many as there may be.
+fn leave_room(pid: u32, for_fds: Option<usize>) {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let open: Vec<u64> =
+        entries.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap()).collect();
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let free = |count| (0..).filter(|number| !open.contains(number)).nth(count);
+    let current = for_fds.map_or(maximum, free);
+    let pid = Pid::from_raw(pid.cast_signed());
+    prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
+}
+
+/// Who comes when there is a descriptor for it, and none to read the rules, waits: nothing says
+/// that it may not come in. So do those behind it, and an upgrade takes them along.
+#[test]
+fn who_comes_when_rules_cannot_be_read_waits() {
+    for upgrades in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("holder");
+        let rules = Rules::all(folder.path().join("rules"));
+        let log = folder.path().join("log");
+        let mut command = Suite::Ours.command("s6-fdholder-daemon");
+        command.args(["-1", "-i", rules.dir.to_str().unwrap()]).arg(&path);
+        command.stderr(File::create(&log).unwrap());
+        let daemon = Daemon::spawn(command, &path);
+        // Once it has served somebody it has opened what there was to open.
+        let mut served = daemon.client();
+        served.list(deadline()).unwrap();
+        // And what it remembers of the rules is of no use.
+        fs::write(rules.dir.join("uid/self/env/S6_FDHOLDER_LIST"), "yes\n").unwrap();
+        leave_room(daemon.pid(), Some(1));
+        std::thread::scope(|scope| {
+            let list = || Client::connect(&path, deadline()).unwrap().list(deadline());
+            let first = scope.spawn(list);
+            let waits =
+                || fs::read_to_string(&log).unwrap().contains("Too many open files; client");
+            eventually("it waits", waits);
+            let second = scope.spawn(list);
+            assert!(!first.is_finished());
+            leave_room(daemon.pid(), None);
+            if upgrades {
+                daemon.signal(Signal::USR2);
+            }
+            assert_eq!(first.join().unwrap(), Ok(vec![]));
+            assert_eq!(second.join().unwrap(), Ok(vec![]));
+        });
+        served.list(deadline()).unwrap();
+        drop(served);
+        assert_eq!(daemon.terminate(), Some(0));
+    }
+}
+
+/// The same when it is the system that has none.
+#[test]
+fn rules_that_cannot_be_read_for_now_refuse_nobody() {
+    for error in ["ENFILE", "EMFILE", "ENOMEM"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("holder");
+        let rules = Rules::all(folder.path().join("rules"));
+        let file = rules.dir.join("uid/self/env/S6_FDHOLDER_RETRIEVE_REGEX");
+        let trace = folder.path().join("trace");
+        let mut command = Command::new("strace");
+        command.args(["-qq", "-o"]).arg(&trace).arg("-P").arg(&file);
+        // Not every architecture has both.
+        command.args(["-e", "trace=/^open(at)?$", "-e"]);
+        command.arg(format!("inject=/^open(at)?$:error={error}:when=1+3"));
+        command.args([env!("CARGO_BIN_EXE_fdholder"), "serve", "-1", "-v0", "-i"]);
+        command.arg(&rules.dir).arg(&path);
+        if !Path::new("/usr/bin/strace").exists() {
+            return is_missing("strace");
+        }
+        let daemon = Daemon::spawn(command, &path);
+        for _ in 0..5 {
+            assert_eq!(daemon.client().list(deadline()), Ok(vec![]), "{error}");
+        }
+        assert!(fs::read_to_string(trace).unwrap().contains("(INJECTED)"));
+    }
 }

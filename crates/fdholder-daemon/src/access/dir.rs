@@ -2,7 +2,6 @@
 
 use super::freshness::Witness;
 use super::{broken, decide, Refusal, Rights, User, Verdict, VARIABLES};
-use crate::confinement::explain;
 use crate::limits::RULE_FILE_LEN_MAX;
 use rustix::fs::{accessat, fstat, lstat, open, Access, AtFlags, FileType, Mode, OFlags, CWD};
 use rustix::io::Errno;
@@ -46,7 +45,7 @@ fn is_readable(path: &Path, witness: &mut Witness) -> Result<bool, Refusal> {
         Ok(()) => Ok(true),
         Err(Errno::NOENT) if lstat(c_path.as_c_str()).is_err() => Ok(false),
         Err(Errno::NOENT) => Err(broken(path, "it leads nowhere")),
-        Err(errno) => Err(broken(path, fdholder::strerror(errno))),
+        Err(errno) => Err(Refusal::of(path, errno)),
     }
 }
 
@@ -77,18 +76,20 @@ fn value_in(path: &Path, witness: &mut Witness) -> Result<Option<Vec<u8>>, Refus
         Ok(file) => file,
         Err(Errno::NOENT) if lstat(c_path.as_c_str()).is_err() => return Ok(None),
         Err(Errno::NOENT) => return Err(broken(path, "it leads nowhere")),
-        Err(errno) => return Err(broken(path, explain(errno))),
+        Err(errno) => return Err(Refusal::of(path, errno)),
     };
-    let stat = fstat(&file).map_err(|errno| broken(path, fdholder::strerror(errno)))?;
+    let stat = fstat(&file).map_err(|errno| Refusal::of(path, errno))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(broken(path, "not a regular file"));
     }
     witness.has_seen(c_path, stat);
     let mut content = Vec::new();
-    File::from(file)
-        .take(RULE_FILE_LEN_MAX as u64 + 1)
-        .read_to_end(&mut content)
-        .map_err(|error| broken(path, error))?;
+    File::from(file).take(RULE_FILE_LEN_MAX as u64 + 1).read_to_end(&mut content).map_err(
+        |error| match Errno::from_io_error(&error) {
+            Some(errno) => Refusal::of(path, errno),
+            None => broken(path, error),
+        },
+    )?;
     if content.len() > RULE_FILE_LEN_MAX {
         return Err(broken(path, format_args!("over {RULE_FILE_LEN_MAX} bytes long")));
     }

@@ -11,10 +11,11 @@ use crate::peer::{Gone, Peer};
 use crate::shares::{Claimant, Resource, Short};
 use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
-use fdholder::{reply, strerror, Errno};
+use fdholder::{reply, strerror, Errno, OnConflict};
 use rustix::event::epoll;
 use rustix::net::{accept_with, SocketFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -30,6 +31,7 @@ impl Server {
                 return;
             }
             if self.accepting != Accepting::Yes
+                || self.undecided.is_some()
                 || self.is_handing_over
                 || self.peers.len() >= self.options.connections_max
             {
@@ -51,21 +53,75 @@ impl Server {
                     if self.accept_failed_at.replace(Instant::now()).is_none() {
                         warn!("unable to accept clients: {}; trying again", strerror(errno));
                     }
-                    self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
+                    self.pause_accepting();
                     return;
                 }
             }
         }
     }
 
-    /// Lets a client in, or closes the connection. Returns its token.
-    pub(super) fn let_in(&mut self, socket: OwnedFd) -> Option<usize> {
+    fn pause_accepting(&mut self) {
+        if self.accepting == Accepting::Yes {
+            self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
+        }
+    }
+
+    /// Lets a client in, has it wait, or closes the connection. Returns its token.
+    fn let_in(&mut self, socket: OwnedFd) -> Option<usize> {
         // Nobody but the kernel has sent anything to it if it is closed before it is read: it
         // has to be closed like everything that a client has given.
         let who = who(&socket);
         let socket = ClientFd::new(socket, who.map_or(self.user.uid, |who| who.user.uid));
-        let who = who?;
-        let standing = self.standing(who)?;
+        let (who, socket) = (who?, Arc::new(socket));
+        match self.standing(who) {
+            Err(LeftOut::Refused) => None,
+            Err(LeftOut::NotNow(refusal)) => {
+                let uid = Some(who.user.uid);
+                self.warn_of(uid, format_args!("unable to read the rules: {refusal}; {who} waits"));
+                self.undecided = Some(socket);
+                None
+            }
+            Ok(standing) => self.seat(socket, who, standing),
+        }
+    }
+
+    /// Lets in a process of ours, whatever the rules say: it has no use for rights.
+    pub(super) fn let_in_own(&mut self, socket: OwnedFd) -> Option<usize> {
+        let socket = ClientFd::new(socket, self.user.uid);
+        let who = who(&socket)?;
+        let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
+        self.admit(Peer::new(Arc::new(socket), who, standing))
+    }
+
+    /// Whether somebody waits to be let in who may be now.
+    pub(super) fn may_decide(&self) -> bool {
+        let waits = self.undecided.is_some() || !self.handed.is_empty();
+        waits && self.accepting == Accepting::Yes && !self.is_handing_over
+    }
+
+    /// Decides on those of whom it could not be told before what they may do.
+    fn decide(&mut self) {
+        self.resume_handed();
+        let Some(socket) = self.undecided.take() else { return };
+        let Some(who) = who(&socket) else { return };
+        match self.standing(who) {
+            Err(LeftOut::Refused) => {}
+            Err(LeftOut::NotNow(_)) => self.undecided = Some(socket),
+            Ok(standing) => {
+                if let Some(token) = self.seat(socket, who, standing) {
+                    self.serve_in_turn(token, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Lets in one whose rights are known, if it may have one more connection.
+    fn seat(
+        &mut self,
+        socket: Arc<ClientFd>,
+        who: Credentials,
+        standing: Standing,
+    ) -> Option<usize> {
         let claimant = standing.claimant();
         if self.hold.ledger.room(&claimant, Resource::Connections) == 0
             && !self.drop_idle(&claimant)
@@ -109,22 +165,39 @@ impl Server {
         true
     }
 
-    /// Goes on serving a client that another daemon has served.
-    pub(super) fn resume(&mut self, mut handed: HandedClient<ClientFd>) {
+    /// Goes on serving those whom another daemon has served.
+    pub(super) fn resume_handed(&mut self) {
+        for client in std::mem::take(&mut self.handed) {
+            self.resume(client);
+        }
+    }
+
+    fn resume(&mut self, mut handed: HandedClient<Arc<ClientFd>>) {
         let Some(who) = who(&handed.socket) else { return };
         let uid = who.user.uid;
-        handed.socket.set_owner(uid);
-        let Some(standing) = self.standing(who) else { return };
+        if let Some(socket) = Arc::get_mut(&mut handed.socket) {
+            socket.set_owner(uid);
+        }
+        let standing = match self.standing(who) {
+            Ok(standing) => standing,
+            Err(LeftOut::Refused) => return,
+            Err(LeftOut::NotNow(_)) => return self.handed.push(handed),
+        };
         if let Some(token) = self.admit(Peer::resume(handed, who, standing)) {
             // It may have sent its next request already, or a part of it.
             self.serve(token);
         }
     }
 
-    fn standing(&mut self, who: Credentials) -> Option<Standing> {
+    fn standing(&mut self, who: Credentials) -> Result<Standing, LeftOut> {
         let is_own = who.user.uid == self.user.uid;
         let rights = match self.rules.rights(who.user, self.user) {
             Ok(rights) => Some(rights),
+            Err(refusal @ Refusal::NotNow { .. }) => {
+                // Whoever comes next would fare alike.
+                self.pause_accepting();
+                return Err(LeftOut::NotNow(refusal));
+            }
             Err(refusal) => {
                 self.note_turned_away(who, Verdict::TurnedAway(&refusal));
                 if matches!(refusal, Refusal::Broken { .. }) {
@@ -138,7 +211,8 @@ impl Server {
         };
         self.hold.tally.turned_away += u64::from(rights.is_none());
         let standing = Standing { uid: who.user.uid, is_own, rights };
-        (standing.is_own || standing.rights.is_some()).then_some(standing)
+        let is_let_in = standing.is_own || standing.rights.is_some();
+        is_let_in.then_some(standing).ok_or(LeftOut::Refused)
     }
 
     fn note_turned_away(&mut self, who: Credentials, verdict: Verdict<'_>) {
@@ -417,6 +491,9 @@ impl Server {
             _ if full => Accepting::Full,
             _ => Accepting::Yes,
         };
+        if self.may_decide() {
+            self.decide();
+        }
         self.watch_listener();
     }
 
@@ -431,6 +508,26 @@ impl Server {
                 Err(errno) => warn!("unable to watch the listening socket: {}", strerror(errno)),
             }
         }
+    }
+}
+
+/// Why a client is not let in.
+enum LeftOut {
+    /// By the rules, or as they are broken.
+    Refused,
+    /// It is to be tried again.
+    NotNow(Refusal),
+}
+
+/// A client of whom nothing was read, for the daemon that is to serve it.
+pub(super) fn newcomer(socket: Arc<ClientFd>) -> HandedClient<Arc<ClientFd>> {
+    HandedClient {
+        socket,
+        is_fdholder: false,
+        awaits_upgrade: false,
+        on_conflict: OnConflict::default(),
+        taken: None,
+        unread: Vec::new(),
     }
 }
 

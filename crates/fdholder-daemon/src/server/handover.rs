@@ -1,5 +1,6 @@
 //! Handing everything over to a process that follows.
 
+use super::clients::newcomer;
 use super::followers::{Lost, Role};
 use super::Server;
 use crate::exchange::{Broken, Exchange};
@@ -52,6 +53,8 @@ impl Server {
         let mut exchange =
             Exchange::new(connection, mirror, &mut self.hold.buffer, FOLLOWER_PATIENCE);
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
+        let clients = clients.chain(self.handed.iter().cloned());
+        let clients = clients.chain(self.undecided.clone().map(newcomer));
         let handed_over = exchange.hand_over(clients, roll);
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {

@@ -40,7 +40,7 @@ impl Server {
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
                     self.accept_failed_at = None;
-                    if let Some(token) = self.let_in(socket) {
+                    if let Some(token) = self.let_in(socket, Instant::now()) {
                         // Most have asked something by now.
                         self.serve_in_turn(token, Instant::now());
                     }
@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// Lets a client in, has it wait, or closes the connection. Returns its token.
-    fn let_in(&mut self, socket: OwnedFd) -> Option<usize> {
+    fn let_in(&mut self, socket: OwnedFd, now: Instant) -> Option<usize> {
         // Nobody but the kernel has sent anything to it if it is closed before it is read: it
         // has to be closed like everything that a client has given.
         let who = who(&socket);
@@ -81,7 +81,7 @@ impl Server {
                 self.undecided = Some(socket);
                 None
             }
-            Ok(standing) => self.seat(socket, who, standing),
+            Ok(standing) => self.seat(socket, who, standing, now),
         }
     }
 
@@ -108,8 +108,9 @@ impl Server {
             Err(LeftOut::Refused) => {}
             Err(LeftOut::NotNow(_)) => self.undecided = Some(socket),
             Ok(standing) => {
-                if let Some(token) = self.seat(socket, who, standing) {
-                    self.serve_in_turn(token, Instant::now());
+                let now = Instant::now();
+                if let Some(token) = self.seat(socket, who, standing, now) {
+                    self.serve_in_turn(token, now);
                 }
             }
         }
@@ -121,10 +122,11 @@ impl Server {
         socket: Arc<ClientFd>,
         who: Credentials,
         standing: Standing,
+        now: Instant,
     ) -> Option<usize> {
         let claimant = standing.claimant();
         if self.hold.ledger.room(&claimant, Resource::Connections) == 0
-            && !self.drop_idle(&claimant)
+            && !self.drop_idle(&claimant, now)
         {
             self.turn_away(&socket, who, &claimant);
             return None;
@@ -146,8 +148,8 @@ impl Server {
 
     /// Lets go of a connection of a user who wants one more, if it has one that nothing has
     /// been asked on for long: its other end may be held here, and nobody have it any more.
-    fn drop_idle(&mut self, claimant: &Claimant) -> bool {
-        if !self.may_sweep() {
+    fn drop_idle(&mut self, claimant: &Claimant, now: Instant) -> bool {
+        if !self.may_sweep(now) {
             return false;
         }
         let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
@@ -155,7 +157,7 @@ impl Server {
         let Some((token, peer)) = idle.min_by_key(|(_, peer)| peer.active_at) else {
             return false;
         };
-        if peer.active_at.elapsed() < IDLE_SAFE {
+        if now.saturating_duration_since(peer.active_at) < IDLE_SAFE {
             return false;
         }
         let who = peer.who;
@@ -356,7 +358,7 @@ impl Server {
 
     /// Descriptors that a user was sent may have been taken meanwhile, on its other connections.
     fn look_who_has_read(&mut self, uid: u32) {
-        if !self.may_sweep() {
+        if !self.may_sweep(Instant::now()) {
             return;
         }
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.who.user.uid == uid) {
@@ -366,8 +368,7 @@ impl Server {
     }
 
     /// Whether all clients may be looked at: not again and again, as there may be many.
-    fn may_sweep(&mut self) -> bool {
-        let now = Instant::now();
+    fn may_sweep(&mut self, now: Instant) -> bool {
         let may = self.swept_at.is_none_or(|at| now - at >= SWEEP_PAUSE);
         if may {
             self.swept_at = Some(now);
@@ -535,3 +536,6 @@ fn who(socket: impl AsFd) -> Option<Credentials> {
     let who = credentials::of_peer(socket);
     who.map_err(|errno| warn!("unable to see who connects: {}", strerror(errno))).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,7 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN,
-    SERIALS_SKIPPED, TURN_LEN,
+    SERIALS_SKIPPED,
 };
 use crate::peer::{Hold, Peer};
 use crate::replication::roll::{Place, Roll};
@@ -99,6 +99,13 @@ pub enum Ended {
         /// Clients that were cut off.
         clients: usize,
     },
+    /// The listening socket is of no use any more: nobody can come. Otherwise as asked to.
+    Lost {
+        /// Descriptors that were held, and are gone now.
+        held: usize,
+        /// Descriptors that systemd keeps.
+        kept: usize,
+    },
     /// Another process holds everything now.
     TakenOver {
         /// Which, if it can be seen from here.
@@ -107,6 +114,8 @@ pub enum Ended {
 }
 
 /// A daemon: one listening socket, its clients, and what they have it hold.
+// Each is about something of its own.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Server {
     listener: OwnedFd,
     signals: Signals,
@@ -137,6 +146,8 @@ pub struct Server {
     accept_failed_at: Option<Instant>,
     /// Whether epoll watches the listener.
     listening: bool,
+    /// It is of no use any more.
+    has_lost_listener: bool,
     /// Processes that follow.
     links: Slab<Link>,
     /// Who of them may serve when we are gone; `None` while nobody has to know.
@@ -296,7 +307,8 @@ impl Server {
         ];
         for (source, token) in sources {
             let data = epoll::EventData::new_u64(token);
-            insist(is_heir, || epoll::add(&epoll, source, data, epoll::EventFlags::IN))?;
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+            insist(is_heir, || epoll::add(&epoll, source, data, flags))?;
         }
         let hold = Hold {
             store,
@@ -328,6 +340,7 @@ impl Server {
             accepting: Accepting::Yes,
             accept_failed_at: None,
             listening: true,
+            has_lost_listener: false,
             links: Slab::new(),
             roll: None,
             place,
@@ -464,7 +477,7 @@ impl Server {
             let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
             for event in &events {
                 match event.data.u64() {
-                    LISTENER => self.accept(accepts, Some(Instant::now() + TURN_LEN)),
+                    LISTENER => self.hear_listener(event.flags, accepts),
                     TERM => self.term_came(),
                     HUP => self.hup_came(),
                     USR2 => self.usr2_came(),
@@ -500,7 +513,13 @@ impl Server {
             || deadline.is_some_and(|deadline| deadline <= Instant::now());
         let held = self.hold.store.len();
         let kept = if self.shelf.is_some() { held } else { 0 };
-        is_over.then(|| Ended::Stopped { held: held - kept, kept, clients: self.peers.len() })
+        let held = held - kept;
+        is_over.then(|| {
+            if self.has_lost_listener {
+                return Ended::Lost { held, kept };
+            }
+            Ended::Stopped { held, kept, clients: self.peers.len() }
+        })
     }
 
     fn term_came(&mut self) {

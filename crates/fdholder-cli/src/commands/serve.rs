@@ -178,7 +178,7 @@ fn define_daemon(command: Command) -> Command {
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0 (also when it was taken over), \
              +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \
-             it cannot start.",
+             it cannot start, or go on: its listening socket was shut down.",
         )
         .arg(flag("reuse", 'd', "reuse").overrides_with("no-reuse").help(
             "Replace the socket of a daemon that is gone, take over from one that is not [default]",
@@ -447,13 +447,12 @@ impl Settings {
         }
         match server.run().map_err(|error| Failure::system("go on serving", error))? {
             Ended::Stopped { held, kept, clients } => {
-                if kept > 0 {
-                    info!("ended with {kept} descriptors, which systemd keeps");
-                }
-                if held > 0 {
-                    warn!("ended with {held} descriptors, which are closed now");
-                }
+                say_what_was_held(held, kept);
                 Ok(ExitCode::from(u8::from(held > 0) | u8::from(clients > 0) << 1))
+            }
+            Ended::Lost { held, kept } => {
+                say_what_was_held(held, kept);
+                Err(Failure::new(exit::SYSTEM, "unable to go on: the listening socket is lost"))
             }
             Ended::TakenOver { by } => {
                 let elsewhere = || "a process of another pid namespace".to_owned();
@@ -461,6 +460,15 @@ impl Settings {
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+fn say_what_was_held(held: usize, kept: usize) {
+    if kept > 0 {
+        info!("ended with {kept} descriptors, which systemd keeps");
+    }
+    if held > 0 {
+        warn!("ended with {held} descriptors, which are closed now");
     }
 }
 

@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod logging;
 mod looking;
+mod lost;
 mod notify;
 mod programs;
 mod readme;

@@ -19,6 +19,8 @@ pub use suite::Suite;
 
 use fdholder::{Client, Deadline, Entry, Identifier, Limit};
 use landlock::{AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -110,6 +112,17 @@ pub fn stderr(output: &Output) -> String {
 
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Listening sockets of a process: those themselves.
+pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
+    let process = Pid::from_raw(pid.cast_signed()).unwrap();
+    let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    fds.filter_map(|fd| fd.file_name().to_str()?.parse().ok())
+        .filter_map(|fd| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok())
+        .filter(|fd| socket_acceptconn(fd) == Ok(true))
+        .collect()
 }
 
 /// How many descriptors a process has open.

@@ -2,6 +2,7 @@
 //! systemd; without, they are reported as ignored, unless `FDHOLDER_REQUIRE_PEERS` is set.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod lost;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -38,6 +39,7 @@ fn main() {
         trial("a_start_that_waits_may_be_stopped", start_that_waits),
         trial("what_was_deleted_elsewhere_does_not_come_back", older_than_what_was_held),
         trial("an_upgrade_keeps_the_main_process", an_upgrade_keeps_the_main_process),
+        trial("a_socket_that_was_shut_down_is_made_anew", lost::a_socket_is_made_anew),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

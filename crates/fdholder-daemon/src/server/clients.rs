@@ -48,6 +48,9 @@ impl Server {
                 Err(Errno::AGAIN) => return,
                 // The client gave up, or a signal came.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(errno) if is_lost(errno) => {
+                    return self.lose_listener(&strerror(errno));
+                }
                 // There are no descriptors, or no memory: clients wait.
                 Err(errno) => {
                     if self.accept_failed_at.replace(Instant::now()).is_none() {
@@ -58,6 +61,30 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never
+    /// tells that it was shut down.
+    pub(super) fn hear_listener(&mut self, flags: epoll::EventFlags, most: usize) {
+        if flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP) {
+            self.lose_listener("it was shut down");
+        } else {
+            self.accept(most, Some(Instant::now() + TURN_LEN));
+        }
+    }
+
+    /// Nobody can come any more, here or to a process that follows: it is the same socket there.
+    /// So this is the end, as if it was asked for.
+    fn lose_listener(&mut self, why: &str) {
+        // It would tell of it all the time.
+        let _ = epoll::delete(&self.epoll, &self.listener);
+        self.listening = false;
+        let is_ending = matches!(self.accepting, Accepting::LameDuck(_));
+        if is_ending || std::mem::replace(&mut self.has_lost_listener, true) {
+            return;
+        }
+        warn!("the listening socket is lost: {why}; no client can come any more");
+        self.begin_lame_duck();
     }
 
     fn pause_accepting(&mut self) {
@@ -498,11 +525,12 @@ impl Server {
         self.watch_listener();
     }
 
-    /// Has the listening socket wake us while clients are let in, and only then.
+    /// Has the listening socket wake us while clients are let in, and when it is lost.
     fn watch_listener(&mut self) {
         let listen = self.accepting == Accepting::Yes && !self.is_handing_over;
         if listen != self.listening {
-            let flags = if listen { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+            let mut flags = epoll::EventFlags::RDHUP;
+            flags.set(epoll::EventFlags::IN, listen);
             let data = epoll::EventData::new_u64(LISTENER);
             match epoll::modify(&self.epoll, &self.listener, data, flags) {
                 Ok(()) => self.listening = listen,
@@ -510,6 +538,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether accept(2) will always fail: it is no socket, or none that listens. All else is over some
+/// time.
+fn is_lost(errno: Errno) -> bool {
+    matches!(errno, Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP)
 }
 
 /// Why a client is not let in.

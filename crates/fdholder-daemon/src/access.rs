@@ -9,6 +9,7 @@ pub mod check;
 pub mod dir;
 mod freshness;
 pub mod pattern;
+mod watch;
 
 use crate::confinement::explain;
 use crate::limits::RIGHTS_CACHED_MAX;
@@ -285,16 +286,20 @@ enum Source {
 struct Remembered {
     decision: Decision,
     read: freshness::Witness,
+    /// How often something had happened when it was seen to hold, if all is told that may change
+    /// it.
+    held_at: Option<u64>,
 }
 
 /// The rules of a daemon, with what they said before.
 ///
-/// A folder of rules is read again when anything that was read has changed, so a changed
-/// rule holds for the very next connection; a cdb when [`reload`](Self::reload) is called.
+/// A folder of rules is read again when anything that was read has changed, which is looked at
+/// when anything has happened there; so a changed rule holds for the very next connection; a cdb when [`reload`](Self::reload) is called.
 #[derive(Debug)]
 pub struct Rules {
     source: Source,
     remembered: HashMap<User, Remembered>,
+    told: watch::Told,
     settled: Duration,
 }
 
@@ -338,8 +343,24 @@ impl Rules {
         self.remembered.contains_key(&user)
     }
 
+    /// Whether a decision holds until something is told.
+    #[cfg(test)]
+    fn is_told_of(&mut self, user: User) -> bool {
+        let held_at = self.remembered.get(&user).and_then(|remembered| remembered.held_at);
+        held_at.is_some() && self.told.happened() == held_at
+    }
+
     fn from(source: Source) -> Self {
-        Self { source, remembered: HashMap::new(), settled: freshness::SETTLED }
+        let folder = match &source {
+            Source::Dir(path) => Some(path.clone()),
+            Source::OwnerOnly | Source::Cdb { .. } => None,
+        };
+        Self {
+            source,
+            remembered: HashMap::new(),
+            told: watch::Told::of(folder),
+            settled: freshness::SETTLED,
+        }
     }
 
     /// Reads a cdb again, as SIGHUP asks; a folder needs no such thing.
@@ -361,11 +382,18 @@ impl Rules {
     ///
     /// [`Refusal`] says why the user may not connect.
     pub fn rights(&mut self, user: User, own: User) -> Result<Arc<Rights>, Refusal> {
-        if let Some(remembered) = self.remembered.get(&user) {
-            if remembered.read.still_holds() {
-                return remembered.decision.clone();
+        if let Some(Remembered { decision, read, held_at }) = self.remembered.get_mut(&user) {
+            if held_at.is_some() && self.told.happened() == *held_at {
+                return decision.clone();
+            }
+            // Told of from before it is looked at: what happens in between is told.
+            let happened = self.told.happened_with(read.paths());
+            if read.still_holds() {
+                *held_at = happened;
+                return decision.clone();
             }
         }
+        self.told.try_again();
         let (decision, read) = self.source.decide(user, own, self.settled);
         let decision = decision.map(|(_key, rights)| Arc::new(rights));
         // What is broken may be so for a moment only, and nothing would show when it is not any
@@ -377,7 +405,8 @@ impl Rules {
         if self.remembered.len() >= RIGHTS_CACHED_MAX {
             self.remembered.clear();
         }
-        self.remembered.insert(user, Remembered { decision: decision.clone(), read });
+        self.remembered
+            .insert(user, Remembered { decision: decision.clone(), read, held_at: None });
         decision
     }
 

@@ -27,6 +27,7 @@ fn main() {
         trial("privileges_are_dropped", None, privileges_are_dropped),
         trial("what_is_left_of_privileges_is_given_up", None, what_is_left_is_given_up),
         trial("who_keeps_privileges_does_not_serve", None, who_keeps_privileges_does_not_serve),
+        trial("what_is_mounted_over_rules_counts", None, mounted_rules_count),
         trial("a_daemon_of_another_user_is_left_alone", None, another_user_is_left_alone),
         trial("one_that_gave_up_privileges_is_taken_over", None, privileged_takeover),
         trial("an_ordinary_user_has_a_standby", None, an_ordinary_user_has_a_standby),
@@ -251,6 +252,32 @@ fn child_of(pid: u32) -> u32 {
         child.is_some_and(|child| status_of(child, "Name:") == "fdholder")
     });
     child.unwrap()
+}
+
+/// Nothing has happened to the files that were there before.
+fn mounted_rules_count() {
+    let (folder, binary) = common_folder();
+    let path = folder.path().join("holder");
+    let rules = folder.path().join("rules");
+    Rules::none(&rules).allow("uid/1001").may("uid/1001", &["LIST"]);
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("deny"), "").unwrap();
+    let written = std::time::SystemTime::now();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(&binary);
+    command.args(["serve", "-1", "-v0", "-i"]).arg(&rules).arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    let list = || run_as(1001, 1001, &binary, &["list", path.to_str().unwrap()]).status.code();
+    // What was just written is read each time; what is told of rules counts behind that.
+    while written.elapsed().unwrap() < std::time::Duration::from_secs(3) {
+        assert_eq!(list(), Some(0));
+    }
+    let pid = daemon.pid().to_string();
+    let mut mount = Command::new("nsenter");
+    mount.args(["--target", &pid, "--mount", "--", "mount", "--bind"]).arg(&other);
+    assert!(mount.arg(rules.join("uid/1001")).status().unwrap().success());
+    assert_ne!(list(), Some(0));
 }
 
 /// When the kernel says that it has done what it has not.

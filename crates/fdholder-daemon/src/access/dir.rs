@@ -287,6 +287,10 @@ mod tests {
             let first = rules.rights(user, DAEMON).unwrap();
             let second = rules.rights(user, DAEMON).unwrap();
             assert!(Arc::ptr_eq(&first, &second), "it is remembered");
+            // Of what changes now we are told.
+            assert!(rules.is_told_of(user));
+            let third = rules.rights(user, DAEMON).unwrap();
+            assert!(Arc::ptr_eq(&first, &third), "it is remembered");
             assert!(!seen.iter().any(|earlier| Arc::ptr_eq(earlier, &first)), "it is read again");
             seen.push(first);
             let Some((file, content)) = changes.next() else { break };

@@ -1,16 +1,19 @@
 //! Whether the files that a decision was read from are still what they were.
 //!
 //! A witness remembers the stat(2) of each path that was looked at, those that were not
-//! there included. Looking at them again costs a fraction of reading them, and unlike
-//! notifications it holds for whatever changes a path: a symlink that is switched, a
-//! folder that is swapped, a mount, a remote file system.
+//! there included. Looking at them again costs a fraction of reading them, and it holds for
+//! whatever changes a path: a symlink that is switched, a folder that is swapped, a mount, a
+//! remote file system. Where the kernel tells of all of that, they need not even be looked at
+//! ([`Watch`](super::watch::Watch)).
 //!
 //! A stat says nothing about a file that changed twice within one tick of the clock it is
 //! stamped with. What changed just before it was read is therefore not relied upon.
 
 use rustix::fs::{stat, Stat};
 use rustix::io::Errno;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A file must have been left alone this long before it was read to be relied upon:
@@ -94,6 +97,11 @@ impl Witness {
         self.paths.push((path, seen));
     }
 
+    /// What was looked at.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.paths.iter().map(|(path, _)| Path::new(OsStr::from_bytes(path.as_bytes())))
+    }
+
     /// Whether everything that was looked at is as it was.
     pub fn still_holds(&self) -> bool {
         !self.unsettled && self.is_unchanged()
@@ -111,8 +119,6 @@ mod tests {
     use super::*;
     use rustix::fs::{utimensat, AtFlags, Timespec, Timestamps, CWD};
     use std::fs;
-    use std::os::unix::ffi::OsStrExt;
-    use std::path::Path;
 
     fn witness(path: &Path) -> Witness {
         let mut witness = Witness::new(SETTLED);

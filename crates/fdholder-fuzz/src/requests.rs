@@ -90,7 +90,7 @@ fn canonical(payload: &[u8]) -> Vec<u8> {
     match payload[..] {
         [b'R', ref mut delete, ..] => *delete = u8::from(*delete != 0),
         [b'+', 1 | 3, ref mut flag, ..] => *flag = u8::from(*flag != 0),
-        [b'+', 10..=u8::MAX, ..] => payload = vec![b'+', u8::MAX],
+        [b'+', 11..=u8::MAX, ..] => payload = vec![b'+', u8::MAX],
         _ => {}
     }
     payload

@@ -123,6 +123,8 @@ pub struct Server {
     /// Clients whose replies wait until something is closed, and what tells when it is.
     closing: BTreeSet<usize>,
     bell: Arc<Bell>,
+    /// It has rung, or a follower has closed something, or need not any more.
+    some_is_closed: bool,
     /// When all clients were looked at last.
     swept_at: Option<Instant>,
     /// How long each user's clients were served in this turn of the loop.
@@ -318,6 +320,7 @@ impl Server {
             borrowers: BTreeSet::new(),
             closing: BTreeSet::new(),
             bell,
+            some_is_closed: false,
             swept_at: None,
             served: HashMap::new(),
             deadlines: Deadlines::default(),
@@ -466,7 +469,7 @@ impl Server {
                     USR2 => self.usr2_came(),
                     CHILD => self.reap_orphans(),
                     EXPIRY => self.expiry_timer.rang(),
-                    CLOSED => self.hear_bell(),
+                    CLOSED => self.some_is_closed = true,
                     // Slabs' keys.
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),

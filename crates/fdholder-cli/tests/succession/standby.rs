@@ -6,7 +6,7 @@ use crate::support::{deadline, eventually, id, marked_file, path_of, Family};
 use crate::{content, fill, open_paths};
 use fdholder::extension::{self, VERSION};
 use fdholder::link::Fed;
-use fdholder::{reply, Client, Entry, Limit, Request, Timestamp};
+use fdholder::{reply, Client, Entry, Errno, Limit, Request, Timestamp};
 use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -167,9 +167,10 @@ fn a_standby_that_hangs_is_given_up() {
     let standby = family.standby();
     signal(standby, Signal::STOP);
     let (file, _) = marked_file(family.folder.path(), "x");
-    // The deletion waits for it, until it is given up.
+    // It still has what is deleted; that is said, and everything else goes on.
     client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
-    client.delete(&id("x"), deadline()).unwrap();
+    let error = client.delete(&id("x"), deadline()).unwrap_err();
+    assert_eq!(error.errno(), Errno::INPROGRESS);
     eventually("it is killed", || !is_alive(standby));
     assert_ne!(family.standby(), standby);
 }

@@ -96,17 +96,21 @@ fn a_follower_is_answered_in_order() {
     follower.next(|frame| assert!(matches!(Fed::parse(frame), Ok(Fed::Head { .. }))));
 }
 
-/// Who follows and takes nothing more is struck off before what it should have carried out
-/// is answered: should it wake up and find the primary gone, it must not serve.
+/// Who follows and takes nothing more is struck off before what it should have been told is
+/// answered: should it wake up and find the primary gone, it must not serve.
 #[test]
 fn whoever_is_given_up_must_not_serve() {
     let family = Family::with(&[]);
     let (_follower, place) = RawFollower::new(&family.path);
     let mut client = family.client();
     let (file, _) = marked_file(family.folder.path(), "x");
-    client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+    let mut store = |name: &str| client.store(&id(name), Limit::never(), &file, deadline());
+    store("x").unwrap();
     assert!(!place.is_struck_off());
-    client.delete(&id("x"), deadline()).unwrap();
+    // More than its socket has room for.
+    for number in 0..900 {
+        store(&number.to_string()).unwrap();
+    }
     assert!(place.is_struck_off());
 }
 

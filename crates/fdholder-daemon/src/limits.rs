@@ -110,8 +110,8 @@ pub const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// more is read from it: they take places in the table of descriptors.
 pub const CLOSING_PER_USER_MAX: usize = 256;
 
-/// The same of all users before doors of services are not read: whose what comes is is not known
-/// before.
+/// The same of all users before doors of services are not read: who has sent what comes through
+/// them is not known before.
 pub const CLOSING_MAX: usize = 512;
 
 /// Changes that wait for a follower which is still being given its copy; answers wait when

@@ -33,7 +33,7 @@ pub(super) struct Wards {
     resting: Vec<usize>,
     /// Until when.
     pub rest_until: Option<Instant>,
-    /// What came through doors and is closed when followers have been told what came with it.
+    /// What came through doors and is closed when followers have carried out what came with it.
     pub leaving: VecDeque<(Ticket, Vec<ClientFd>)>,
 }
 

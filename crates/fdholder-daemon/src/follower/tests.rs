@@ -44,14 +44,14 @@ impl Primary {
     }
 
     fn has_heard(&mut self) -> bool {
-        let mut buffer = [0; READ_LEN];
+        let mut buffer = vec![0; READ_LEN];
         let now = Some(Instant::now());
         self.decoder.has_frame()
             || read(&self.socket, &mut self.decoder, &mut buffer, now) != Err(Errno::TIMEDOUT)
     }
 
     fn next<T>(&mut self, what: impl FnOnce(&fdholder::frame::Frame<'_, ClientFd>) -> T) -> T {
-        let mut buffer = [0; READ_LEN];
+        let mut buffer = vec![0; READ_LEN];
         while !self.decoder.has_frame() {
             assert!(read(&self.socket, &mut self.decoder, &mut buffer, None).unwrap());
         }
@@ -91,7 +91,9 @@ fn hold_and_release(primary: &Primary, follower: &mut Follower, fds: Vec<(u64, O
         held.held(&id(*serial), Limit::never(), origin, fd.as_fd());
     }
     let mut released = Changes::default();
-    fds.iter().for_each(|(serial, _)| released.released(&id(*serial)));
+    for (serial, _) in &fds {
+        released.released(&id(*serial));
+    }
     primary.say(&held.into_message(1, false));
     // The follower has the only ones.
     drop(fds);

@@ -233,12 +233,12 @@ impl Server {
         }
         let mut again = peer.again();
         if let Some(until) = peer.closes_until() {
-            self.bell.want();
+            self.closing.bell.want();
             // They may have ended before anybody listened for it.
             let have_ended = peer.closes_have_ended(&self.hold.mirrors);
             let until = if have_ended { Instant::now() } else { until };
             again = Some(again.map_or(until, |again| again.min(until)));
-            self.closing.insert(token);
+            self.closing.waiting.insert(token);
         }
         self.turns.set(token, &mut peer.turn, again);
         let (uid, waits_for_readers) = (peer.who.user.uid, peer.waits_for_readers());
@@ -267,13 +267,13 @@ impl Server {
     /// Serves those whose replies have waited until something is closed, and need not any
     /// longer, if something has been. Returns whether there were any.
     pub(super) fn serve_closed(&mut self) -> bool {
-        if !std::mem::take(&mut self.some_is_closed) {
+        if !std::mem::take(&mut self.closing.some_is_closed) {
             return false;
         }
-        let waiting = std::mem::take(&mut self.closing);
+        let waiting = std::mem::take(&mut self.closing.waiting);
         if !waiting.is_empty() {
             // What they wait for may be closed behind that.
-            self.bell.want();
+            self.closing.bell.want();
         }
         let mut served_any = false;
         for token in waiting {
@@ -284,7 +284,7 @@ impl Server {
                     self.serve(token);
                 }
                 Some(_) => {
-                    self.closing.insert(token);
+                    self.closing.waiting.insert(token);
                 }
                 None => {}
             }

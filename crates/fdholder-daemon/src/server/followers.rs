@@ -281,7 +281,7 @@ impl Server {
                 link.progress = Instant::now();
                 let heard = Heard::parse(&frame)?;
                 if let Some(mirror) = self.hold.mirrors.get_mut(link.mirror) {
-                    self.some_is_closed |= mirror.hear(&heard);
+                    self.closing.some_is_closed |= mirror.hear(&heard);
                 }
                 match heard {
                     Heard::UpTo(_) | Heard::Closing(_) | Heard::Closed(_) => {}
@@ -317,7 +317,7 @@ impl Server {
             warn!("unable to write to the roll: a follower that hangs might serve one day");
         }
         self.hold.mirrors.remove(link.mirror);
-        self.some_is_closed = true;
+        self.closing.some_is_closed = true;
         let whom = match link.role {
             Role::Standby => "the standby",
             Role::Successor => "the new program",

@@ -200,10 +200,11 @@ impl Server {
                         mirror.hear(heard);
                     }
                     match heard {
-                        Ok(Heard::UpTo(_) | Heard::Closing(_) | Heard::Closed(_)) => {}
                         Ok(Heard::TakeOver) => link.wants_over = Some(turn.step),
                         Ok(Heard::Commit) => link.has_committed = true,
-                        Ok(Heard::Synced) => {}
+                        Ok(
+                            Heard::UpTo(_) | Heard::Closing(_) | Heard::Closed(_) | Heard::Synced,
+                        ) => {}
                         other => turn.oracle.fail(|| format!("a follower has said {other:?}")),
                     }
                 }

@@ -149,23 +149,23 @@ fn what_closes_waits_until_it_is_carried_out() {
     assert!(!mirrors.is_behind(key));
     let held = hold_set(&mut mirrors, &mut store, 0..2);
     let releases = delete(&mut mirrors, &mut store, 0);
-    let released = mirrors.ticket();
-    assert_eq!((held.recorded(), released.recorded()), (2, 3));
-    assert!(!mirrors.has_passed(held) && !mirrors.has_passed(released));
+    let now = mirrors.ticket();
+    assert_eq!((held.recorded(), now.recorded()), (2, 3));
+    assert!(!mirrors.has_passed(held) && !mirrors.has_passed(now));
     // What it has not been sent it cannot have carried out.
     say(&mut mirrors, key, &Heard::UpTo(3));
     while send_one(&mut mirrors, key) {}
-    assert!(mirrors.has_passed(held) && mirrors.has_passed(released));
-    assert!(mirrors.is_carried_out(held) && !mirrors.is_carried_out(released));
+    assert!(mirrors.has_passed(held) && mirrors.has_passed(now));
+    assert!(mirrors.is_carried_out(held) && !mirrors.is_carried_out(now));
     assert!(mirrors.is_behind(key));
     say(&mut mirrors, key, &Heard::UpTo(2));
-    assert!(!mirrors.is_carried_out(released) && !mirrors.have_closed(&releases));
+    assert!(!mirrors.is_carried_out(now) && !mirrors.have_closed(&releases));
     // Later ones do not matter to it.
     let later = delete(&mut mirrors, &mut store, 1);
     while send_one(&mut mirrors, key) {}
     say(&mut mirrors, key, &Heard::UpTo(3));
     say(&mut mirrors, key, &Heard::UpTo(2));
-    assert!(mirrors.is_carried_out(released) && mirrors.have_closed(&releases));
+    assert!(mirrors.is_carried_out(now) && mirrors.have_closed(&releases));
     assert!(!mirrors.have_closed(&later) && mirrors.is_behind(key));
     // What replaces something waits for nobody.
     let staged = vec![store.stage(entry(2), 7, Tenure::from_bits(0))];

@@ -9,6 +9,8 @@ pub(crate) enum Bug {
     /// An answer leaves before what it tells of has been sent to followers.
     AnswersBeforeMirroring,
     /// The answer to a delete leaves before followers have carried it out.
+    AnswersBeforeCarryingOut,
+    /// The answer to a delete leaves before followers have closed what it is about.
     AnswersBeforeClosing,
     /// A follower is not told limits.
     ForgetsLimits,

@@ -18,7 +18,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Builder;
-use std::time::Duration;
 
 /// A descriptor that a client has given, or a client's connection. When it is dropped,
 /// another thread closes it.
@@ -64,30 +63,18 @@ impl Drop for ClientFd {
     }
 }
 
-/// Closes that were begun, by their numbers, and for whom.
+/// Closes that were begun, by their numbers.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Closes(Vec<(Range<u64>, u32)>);
+pub(crate) struct Closes(Vec<Range<u64>>);
 
 impl Closes {
     const NONE: Self = Self(Vec::new());
 
-    fn push(&mut self, number: u64, user: u32) {
+    fn push(&mut self, number: u64) {
         match self.0.last_mut() {
-            Some((last, its)) if last.end == number && *its == user => last.end += 1,
-            _ => self.0.push((number..number + 1, user)),
+            Some(last) if last.end == number => last.end += 1,
+            _ => self.0.push(number..number + 1),
         }
-    }
-
-    /// Leaves out those of some users.
-    pub fn retain(&mut self, mut of: impl FnMut(u32) -> bool) {
-        self.0.retain(|(_, user)| of(*user));
-    }
-
-    /// Users of whom some have not ended.
-    pub fn unfinished(&self) -> Vec<u32> {
-        let state = lock();
-        let is_open = |numbers: &Range<u64>| state.open.range(numbers.clone()).next().is_some();
-        self.0.iter().filter(|(numbers, _)| is_open(numbers)).map(|(_, user)| *user).collect()
     }
 
     /// Whether there are none.
@@ -97,22 +84,18 @@ impl Closes {
 
     /// Whether all of them have ended.
     pub fn have_ended(&self) -> bool {
-        let state = lock();
-        self.0.iter().all(|(numbers, _)| state.open.range(numbers.clone()).next().is_none())
+        lock().have_ended(self)
     }
+}
 
-    /// Waits until all have ended, for so long at most, and returns whether they have.
-    pub fn wait(&self, span: Duration) -> bool {
-        let is_open = |state: &mut State| {
-            self.0.iter().any(|(numbers, _)| state.open.range(numbers.clone()).next().is_some())
-        };
-        let mut state = lock();
-        state.waiting += 1;
-        let waited = ENDED.wait_timeout_while(state, span, is_open);
-        let (mut state, result) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.waiting -= 1;
-        !result.timed_out()
+/// Takes out what has been closed of these.
+pub(crate) fn take_ended<T>(closing: &mut Vec<(T, Closes)>) -> Vec<T> {
+    if closing.is_empty() {
+        return Vec::new();
     }
+    let state = lock();
+    let ended = closing.extract_if(.., |(_, closes)| state.have_ended(closes));
+    ended.map(|(what, _)| what).collect()
 }
 
 thread_local! {
@@ -125,8 +108,8 @@ pub(crate) fn begun() -> Closes {
     BEGUN.with_borrow_mut(std::mem::take)
 }
 
-/// Wakes a loop when something was closed, once each time that is wanted. It is to be watched
-/// by edges: it is never read, as each time that it rings is one.
+/// Wakes a loop when something was closed, once each time that is wanted. Whoever watches it by
+/// edges need not [hear](Self::hear) it, as each time that it rings is one.
 #[derive(Debug)]
 pub(crate) struct Bell {
     eventfd: OwnedFd,
@@ -152,6 +135,12 @@ impl Bell {
     /// [has ended](Closes::have_ended) behind that.
     pub fn want(&self) {
         self.is_wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// It has been heard, and is silent.
+    pub fn hear(&self) {
+        // There is nothing to read if it has not rung.
+        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
     }
 
     fn ring(&self) {
@@ -187,8 +176,6 @@ struct State {
     is_waking: bool,
     /// Whoever stands by is to look, a little later, whether it is needed.
     is_alert: bool,
-    /// How many wait for something to be closed.
-    waiting: usize,
     bells: Vec<Weak<Bell>>,
 }
 
@@ -202,7 +189,6 @@ static STATE: Mutex<State> = Mutex::new(State {
     idle: 0,
     is_waking: false,
     is_alert: false,
-    waiting: 0,
     bells: Vec::new(),
 });
 
@@ -211,9 +197,6 @@ static WORK: Condvar = Condvar::new();
 
 /// All closers are busy, and there is more to close.
 static ALERT: Condvar = Condvar::new();
-
-/// Something was closed.
-static ENDED: Condvar = Condvar::new();
 
 fn lock() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -249,6 +232,10 @@ impl State {
         }
     }
 
+    fn have_ended(&self, closes: &Closes) -> bool {
+        closes.0.iter().all(|numbers| self.open.range(numbers.clone()).next().is_none())
+    }
+
     fn has_closed(&mut self, user: u32, number: u64) {
         self.open.remove(&number);
         if let Some(busy) = self.busy.get_mut(&user) {
@@ -256,9 +243,6 @@ impl State {
             if *busy == 0 {
                 self.busy.remove(&user);
             }
-        }
-        if self.waiting > 0 {
-            ENDED.notify_all();
         }
         for bell in &self.bells {
             if let Some(bell) = bell.upgrade() {
@@ -314,7 +298,7 @@ fn hand_over(fd: OwnedFd, user: u32) {
         WORK.notify_one();
     }
     // Not while this thread ends: then nobody asks it any more.
-    let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number, user));
+    let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number));
 }
 
 /// Starts the first two. Without threads everything is closed here: late is better than never.
@@ -399,6 +383,7 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     /// A socket whose close takes as long as the linger time, and who keeps it waiting.
     fn lingering() -> (OwnedFd, TcpStream) {
@@ -414,6 +399,12 @@ mod tests {
     /// Whether the other end of a pair was closed, as soon as it is.
     fn is_closed(mut other: &UnixStream) -> bool {
         std::io::Read::read(&mut other, &mut [0]).unwrap() == 0
+    }
+
+    fn wait_for(closes: &Closes) {
+        while !closes.have_ended() {
+            std::thread::yield_now();
+        }
     }
 
     /// Everybody of these tests has users of their own.
@@ -436,13 +427,12 @@ mod tests {
             let (ours, theirs) = UnixStream::pair().unwrap();
             drop(ClientFd::new(ours.into(), 2_000_000 + number % 7));
             assert!(is_closed(&theirs));
-            let closes = begun();
-            assert!(closes.wait(Duration::MAX) && closes.have_ended());
+            wait_for(&begun());
         }
         // Those who kept them waiting go; then they are closed, every one.
         let all = begun();
         drop(kept);
-        assert!(all.wait(Duration::MAX));
+        wait_for(&all);
         while (0..4).any(|user| waiting_of(1_000_000 + user) > 0) {
             std::thread::yield_now();
         }
@@ -462,9 +452,29 @@ mod tests {
             let mut ready = [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut ready, None).unwrap();
             // Others close, too.
-            let _ = rustix::io::read(&bell, &mut [0; 8]);
+            bell.hear();
             bell.want();
         }
+    }
+
+    /// What lingers does not keep from being told what is closed.
+    #[test]
+    fn what_has_ended_is_taken_out() {
+        begin();
+        let (long, theirs) = lingering();
+        let (short, _other) = UnixStream::pair().unwrap();
+        let drop_one = |fd: OwnedFd| {
+            drop(ClientFd::new(fd, 5_000_000));
+            begun()
+        };
+        let mut closing = vec![("long", drop_one(long)), ("short", drop_one(short.into()))];
+        wait_for(&closing[1].1);
+        assert_eq!(take_ended(&mut closing), ["short"]);
+        assert!(take_ended(&mut closing).is_empty());
+        drop(theirs);
+        wait_for(&closing[0].1);
+        assert_eq!(take_ended(&mut closing), ["long"]);
+        assert!(closing.is_empty());
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl<'a> Exchange<'a> {
         }
         self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours();
         self.tell_all()?;
-        self.wait_for(Heard::Commit)?;
+        self.wait_for(&Heard::Commit)?;
         self.let_serve(roll)
     }
 
@@ -134,8 +134,8 @@ impl<'a> Exchange<'a> {
     }
 
     /// Waits until the follower says something.
-    pub fn wait_for(&mut self, what: Heard) -> Result<(), Broken> {
-        while self.hear()?.is_none_or(|heard| heard != what) {
+    pub fn wait_for(&mut self, what: &Heard) -> Result<(), Broken> {
+        while self.hear()?.is_none_or(|heard| heard != *what) {
             self.wait(PollFlags::IN)?;
         }
         Ok(())
@@ -165,8 +165,8 @@ impl<'a> Exchange<'a> {
         let Some(frame) = self.decoder.next()? else { return Ok(None) };
         let heard = Heard::parse(&frame)?;
         self.progress = Instant::now();
-        if let (Heard::UpTo(up_to), Some(mirror)) = (heard, self.mirrors.get_mut(self.mirror)) {
-            mirror.has_carried_out(up_to);
+        if let Some(mirror) = self.mirrors.get_mut(self.mirror) {
+            mirror.hear(&heard);
         }
         Ok(Some(heard))
     }

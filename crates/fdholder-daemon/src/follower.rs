@@ -1,22 +1,21 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
-use crate::closing::{self, ClientFd};
+use crate::closing::{self, Bell, ClientFd, Closes};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
-use crate::limits::{MIRROR_CLOSE_PARDON, MIRROR_CLOSE_PATIENCE};
 use crate::offspring::let_go_of_children;
 use crate::reading::{is_readable, read};
 use crate::replication::roll::{succeed, Place, Succession};
-use crate::replication::{Replica, ReplicaError};
-use fdholder::extension::{self, Extension, FOLLOW_VERSION, VERSION};
+use crate::replication::{Replica, ReplicaError, Told};
+use fdholder::extension::{self, Extension, CLOSES_VERSION, FOLLOW_VERSION, VERSION};
 use fdholder::frame::Decoder;
-use fdholder::link::{Fed, Head, Heard, Mirrored, LINK_PAYLOAD_MAX};
+use fdholder::link::{Dropped, Fed, Head, Heard, Mirrored, DROPPED_MAX, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why a primary cannot be followed.
@@ -124,8 +123,19 @@ pub struct Follower {
     replica: Replica<ClientFd>,
     /// How many times in a row nothing had to be confirmed.
     calm: u32,
-    /// Users whose descriptors have taken long to close, and until when that is remembered.
-    not_waited_for: HashMap<u32, Instant>,
+    /// The primary wants to know what is closed, and when.
+    tells_closes: bool,
+    /// What it has been told is not.
+    closing: Vec<(Dropped, Closes)>,
+    /// Rings when something is closed.
+    bell: Arc<Bell>,
+}
+
+/// What there is to read.
+#[derive(Debug, Clone, Copy)]
+struct Came {
+    from_primary: bool,
+    stop: bool,
 }
 
 impl Follower {
@@ -159,9 +169,9 @@ impl Follower {
         receive(&mut decoder, deadline)?;
         let cut_short = || Malformed::INCOMPLETE;
         let version = extension::parse_hello(&decoder.next()?.ok_or_else(cut_short)?)?;
-        if version.ok().is_none_or(|version| version < FOLLOW_VERSION) {
+        let Some(version) = version.ok().filter(|version| *version >= FOLLOW_VERSION) else {
             return Err(FollowError::TooOld);
-        }
+        };
         receive(&mut decoder, deadline)?;
         let frame = decoder.next()?.ok_or_else(cut_short)?;
         if let Ok(Err(errno)) = reply::parse_status(&frame) {
@@ -174,9 +184,19 @@ impl Follower {
         let (Some(listener), Some(roll)) = (listener, roll) else {
             return Err(Malformed::INCOMPLETE.into());
         };
-        let replica = Replica::new(capacity);
-        let not_waited_for = HashMap::new();
-        Ok(Self { socket, decoder, buffer, head, listener, roll, replica, calm: 0, not_waited_for })
+        Ok(Self {
+            socket,
+            decoder,
+            buffer,
+            head,
+            listener,
+            roll,
+            replica: Replica::new(capacity),
+            calm: 0,
+            tells_closes: version >= CLOSES_VERSION,
+            closing: Vec::new(),
+            bell: Bell::new()?,
+        })
     }
 
     /// Whom it follows.
@@ -198,11 +218,13 @@ impl Follower {
             }
             if self.replica.is_synced() && !has_asked {
                 // If it cannot hear that, it has gone, which is heard next: then its place is ours.
-                let _ = self.say(Heard::TakeOver);
+                let _ = self.say([Heard::TakeOver]);
                 has_asked = true;
             }
             // It may have clients that take a while to finish.
-            if !self.hear(Some(Instant::now() + PATIENCE))? {
+            let deadline = Instant::now() + PATIENCE;
+            while !self.wait(None, Some(deadline))?.from_primary {}
+            if !self.hear()? {
                 break;
             }
         }
@@ -211,7 +233,7 @@ impl Follower {
         }
         if self.replica.is_ours() {
             // If it does not hear that any more it has gone.
-            let _ = self.say(Heard::Commit);
+            let _ = self.say([Heard::Commit]);
         }
         let (inheritance, _) = self.succeed(false)?;
         // If this process has just become another program, it has children of that one.
@@ -228,33 +250,18 @@ impl Follower {
     pub fn stand_by(mut self, stop: impl AsFd) -> Result<Option<Inheritance>, FollowError> {
         let mut has_passed_on = false;
         loop {
-            let mut sources = [
-                PollFd::new(&self.socket, PollFlags::IN),
-                PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-            ];
-            let watched = if has_passed_on { &mut sources[..1] } else { &mut sources[..] };
-            let at_once = Timespec::default();
-            match poll(watched, (self.calm >= CALM).then_some(&at_once)) {
-                Ok(0) => {
-                    // Everything was read.
-                    self.calm = CALM - 1;
-                    std::thread::sleep(REST);
-                    continue;
-                }
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(FollowError::System(errno)),
-            }
-            if !sources[1].revents().is_empty() && !has_passed_on {
+            let came = self.wait((!has_passed_on).then_some(stop.as_fd()), None)?;
+            if came.stop {
                 has_passed_on = true;
                 // If it cannot hear that, it has gone, which is heard next.
-                let _ = self.say(Heard::Stop);
+                let _ = self.say([Heard::Stop]);
             }
-            if !sources[0].revents().is_empty() && !self.hear(None)? {
+            if came.from_primary && !self.hear()? {
                 break;
             }
             if self.replica.is_ours() {
                 // It is for somebody else, unless that one does not come.
-                let _ = self.say(Heard::Commit);
+                let _ = self.say([Heard::Commit]);
                 let (inheritance, socket) = self.succeed(true)?;
                 return keep(&socket, inheritance).map_err(FollowError::System);
             }
@@ -283,53 +290,107 @@ impl Follower {
         }
     }
 
-    /// Takes in what has come, after waiting for it; false when the primary has hung up.
-    fn hear(&mut self, deadline: Option<Instant>) -> Result<bool, FollowError> {
-        if !read(&self.socket, &mut self.decoder, &mut self.buffer, deadline)? {
-            return Ok(false);
+    /// Waits until there is something to read; what is closed meanwhile is told.
+    fn wait(
+        &mut self,
+        stop: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
+    ) -> Result<Came, FollowError> {
+        let is_calm = self.calm >= CALM && deadline.is_none();
+        let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let span = if is_calm { Some(Duration::ZERO) } else { span };
+        let timeout = span.and_then(|span| Timespec::try_from(span).ok());
+        let mut sources = [
+            PollFd::new(&self.socket, PollFlags::IN),
+            PollFd::new(&*self.bell, PollFlags::IN),
+            // Not watched if it is nothing.
+            PollFd::from_borrowed_fd(stop.unwrap_or(self.socket.as_fd()), PollFlags::IN),
+        ];
+        let watched = if stop.is_some() { &mut sources[..] } else { &mut sources[..2] };
+        match poll(watched, timeout.as_ref()) {
+            Ok(0) if is_calm => {
+                // Everything was read.
+                self.calm = CALM - 1;
+                std::thread::sleep(REST);
+            }
+            Ok(0) if deadline.is_some() => return Err(FollowError::TimedOut),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(FollowError::System(errno)),
         }
-        let mut up_to = None;
+        let [from_primary, has_rung, stop] = sources.map(|source| !source.revents().is_empty());
+        if has_rung {
+            self.bell.hear();
+            self.tell_closed();
+        }
+        Ok(Came { from_primary, stop })
+    }
+
+    /// Takes in what has come; false when the primary has hung up.
+    fn hear(&mut self) -> Result<bool, FollowError> {
+        match read(&self.socket, &mut self.decoder, &mut self.buffer, Some(Instant::now())) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            // There was no memory at this moment.
+            Err(Errno::TIMEDOUT) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+        let (mut up_to, mut closing) = (None, Vec::new());
         while let Some(frame) = self.decoder.next()? {
-            match self.replica.hear(of_their_owners(Fed::parse(frame)?))? {
+            drop(closing::begun());
+            let Told { answer, dropped } =
+                self.replica.hear(of_their_owners(Fed::parse(frame)?))?;
+            for record in dropped {
+                let what = record.origin.into();
+                drop(record);
+                closing.push((what, closing::begun()));
+            }
+            match answer {
                 // The last of them says it for all.
                 Some(answer @ Heard::UpTo(_)) => up_to = Some(answer),
                 // If it has gone, what it said before still counts.
-                Some(answer) => drop(self.say(answer)),
+                Some(answer) => drop(self.say([answer])),
                 None => {}
             }
         }
-        self.wait_for_closes();
-        self.calm = self.calm.saturating_add(1);
-        if let Some(answer) = up_to {
-            self.calm = 0;
-            let _ = self.say(answer);
-        }
+        self.calm = if up_to.is_some() { 0 } else { self.calm.saturating_add(1) };
+        let closing = self.begin_to_tell(closing);
+        let _ = self.say(in_parts(&closing, Heard::Closing).chain(up_to));
         Ok(true)
     }
 
-    /// What is not held any more is closed before the primary says so. But whoever has given
-    /// something that takes long to close is not waited for once more for a while: others
-    /// would be kept waiting by that.
-    fn wait_for_closes(&mut self) {
-        let mut closes = closing::begun();
-        if closes.is_empty() {
-            return;
+    /// What of this has not been closed by now: the primary is told when it is, as it waits for
+    /// that, and we do not.
+    fn begin_to_tell(&mut self, mut closing: Vec<(Dropped, Closes)>) -> Vec<Dropped> {
+        if closing.is_empty() || !self.tells_closes {
+            return Vec::new();
         }
-        let now = Instant::now();
-        self.not_waited_for.retain(|_, until| *until > now);
-        closes.retain(|user| !self.not_waited_for.contains_key(&user));
-        if !closes.wait(MIRROR_CLOSE_PATIENCE) {
-            let users = closes.unfinished().into_iter();
-            self.not_waited_for.extend(users.map(|user| (user, now + MIRROR_CLOSE_PARDON)));
-        }
+        self.bell.want();
+        closing::take_ended(&mut closing);
+        let told = closing.iter().map(|(what, _)| *what).collect();
+        self.closing.append(&mut closing);
+        told
     }
 
-    fn say(&self, what: Heard) -> Result<(), FollowError> {
-        let message = what.into_message::<BorrowedFd<'_>>();
-        loop {
-            match transport::send(&self.socket, message.bytes(), &[], Wait::No) {
-                Ok(_) => return Ok(()),
-                // It is short: there is room for all of it or none.
+    fn tell_closed(&mut self) {
+        if !self.closing.is_empty() {
+            // The rest may be closed behind that.
+            self.bell.want();
+        }
+        let closed = closing::take_ended(&mut self.closing);
+        let _ = self.say(in_parts(&closed, Heard::Closed));
+    }
+
+    /// Says some things, at once.
+    fn say(&self, what: impl IntoIterator<Item = Heard>) -> Result<(), FollowError> {
+        let messages = what.into_iter().map(Heard::into_message::<BorrowedFd<'_>>);
+        let bytes = messages.flat_map(|message| message.into_parts().0).collect::<Vec<_>>();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            match transport::send(&self.socket, rest, &[], Wait::No) {
+                Ok(len) => {
+                    rest = &rest[len..];
+                    continue;
+                }
                 Err(Errno::AGAIN) => {}
                 Err(errno) => return Err(FollowError::System(errno)),
             }
@@ -338,5 +399,17 @@ impl Follower {
                 Err(errno) => return Err(FollowError::System(errno)),
             }
         }
+        Ok(())
     }
 }
+
+/// As many messages as that takes.
+fn in_parts(
+    dropped: &[Dropped],
+    say: fn(Vec<Dropped>) -> Heard,
+) -> impl Iterator<Item = Heard> + '_ {
+    dropped.chunks(DROPPED_MAX).map(move |part| say(part.to_vec()))
+}
+
+#[cfg(test)]
+mod tests;

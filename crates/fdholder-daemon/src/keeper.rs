@@ -91,7 +91,7 @@ impl Kept<'_> {
         let mirror = (&mut mirrors, mirror);
         let mut exchange = Exchange::new((socket, decoder), mirror, buffer, KEEP_PATIENCE);
         exchange.tell_all()?;
-        exchange.wait_for(Heard::TakeOver)?;
+        exchange.wait_for(&Heard::TakeOver)?;
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
         exchange.hand_over(self.clients.iter().cloned(), roll)

@@ -50,7 +50,7 @@ pub use closing::ClientFd;
 pub use connection::{Connection, Standing, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;
-pub use replication::{Carrier, Mirror, Mirrors, Replica, ReplicaError, Ticket};
+pub use replication::{Carrier, Mirror, Mirrors, Releases, Replica, ReplicaError, Ticket, Told};
 pub use room::Room;
 pub use server::{Ended, Options, Reload, Reloaded, Server};
 pub use shares::{Allowance, Amounts, Claimant, Ledger, Quotas, Resource, Short};

@@ -102,22 +102,16 @@ pub const CLOSER_STACK_LEN: usize = 64 * 1024;
 /// and short enough for whoever waits.
 pub const CLOSE_SLOW: Duration = Duration::from_millis(2);
 
-/// How long the answer to a request waits until what it has dropped is closed. Then it leaves
-/// all the same, and that to a delete says so (EINPROGRESS).
+/// How long the answer to a request waits until what it has dropped is closed, by followers as
+/// well. Then it leaves all the same, and that to a delete says so (EINPROGRESS).
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a follower waits until what it holds no longer is closed, before it says so …
-pub const MIRROR_CLOSE_PATIENCE: Duration = Duration::from_millis(250);
-
-/// … and how long it does not wait for what a user has given for whom that was too short.
-pub const MIRROR_CLOSE_PARDON: Duration = Duration::from_secs(60);
-
-/// Descriptors of one user that wait to be closed before no more is read from it: they take
-/// places in the table of descriptors.
+/// Descriptors of one user that wait to be closed, here or in a process that follows, before no
+/// more is read from it: they take places in the table of descriptors.
 pub const CLOSING_PER_USER_MAX: usize = 256;
 
-/// Descriptors of all users that wait to be closed before doors of services are not read: whose
-/// they are is not known before.
+/// The same of all users before doors of services are not read: who has sent what comes through
+/// them is not known before.
 pub const CLOSING_MAX: usize = 512;
 
 /// Changes that wait for a follower which is still being given its copy; answers wait when

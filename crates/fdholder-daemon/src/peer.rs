@@ -1,21 +1,24 @@
 //! A connected client with its socket: moves bytes and descriptors between the kernel
 //! and a [`Connection`].
 
+mod awaited;
+
 use crate::audit::{Auditor, Event, Operation, Verdict, Who};
 use crate::bugs::{active, Bug};
-use crate::closing::{self, ClientFd, Closes};
+use crate::closing::{self, ClientFd};
 use crate::connection::{Connection, Deed, Standing, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
 use crate::limits::{
-    CLOSE_PATIENCE, CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN,
-    ROOM_PAUSE, SEND_PAUSE, TURN_LEN,
+    CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, ROOM_PAUSE,
+    SEND_PAUSE, TURN_LEN,
 };
 use crate::replication::{Mirrors, Ticket};
 use crate::shares::{Amounts, Claimant, Ledger, Resource};
 use crate::store::{Change, Store};
 use crate::tally::Tally;
 use crate::unread::all_is_read;
+use awaited::Awaited;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
@@ -53,6 +56,17 @@ impl Hold {
             self.auditor.changed(who, operation, &expired, &self.store, now, Instant::now());
         }
     }
+
+    /// How many descriptors wait to be closed: here, or in a process that follows, whose table
+    /// has no more places.
+    pub fn closing(&self) -> usize {
+        closing::waiting().max(self.mirrors.closing())
+    }
+
+    /// How many of a user.
+    pub fn closing_of(&self, uid: u32) -> usize {
+        closing::waiting_of(uid).max(self.mirrors.closing_of(uid))
+    }
 }
 
 /// One client of the daemon.
@@ -79,8 +93,8 @@ pub(crate) struct Peer {
     charged: Amounts,
     /// What its replies wait for.
     gate: Option<Ticket>,
-    /// What its requests have dropped, and its replies wait for as well; and until when.
-    closes: Option<(Closes, Instant)>,
+    /// What its last request has dropped, and its replies wait for as well.
+    awaited: Option<Awaited>,
     /// There was no room for descriptors that it has sent: they stay in the socket for now.
     waits_for_room: bool,
     /// It has broken the protocol; the replies before are still due.
@@ -183,7 +197,7 @@ impl Peer {
             unread_fds: 0,
             charged: Amounts::default(),
             gate: None,
-            closes: None,
+            awaited: None,
             waits_for_room: false,
             broken: None,
             interest: EventFlags::IN,
@@ -224,24 +238,24 @@ impl Peer {
 
     /// When it gets its replies although what it has dropped is not closed.
     pub fn closes_until(&self) -> Option<Instant> {
-        self.closes.as_ref().map(|(_, until)| *until)
+        self.awaited.as_ref().map(|awaited| awaited.until)
     }
 
     /// Whether its replies wait until what it has dropped is closed.
-    fn awaits_closes(&mut self) -> bool {
-        let Some((closes, until)) = &self.closes else { return false };
-        let have_ended = closes.have_ended();
-        if !have_ended && Instant::now() < *until {
+    fn awaits_closes(&mut self, mirrors: &Mirrors<ClientFd>) -> bool {
+        let Some(awaited) = &self.awaited else { return false };
+        let is_closed = awaited.is_closed(mirrors);
+        if !is_closed && Instant::now() < awaited.until {
             return true;
         }
-        self.closes = None;
-        self.connection.has_closed(have_ended);
+        self.awaited = None;
+        self.connection.has_closed(is_closed);
         false
     }
 
     /// Whether what it has dropped is closed, or it has dropped nothing.
-    pub fn closes_have_ended(&self) -> bool {
-        self.closes.as_ref().is_none_or(|(closes, _)| closes.have_ended())
+    pub fn closes_have_ended(&self, mirrors: &Mirrors<ClientFd>) -> bool {
+        self.awaited.as_ref().is_none_or(|awaited| awaited.is_closed(mirrors))
     }
 
     /// Whether it is not sent more as its user has too much unread.
@@ -299,7 +313,7 @@ impl Peer {
 
     /// For the daemon that is to serve it next, if it is in the middle of nothing.
     pub fn hand_over(&self) -> Option<HandedClient<Arc<ClientFd>>> {
-        let idle = !self.half_closed && self.gate.is_none() && self.closes.is_none();
+        let idle = !self.half_closed && self.gate.is_none() && self.awaited.is_none();
         idle.then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
     }
 
@@ -332,7 +346,7 @@ impl Peer {
     /// to it as a client: the link speaks past these replies.
     pub fn take_follower(&mut self) -> Option<u32> {
         let is_due =
-            self.gate.is_some() || self.closes.is_some() || !self.connection.outbox().is_empty();
+            self.gate.is_some() || self.awaited.is_some() || !self.connection.outbox().is_empty();
         (!is_due).then(|| self.connection.take_follower()).flatten()
     }
 
@@ -442,9 +456,9 @@ impl Peer {
             return true;
         }
         let Hold { store, ledger, .. } = hold;
-        let unused = (store.capacity() - store.len()).saturating_sub(closing::waiting());
+        let unused = (store.capacity() - store.len()).saturating_sub(hold.closing());
         let room = ledger.room_beside(&self.claimant(), Resource::Arriving, unused);
-        room >= MESSAGE_FDS_MAX && closing::waiting_of(self.who.user.uid) < CLOSING_PER_USER_MAX
+        room >= MESSAGE_FDS_MAX && hold.closing_of(self.who.user.uid) < CLOSING_PER_USER_MAX
     }
 
     /// Whether descriptors come next. What they are is not looked at, so none is received.
@@ -462,8 +476,8 @@ impl Peer {
     /// anything was done.
     pub fn serve(&mut self, hold: &mut Hold) -> Result<bool, Gone> {
         self.again = None;
-        let has_dropped = self.closes.is_some();
-        if self.awaits_closes() || self.is_gated(&hold.mirrors) {
+        let has_dropped = self.awaited.is_some();
+        if self.awaits_closes(&hold.mirrors) || self.is_gated(&hold.mirrors) {
             // It will be served when that is over; nothing else matters until then. That it
             // has hung up is told once, not all the time.
             self.interest = EventFlags::ET;
@@ -497,7 +511,7 @@ impl Peer {
             }
             reads = 0;
             self.dispatch(&hold.crew);
-            if self.awaits_closes() {
+            if self.awaits_closes(&hold.mirrors) {
                 return Ok(true);
             }
             self.gate = Some(hold.mirrors.ticket());
@@ -544,7 +558,7 @@ impl Peer {
     /// What a request changed is dropped here, once it is taken down: descriptors that no
     /// reply carries, nor any message to a follower, close. What comes next waits for that.
     fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize, until: Instant) {
-        while *budget > 0 && self.broken.is_none() && self.closes.is_none() {
+        while *budget > 0 && self.broken.is_none() && self.awaited.is_none() {
             let now = Timestamp::now();
             // What others have given, and is over, is not what this one has dropped.
             hold.expire(now);
@@ -553,6 +567,7 @@ impl Peer {
                 Ok(Step::Did { changes, cost, deed }) => {
                     hold.tally.count(deed.operation, deed.refused.is_some());
                     hold.mirrors.record(&changes, &hold.store);
+                    let releases = hold.mirrors.released(&changes);
                     if hold.auditor.is_on() {
                         self.write_down(&deed, &changes, hold, now);
                     }
@@ -561,11 +576,9 @@ impl Peer {
                     if self.connection.has_request() && Instant::now() >= until {
                         *budget = 0;
                     }
-                    let closes = closing::begun();
-                    if closes.is_empty() {
+                    self.awaited = Awaited::new(closing::begun(), releases);
+                    if self.awaited.is_none() {
                         self.connection.has_closed(true);
-                    } else {
-                        self.closes = Some((closes, Instant::now() + CLOSE_PATIENCE));
                     }
                 }
                 Ok(Step::Wait) => break,

@@ -15,8 +15,8 @@ mod mirrors;
 mod replica;
 pub(crate) mod roll;
 
-pub use mirrors::{Carrier, Item, Mirror, Mirrors, Ticket};
-pub use replica::{Replica, ReplicaError};
+pub use mirrors::{Carrier, Item, Mirror, Mirrors, Releases, Ticket};
+pub use replica::{Replica, ReplicaError, Told};
 
 /// What a new follower is told first.
 pub(crate) fn head<F>(roll: &mut Roll, store: &Store<F>) -> Head {

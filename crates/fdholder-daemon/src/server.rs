@@ -129,9 +129,7 @@ pub struct Server {
     gated: BTreeSet<usize>,
     /// Clients of whom it is not known yet whether they have what they were lent.
     borrowers: BTreeSet<usize>,
-    /// Clients whose replies wait until something is closed, and what tells when it is.
-    closing: BTreeSet<usize>,
-    bell: Arc<Bell>,
+    closing: Closing,
     /// When all clients were looked at last.
     swept_at: Option<Instant>,
     /// How long each user's clients were served in this turn of the loop.
@@ -183,6 +181,15 @@ pub struct Server {
     wards: Wards,
     /// Lets pass as many warnings of what clients do as people read.
     throttle: Throttle,
+}
+
+/// Clients whose replies wait until something is closed.
+struct Closing {
+    waiting: BTreeSet<usize>,
+    /// Rings when something is, here.
+    bell: Arc<Bell>,
+    /// It has, or a follower has closed something, or need not any more.
+    some_is_closed: bool,
 }
 
 /// Whether new clients are let in.
@@ -330,8 +337,7 @@ impl Server {
             peers: Slab::new(),
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),
-            closing: BTreeSet::new(),
-            bell,
+            closing: Closing { waiting: BTreeSet::new(), bell, some_is_closed: false },
             swept_at: None,
             served: HashMap::new(),
             deadlines: Deadlines::default(),
@@ -483,7 +489,7 @@ impl Server {
                     USR2 => self.usr2_came(),
                     CHILD => self.reap_orphans(),
                     EXPIRY => self.expiry_timer.rang(),
-                    CLOSED => self.hear_bell(),
+                    CLOSED => self.closing.some_is_closed = true,
                     // Slabs' keys.
                     token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                     token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),

@@ -8,7 +8,7 @@ use crate::cdb::{hash, make};
 use fdholder::extension::{self, Extension, OnConflict, Taken, VERSION};
 use fdholder::frame::Message;
 use fdholder::limits::HEADER_LEN;
-use fdholder::link::{self, Changes, HandedClient, Head, Heard};
+use fdholder::link::{self, Changes, Dropped, HandedClient, Head, Heard};
 use fdholder::{
     reply, Entry, Errno, Identifier, Limit, Origin, Request, Service, Standby, Status, Tenure,
     Timestamp,
@@ -200,7 +200,16 @@ pub fn link() -> Vec<Vec<u8>> {
         link::client(HandedClient { taken: None, ..client }),
         link::yours(),
     ];
-    let said = [Heard::UpTo(9), Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop];
+    let dropped = Dropped::from(origin);
+    let said = [
+        Heard::UpTo(9),
+        Heard::Closing(vec![dropped, Dropped { serial: 13, ..dropped }]),
+        Heard::Closed(vec![dropped]),
+        Heard::Synced,
+        Heard::TakeOver,
+        Heard::Commit,
+        Heard::Stop,
+    ];
     let one = |message: &Message<()>| [&[0, byte(message.fds().len())], payload(message)].concat();
     let mut followed = vec![3, 10];
     for message in &told {

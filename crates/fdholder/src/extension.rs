@@ -18,11 +18,15 @@ use std::ops::Range;
 
 /// The version of the extensions that this library speaks. Each version has all that the
 /// ones before it had.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The first version of a holder that can be followed by this one: what is told of a change
 /// has been the same since.
 pub const FOLLOW_VERSION: u32 = 3;
+
+/// The first version of a holder that understands a follower which tells what it has not closed
+/// yet.
+pub const CLOSES_VERSION: u32 = 5;
 
 /// The first payload byte of an extension.
 pub(crate) const COMMAND: u8 = b'+';

@@ -20,6 +20,10 @@ const CHANGE_LEN_MAX: usize = 1 + ORIGIN_LEN + DUMP_ENTRY_LEN_MAX;
 /// a client may have sent the largest request and more behind it.
 pub const LINK_PAYLOAD_MAX: usize = 256 * 1024;
 
+/// How many of what it has dropped a follower tells of in one message at most: what it says is
+/// no longer than a request.
+pub const DROPPED_MAX: usize = 4096;
+
 /// Bytes of the changes in one message at most.
 const CHANGES_LEN_MAX: usize = MESSAGE_FDS_MAX * CHANGE_LEN_MAX;
 
@@ -39,6 +43,8 @@ mod heard {
     pub const COMMIT: u8 = 2;
     pub const STOP: u8 = 3;
     pub const SYNCED: u8 = 4;
+    pub const CLOSING: u8 = 5;
+    pub const CLOSED: u8 = 6;
 }
 
 /// The first byte of a change.
@@ -136,11 +142,32 @@ pub enum Fed<F> {
     Yours,
 }
 
+/// What a follower holds no longer, as a change has told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dropped {
+    /// Who gave it.
+    pub owner: u32,
+    /// Its number.
+    pub serial: u64,
+}
+
+impl From<Origin> for Dropped {
+    fn from(Origin { owner, serial, .. }: Origin) -> Self {
+        Self { owner, serial }
+    }
+}
+
 /// From a follower to its primary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
-    /// It has carried out everything up to here.
+    /// It has carried out everything up to here. What that has had it drop is closed, unless
+    /// it has said before that it is [not](Self::Closing).
     UpTo(u64),
+    /// It has dropped these, at most [`DROPPED_MAX`], and they are not closed yet. Only for
+    /// those who know of it, see [`CLOSES_VERSION`](crate::extension::CLOSES_VERSION).
+    Closing(Vec<Dropped>),
+    /// These are closed now.
+    Closed(Vec<Dropped>),
     /// It has everything.
     Synced,
     /// It wants to serve.
@@ -320,6 +347,22 @@ fn read_taken(reader: &mut Reader<'_>) -> Result<Taken, Malformed> {
     Taken::read(&mut Reader(taken))
 }
 
+fn put_dropped(bytes: &mut Vec<u8>, kind: u8, dropped: &[Dropped]) {
+    bytes.push(kind);
+    for Dropped { owner, serial } in dropped {
+        bytes.extend_from_slice(&owner.to_be_bytes());
+        bytes.extend_from_slice(&serial.to_be_bytes());
+    }
+}
+
+fn read_dropped(reader: &mut Reader<'_>) -> Result<Vec<Dropped>, Malformed> {
+    let mut dropped = Vec::new();
+    while !reader.0.is_empty() {
+        dropped.push(Dropped { owner: reader.u32()?, serial: reader.u64()? });
+    }
+    Ok(dropped)
+}
+
 impl Heard {
     /// Encodes it.
     pub fn into_message<F>(self) -> Message<F> {
@@ -328,6 +371,8 @@ impl Heard {
                 bytes.push(heard::UP_TO);
                 bytes.extend_from_slice(&up_to.to_be_bytes());
             }
+            Self::Closing(dropped) => put_dropped(bytes, heard::CLOSING, &dropped),
+            Self::Closed(dropped) => put_dropped(bytes, heard::CLOSED, &dropped),
             Self::Synced => bytes.push(heard::SYNCED),
             Self::TakeOver => bytes.push(heard::TAKE_OVER),
             Self::Commit => bytes.push(heard::COMMIT),
@@ -345,6 +390,8 @@ impl Heard {
         let mut reader = Reader(frame.payload);
         let said = match reader.byte()? {
             heard::UP_TO => Self::UpTo(reader.u64()?),
+            heard::CLOSING => Self::Closing(read_dropped(&mut reader)?),
+            heard::CLOSED => Self::Closed(read_dropped(&mut reader)?),
             heard::SYNCED => Self::Synced,
             heard::TAKE_OVER => Self::TakeOver,
             heard::COMMIT => Self::Commit,

@@ -1,6 +1,7 @@
 //! One daemon after another: taking over, standing by, what survives and what does not.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod closing;
 mod confined;
 mod follower;
 mod loans;

@@ -6,7 +6,7 @@ use crate::support::{deadline, eventually, id, marked_file, path_of, Family};
 use crate::{content, fill, open_paths};
 use fdholder::extension::{self, VERSION};
 use fdholder::link::Fed;
-use fdholder::{reply, Client, Entry, Limit, Request, Timestamp};
+use fdholder::{reply, Client, Entry, Errno, Limit, Request, Timestamp};
 use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -96,17 +96,21 @@ fn a_follower_is_answered_in_order() {
     follower.next(|frame| assert!(matches!(Fed::parse(frame), Ok(Fed::Head { .. }))));
 }
 
-/// Who follows and takes nothing more is struck off before what it should have carried out
-/// is answered: should it wake up and find the primary gone, it must not serve.
+/// Who follows and takes nothing more is struck off before what it should have been told is
+/// answered: should it wake up and find the primary gone, it must not serve.
 #[test]
 fn whoever_is_given_up_must_not_serve() {
     let family = Family::with(&[]);
     let (_follower, place) = RawFollower::new(&family.path);
     let mut client = family.client();
     let (file, _) = marked_file(family.folder.path(), "x");
-    client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
+    let mut store = |name: &str| client.store(&id(name), Limit::never(), &file, deadline());
+    store("x").unwrap();
     assert!(!place.is_struck_off());
-    client.delete(&id("x"), deadline()).unwrap();
+    // More than its socket has room for.
+    for number in 0..900 {
+        store(&number.to_string()).unwrap();
+    }
     assert!(place.is_struck_off());
 }
 
@@ -167,9 +171,10 @@ fn a_standby_that_hangs_is_given_up() {
     let standby = family.standby();
     signal(standby, Signal::STOP);
     let (file, _) = marked_file(family.folder.path(), "x");
-    // The deletion waits for it, until it is given up.
+    // It still has what is deleted; that is said, and everything else goes on.
     client.store(&id("x"), Limit::never(), &file, deadline()).unwrap();
-    client.delete(&id("x"), deadline()).unwrap();
+    let error = client.delete(&id("x"), deadline()).unwrap_err();
+    assert_eq!(error.errno(), Errno::INPROGRESS);
     eventually("it is killed", || !is_alive(standby));
     assert_ne!(family.standby(), standby);
 }

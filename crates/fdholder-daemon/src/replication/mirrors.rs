@@ -1,13 +1,13 @@
 //! The primary's side: what each follower has been told, and what may be answered.
 
 use crate::bugs::{active, Bug};
-use crate::limits::MIRROR_BACKLOG_MAX;
+use crate::limits::{CLOSING_PER_USER_MAX, MIRROR_BACKLOG_MAX};
 use crate::outbox::Departing;
 use crate::store::{Change, Record, Store};
-use fdholder::link::{self, Changes, HandedClient};
+use fdholder::link::{self, Changes, Dropped, HandedClient, Heard};
 use fdholder::Identifier;
 use slab::Slab;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Everything that has been recorded at some moment: what an answer may depend on.
@@ -21,6 +21,21 @@ impl Ticket {
     /// How many changes that are.
     pub(crate) fn recorded(self) -> u64 {
         self.recorded
+    }
+}
+
+/// What a request has had released, which followers are to close.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Releases {
+    /// How far they must be to have dropped it.
+    up_to: u64,
+    dropped: Vec<Dropped>,
+}
+
+impl Releases {
+    /// Whether there is nothing to close.
+    pub fn is_empty(&self) -> bool {
+        self.dropped.is_empty()
     }
 }
 
@@ -59,6 +74,8 @@ impl<F> Mirrors<F> {
             departing_up_to: self.now.recorded,
             sent: self.now.recorded,
             carried_out: self.now.recorded,
+            is_shelf: counts,
+            closing: BTreeSet::new(),
         })
     }
 
@@ -131,10 +148,47 @@ impl<F> Mirrors<F> {
         self.now
     }
 
-    /// Whether an answer may leave: what it may depend on has been sent to every follower,
-    /// and what is not held any more is not held by any.
+    /// Whether an answer may leave: what it may depend on has been sent to every follower.
     pub fn has_passed(&self, ticket: Ticket) -> bool {
         self.mirrors.iter().all(|(_, mirror)| mirror.has_passed(ticket))
+    }
+
+    /// Whether, besides, what is not held any more is not held by any of them.
+    pub fn is_carried_out(&self, ticket: Ticket) -> bool {
+        self.mirrors.iter().all(|(_, mirror)| mirror.is_carried_out(ticket))
+    }
+
+    /// What has been released of that, once it is [recorded](Self::record).
+    pub fn released(&self, changes: &[Change<F>]) -> Releases {
+        if self.mirrors.is_empty() {
+            return Releases::default();
+        }
+        let released = changes.iter().filter_map(|change| match change {
+            Change::Released(record) => Some(record.origin.into()),
+            Change::Held(_) | Change::HeldAll { .. } => None,
+        });
+        Releases { up_to: self.now.released, dropped: released.collect() }
+    }
+
+    /// Whether every follower has closed that. What else it has not closed does not matter.
+    pub fn have_closed(&self, releases: &Releases) -> bool {
+        releases.is_empty() || self.mirrors.iter().all(|(_, mirror)| mirror.has_closed(releases))
+    }
+
+    /// How many descriptors of a user some follower has dropped and not closed; not more than
+    /// there may be.
+    pub fn closing_of(&self, uid: u32) -> usize {
+        let all = Dropped { owner: uid, serial: 0 }..=Dropped { owner: uid, serial: u64::MAX };
+        // There may be many, and this is asked often.
+        let of = |mirror: &Mirror<F>| {
+            mirror.closing.range(all.clone()).take(CLOSING_PER_USER_MAX).count()
+        };
+        self.mirrors.iter().map(|(_, mirror)| of(mirror)).max().unwrap_or_default()
+    }
+
+    /// How many of all users.
+    pub fn closing(&self) -> usize {
+        self.mirrors.iter().map(|(_, mirror)| mirror.closing.len()).max().unwrap_or_default()
     }
 }
 
@@ -194,6 +248,10 @@ pub struct Mirror<F> {
     departing_up_to: u64,
     sent: u64,
     carried_out: u64,
+    /// It is told item by item, and has carried out what it was sent.
+    is_shelf: bool,
+    /// What it has dropped and not closed, if it is one that tells.
+    closing: BTreeSet<Dropped>,
 }
 
 impl<F> Mirror<F> {
@@ -204,23 +262,47 @@ impl<F> Mirror<F> {
     }
 
     fn is_behind(&self, now: Ticket) -> bool {
-        self.departing.is_some() || !self.queue.is_empty() || !self.counts || !self.has_passed(now)
+        self.departing.is_some()
+            || !self.queue.is_empty()
+            || !self.counts
+            || !self.is_carried_out(now)
     }
 
     fn has_passed(&self, ticket: Ticket) -> bool {
         if self.counts {
-            (self.sent >= ticket.recorded || active(Bug::AnswersBeforeMirroring))
-                && (self.carried_out >= ticket.released || active(Bug::AnswersBeforeClosing))
+            self.sent >= ticket.recorded || active(Bug::AnswersBeforeMirroring)
         } else {
             // Whoever changes things faster than they can be copied has to wait.
             self.queue.len() <= MIRROR_BACKLOG_MAX
         }
     }
 
-    /// It has carried out everything up to here.
-    pub fn has_carried_out(&mut self, up_to: u64) {
-        // What it has not been sent it cannot have carried out.
-        self.carried_out = self.carried_out.max(up_to.min(self.sent));
+    fn is_carried_out(&self, ticket: Ticket) -> bool {
+        self.has_passed(ticket) && (!self.counts || self.carried_out >= ticket.released)
+    }
+
+    fn has_closed(&self, releases: &Releases) -> bool {
+        // It may have it although it has not got everything: its copy does, then.
+        let is_open = |dropped: &Dropped| self.closing.contains(dropped);
+        self.is_shelf
+            || (self.carried_out >= releases.up_to || active(Bug::AnswersBeforeCarryingOut))
+                && (!releases.dropped.iter().any(is_open) || active(Bug::AnswersBeforeClosing))
+    }
+
+    /// The follower has said something. Returns whether it is about what it has dropped.
+    pub fn hear(&mut self, heard: &Heard) -> bool {
+        match heard {
+            // What it has not been sent it cannot have carried out.
+            Heard::UpTo(up_to) => self.carried_out = self.carried_out.max(*up_to.min(&self.sent)),
+            Heard::Closing(dropped) => self.closing.extend(dropped),
+            Heard::Closed(dropped) => {
+                for dropped in dropped {
+                    self.closing.remove(dropped);
+                }
+            }
+            Heard::Synced | Heard::TakeOver | Heard::Commit | Heard::Stop => return false,
+        }
+        true
     }
 
     /// What to send next: bytes, and the owners of the descriptors that go with the first.

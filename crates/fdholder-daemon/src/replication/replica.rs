@@ -6,6 +6,7 @@ use fdholder::link::{Fed, HandedClient, Heard, Mirrored};
 use fdholder::{Errno, Malformed};
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 /// What a follower has got.
 #[derive(Debug)]
@@ -18,6 +19,15 @@ pub struct Replica<F> {
     is_ours: bool,
     /// The numbers of what went last: whoever else was to be told of that may not have been.
     dropped: VecDeque<u64>,
+}
+
+/// What comes of what the primary has said.
+#[derive(Debug)]
+pub struct Told<F> {
+    /// What to say to it.
+    pub answer: Option<Heard>,
+    /// What is not held any more, for whoever can tell when it is closed.
+    pub dropped: Vec<Arc<Record<F>>>,
 }
 
 /// Why a follower cannot go on.
@@ -69,32 +79,33 @@ impl<F> Replica<F> {
         self.is_ours
     }
 
-    /// Takes in what the primary says, and tells what to say to it.
+    /// Takes in what the primary says, and tells what comes of it.
     ///
     /// # Errors
     ///
     /// When it cannot be followed any further.
-    pub fn hear(&mut self, fed: Fed<F>) -> Result<Option<Heard>, ReplicaError> {
+    pub fn hear(&mut self, fed: Fed<F>) -> Result<Told<F>, ReplicaError> {
+        let mut told = Told { answer: None, dropped: Vec::new() };
         match fed {
             Fed::Head { .. } => return Err(Malformed::INCOMPLETE.into()),
             Fed::Changes { up_to, goes_on, changes } => {
                 self.group.extend(changes);
-                if !goes_on && self.carry_out()? {
-                    return Ok(Some(Heard::UpTo(up_to)));
+                if !goes_on && self.carry_out(&mut told.dropped)? {
+                    told.answer = Some(Heard::UpTo(up_to));
                 }
             }
             Fed::Synced => {
                 self.is_synced = true;
-                return Ok(Some(Heard::Synced));
+                told.answer = Some(Heard::Synced);
             }
             Fed::Client(client) => self.clients.push(client),
             Fed::Yours => self.is_ours = true,
         }
-        Ok(None)
+        Ok(told)
     }
 
     /// Returns whether anything was released, which the primary waits for.
-    fn carry_out(&mut self) -> Result<bool, ReplicaError> {
+    fn carry_out(&mut self, dropped: &mut Vec<Arc<Record<F>>>) -> Result<bool, ReplicaError> {
         let mut has_released = false;
         for change in self.group.drain(..) {
             let gone = match change {
@@ -112,6 +123,7 @@ impl<F> Replica<F> {
                 if self.dropped.len() > DROPPED_REMEMBERED {
                     self.dropped.pop_front();
                 }
+                dropped.push(gone);
             }
         }
         Ok(has_released)
@@ -131,6 +143,7 @@ impl<F> Replica<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fdholder::link::Dropped;
     use fdholder::{Entry, Identifier, Limit, Origin, Tenure};
 
     fn held(number: u32, serial: u64) -> Mirrored<u32> {
@@ -147,26 +160,44 @@ mod tests {
         Fed::Changes { up_to, goes_on, changes }
     }
 
+    /// What comes of it: what to say, and the descriptors that are to be closed.
+    fn told(replica: &mut Replica<u32>, fed: Fed<u32>) -> (Option<Heard>, Vec<u32>) {
+        let Told { answer, dropped } = replica.hear(fed).unwrap();
+        (answer, dropped.iter().map(|record| record.fd).collect())
+    }
+
     #[test]
     fn what_belongs_together_happens_together() {
         let mut replica = Replica::new(10);
-        assert_eq!(replica.hear(changes(1, true, vec![held(1, 1)])), Ok(None));
-        assert!(replica.store().is_empty());
-        assert_eq!(replica.hear(changes(2, false, vec![held(2, 2)])), Ok(None));
-        assert_eq!(replica.store().len(), 2);
-        assert_eq!(replica.hear(changes(3, true, vec![released(1)])), Ok(None));
-        let told = replica.hear(changes(4, false, vec![held(3, 3)]));
-        assert_eq!(told, Ok(Some(Heard::UpTo(4))), "the primary waits for what closes");
-        assert_eq!(replica.store().len(), 2);
+        let mut told = |fed| (told(&mut replica, fed), replica.store().len());
+        let nothing = || (None, vec![]);
+        assert_eq!(told(changes(1, true, vec![held(1, 1)])), (nothing(), 0));
+        assert_eq!(told(changes(2, false, vec![held(2, 2)])), (nothing(), 2));
+        assert_eq!(told(changes(3, true, vec![released(1)])), (nothing(), 2));
+        // The primary waits for what closes.
+        let carried_out = (Some(Heard::UpTo(4)), vec![1]);
+        assert_eq!(told(changes(4, false, vec![held(3, 3)])), (carried_out, 2));
+    }
+
+    /// Be it released or replaced; of either it is known whose it was.
+    #[test]
+    fn what_is_to_be_closed_is_handed_out() {
+        let mut replica = Replica::new(10);
+        told(&mut replica, changes(2, false, vec![held(1, 1), held(2, 2)]));
+        assert_eq!(told(&mut replica, changes(3, false, vec![held(1, 3)])), (None, vec![1]));
+        let Told { dropped, .. } =
+            replica.hear(changes(5, false, vec![released(2), released(9)])).unwrap();
+        let dropped: Vec<_> = dropped.iter().map(|record| Dropped::from(record.origin)).collect();
+        assert_eq!(dropped, [Dropped { owner: 7, serial: 2 }]);
     }
 
     #[test]
     fn it_has_everything_when_it_is_told_so() {
         let mut replica: Replica<u32> = Replica::new(10);
         assert!(!replica.is_synced() && !replica.is_ours());
-        assert_eq!(replica.hear(Fed::Synced), Ok(Some(Heard::Synced)));
+        assert_eq!(told(&mut replica, Fed::Synced), (Some(Heard::Synced), vec![]));
         assert!(replica.is_synced() && !replica.is_ours());
-        assert_eq!(replica.hear(Fed::Yours), Ok(None));
+        assert_eq!(told(&mut replica, Fed::Yours), (None, vec![]));
         assert!(replica.is_ours());
     }
 

@@ -336,11 +336,12 @@ impl Server {
         }
         let mut again = peer.again();
         if let Some(until) = peer.closes_until() {
-            self.bell.want();
+            self.closing.bell.want();
             // They may have ended before anybody listened for it.
-            let until = if peer.closes_have_ended() { Instant::now() } else { until };
+            let have_ended = peer.closes_have_ended(&self.hold.mirrors);
+            let until = if have_ended { Instant::now() } else { until };
             again = Some(again.map_or(until, |again| again.min(until)));
-            self.closing.insert(token);
+            self.closing.waiting.insert(token);
         }
         self.turns.set(token, &mut peer.turn, again);
         let (uid, waits_for_readers) = (peer.who.user.uid, peer.waits_for_readers());
@@ -366,21 +367,32 @@ impl Server {
         progress
     }
 
-    /// What was dropped by some of those who wait for that has been closed.
-    pub(super) fn hear_bell(&mut self) {
-        let waiting = std::mem::take(&mut self.closing);
-        self.bell.want();
+    /// Serves those whose replies have waited until something is closed, and need not any
+    /// longer, if something has been. Returns whether there were any.
+    pub(super) fn serve_closed(&mut self) -> bool {
+        if !std::mem::take(&mut self.closing.some_is_closed) {
+            return false;
+        }
+        let waiting = std::mem::take(&mut self.closing.waiting);
+        if !waiting.is_empty() {
+            // What they wait for may be closed behind that.
+            self.closing.bell.want();
+        }
+        let mut served_any = false;
         for token in waiting {
             match self.peers.get(token) {
-                Some(peer) if peer.closes_have_ended() => {
+                Some(peer) if peer.closes_until().is_none() => {}
+                Some(peer) if peer.closes_have_ended(&self.hold.mirrors) => {
+                    served_any = true;
                     self.serve(token);
                 }
-                Some(peer) if peer.closes_until().is_some() => {
-                    self.closing.insert(token);
+                Some(_) => {
+                    self.closing.waiting.insert(token);
                 }
-                _ => {}
+                None => {}
             }
         }
+        served_any
     }
 
     /// Descriptors that a user was sent may have been taken meanwhile, on its other connections.

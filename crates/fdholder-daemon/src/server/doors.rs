@@ -2,7 +2,7 @@
 
 use super::Server;
 use crate::audit::{Event, Operation, Verdict, Who};
-use crate::closing::{self, ClientFd};
+use crate::closing::ClientFd;
 use crate::credentials::Credentials;
 use crate::datagram::{receive, Datagram};
 use crate::limits::{
@@ -35,7 +35,7 @@ impl Server {
         for number in 0..NOTIFIED_PER_TURN {
             if work > NOTIFY_WORK_PER_TURN
                 || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX
-                || closing::waiting() >= CLOSING_MAX
+                || self.hold.closing() >= CLOSING_MAX
             {
                 return Ok(());
             }

@@ -195,7 +195,7 @@ impl Server {
                 self.tell(key, MIRROR_MESSAGES_PER_TURN);
             }
             // Whoever was served may have changed more, and nothing else may wake us for that.
-            if !self.serve_gated() {
+            if !(self.serve_gated() | self.serve_closed()) {
                 break;
             }
         }
@@ -279,12 +279,12 @@ impl Server {
         if let Some(link) = self.links.get_mut(key) {
             while let Some(frame) = link.decoder.next()? {
                 link.progress = Instant::now();
-                match Heard::parse(&frame)? {
-                    Heard::UpTo(up_to) => {
-                        if let Some(mirror) = self.hold.mirrors.get_mut(link.mirror) {
-                            mirror.has_carried_out(up_to);
-                        }
-                    }
+                let heard = Heard::parse(&frame)?;
+                if let Some(mirror) = self.hold.mirrors.get_mut(link.mirror) {
+                    self.closing.some_is_closed |= mirror.hear(&heard);
+                }
+                match heard {
+                    Heard::UpTo(_) | Heard::Closing(_) | Heard::Closed(_) => {}
                     Heard::Synced => {
                         link.synced_at = Some(Instant::now());
                         match link.role {
@@ -317,6 +317,7 @@ impl Server {
             warn!("unable to write to the roll: a follower that hangs might serve one day");
         }
         self.hold.mirrors.remove(link.mirror);
+        self.closing.some_is_closed = true;
         let whom = match link.role {
             Role::Standby => "the standby",
             Role::Successor => "the new program",

@@ -3,7 +3,7 @@
 
 use super::{Server, CARE};
 use crate::audit::{Operation, Who};
-use crate::closing::{self, ClientFd};
+use crate::closing::ClientFd;
 use crate::limits::{CLOSING_MAX, NOTIFY_LEAVING_MAX, ROOM_PAUSE};
 use crate::notify::service_of;
 use crate::peer::Hold;
@@ -33,7 +33,7 @@ pub(super) struct Wards {
     resting: Vec<usize>,
     /// Until when.
     pub rest_until: Option<Instant>,
-    /// What came through doors and is closed when followers have been told what came with it.
+    /// What came through doors and is closed when followers have carried out what came with it.
     pub leaving: VecDeque<(Ticket, Vec<ClientFd>)>,
 }
 
@@ -62,7 +62,8 @@ impl Server {
     /// Closes what has come through doors and is not held, when that may be known.
     pub(super) fn let_leave(&mut self) {
         let Self { wards, hold, .. } = self;
-        while wards.leaving.front().is_some_and(|(ticket, _)| hold.mirrors.has_passed(*ticket)) {
+        let is_known = |ticket| hold.mirrors.is_carried_out(ticket);
+        while wards.leaving.front().is_some_and(|(ticket, _)| is_known(*ticket)) {
             wards.leaving.pop_front();
         }
     }
@@ -118,7 +119,7 @@ impl Server {
     pub(super) fn hear_ward(&mut self, key: usize) {
         let Some(record) = self.wards.all.get(key).map(Arc::clone) else { return };
         let Some(service) = service_of(&record.id) else { return self.peer_has_gone(&record) };
-        if closing::waiting() >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+        if self.hold.closing() >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
             return self.rest(key, &record);
         }
         if let Err(errno) = self.read_door(service, &record.fd) {

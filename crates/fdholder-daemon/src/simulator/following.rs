@@ -3,15 +3,20 @@
 use super::kernel::{Fd, File, RollFile, Socket, Table};
 use super::serving::Turn;
 use crate::replication::roll::Succession;
-use crate::replication::Replica;
+use crate::replication::{Replica, Told};
+use crate::store::Record;
 use fdholder::extension::{self, Extension, VERSION};
 use fdholder::frame::Decoder;
-use fdholder::link::{Fed, Heard, LINK_PAYLOAD_MAX};
+use fdholder::link::{Dropped, Fed, Heard, LINK_PAYLOAD_MAX};
 use fdholder::{reply, Errno, Request};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// How long a primary may say nothing to who wants to take over; in steps.
 const PATIENCE: u64 = 1500;
+
+/// Steps that it takes to close something at most, if it takes long.
+const CLOSE_LEN_MAX: usize = 60;
 
 #[derive(Debug)]
 pub struct Following {
@@ -23,6 +28,8 @@ pub struct Following {
     roll: Option<Fd>,
     number: u32,
     pub replica: Replica<Fd>,
+    /// What takes long to close, and until when.
+    closing: Vec<(u64, Arc<Record<Fd>>)>,
     takes_over: bool,
     has_asked: bool,
     deadline: u64,
@@ -67,6 +74,7 @@ impl Following {
             roll: None,
             number: 0,
             replica: Replica::new(capacity),
+            closing: Vec::new(),
             takes_over,
             has_asked: false,
             deadline: turn.step + PATIENCE,
@@ -76,7 +84,7 @@ impl Following {
 
     /// Whether it has everything, and nothing is on its way.
     pub fn is_quiet(&self) -> bool {
-        self.replica.is_synced() && !self.socket.is_readable()
+        self.replica.is_synced() && !self.socket.is_readable() && self.closing.is_empty()
     }
 
     pub fn into_parts(self) -> (Option<Fd>, Replica<Fd>) {
@@ -91,6 +99,7 @@ impl Following {
     }
 
     pub fn take_turn(&mut self, turn: &mut Turn<'_>) -> Fate {
+        self.close(turn);
         match self.stage {
             Stage::Hello | Stage::Head => self.get_in(turn),
             Stage::Following if self.takes_over => self.take_over(turn),
@@ -114,6 +123,17 @@ impl Following {
             }
             Err(Errno::AGAIN | Errno::IO) => None,
             Err(_) => Some(false),
+        }
+    }
+
+    /// Somebody else closes what it has dropped, and it tells when that is done.
+    fn close(&mut self, turn: &mut Turn<'_>) {
+        let is_due = |(at, _): &mut (u64, _)| *at <= turn.step;
+        let closed: Vec<_> = self.closing.extract_if(.., is_due).map(|(_, it)| it).collect();
+        if !closed.is_empty() {
+            let told = dropped(&closed);
+            drop(closed);
+            let _ = self.say(Heard::Closed(told), turn);
         }
     }
 
@@ -177,7 +197,7 @@ impl Following {
             self.stage = Stage::Succeeding;
             return Some(Fate::Follows);
         }
-        let mut answer = None;
+        let (mut answer, mut slow) = (None, Vec::new());
         loop {
             let frame = match self.decoder.next() {
                 Ok(Some(frame)) => frame,
@@ -190,12 +210,21 @@ impl Following {
             let heard =
                 Fed::parse(frame).map_err(Into::into).and_then(|fed| self.replica.hear(fed));
             match heard {
-                Ok(heard) => answer = heard.or(answer),
+                Ok(told) => {
+                    let Told { answer: heard, mut dropped } = told;
+                    answer = heard.or(answer);
+                    slow.extend(dropped.extract_if(.., |_| turn.random.one_in(3)));
+                }
                 Err(error) => {
                     turn.oracle.fail(|| format!("a follower cannot go on: {error}"));
                     return Some(Fate::Ends("it cannot go on"));
                 }
             }
+        }
+        if !slow.is_empty() {
+            let _ = self.say(Heard::Closing(dropped(&slow)), turn);
+            let until = turn.step + turn.random.between(1, CLOSE_LEN_MAX) as u64;
+            self.closing.extend(slow.into_iter().map(|record| (until, record)));
         }
         if let Some(answer) = answer {
             let _ = self.say(answer, turn);
@@ -226,4 +255,8 @@ impl Following {
             Some(Succession::GivenUp) => Fate::Ends("it was given up"),
         }
     }
+}
+
+fn dropped(records: &[Arc<Record<Fd>>]) -> Vec<Dropped> {
+    records.iter().map(|record| record.origin.into()).collect()
 }

@@ -38,7 +38,7 @@ impl HandingOver {
 
 impl Peer {
     pub fn hand_over(&self) -> Option<HandedClient<Arc<Fd>>> {
-        let idle = !self.half_closed && self.gate.is_none();
+        let idle = !self.half_closed && self.gate.is_none() && self.awaited.is_empty();
         idle.then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
     }
 }

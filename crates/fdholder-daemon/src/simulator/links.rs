@@ -195,15 +195,16 @@ impl Server {
                 link.decoder.push(&received.bytes, Vec::new(), false);
                 while let Ok(Some(frame)) = link.decoder.next() {
                     link.progress = turn.step;
-                    match Heard::parse(&frame) {
-                        Ok(Heard::UpTo(up_to)) => {
-                            if let Some(mirror) = self.mirrors.get_mut(link.mirror) {
-                                mirror.has_carried_out(up_to);
-                            }
-                        }
+                    let heard = Heard::parse(&frame);
+                    if let (Ok(heard), Some(mirror)) = (&heard, self.mirrors.get_mut(link.mirror)) {
+                        mirror.hear(heard);
+                    }
+                    match heard {
                         Ok(Heard::TakeOver) => link.wants_over = Some(turn.step),
                         Ok(Heard::Commit) => link.has_committed = true,
-                        Ok(Heard::Synced) => {}
+                        Ok(
+                            Heard::UpTo(_) | Heard::Closing(_) | Heard::Closed(_) | Heard::Synced,
+                        ) => {}
                         other => turn.oracle.fail(|| format!("a follower has said {other:?}")),
                     }
                 }

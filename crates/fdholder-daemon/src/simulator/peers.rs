@@ -1,9 +1,11 @@
 //! Clients served: what `server/clients.rs` and `peer.rs` do.
 
 use super::kernel::Fd;
+use super::links::Link;
 use super::serving::{Server, Turn};
 use crate::connection::Step;
 use crate::peer::{has_taken, was_told_of_unread, Gone};
+use crate::replication::Releases;
 use crate::shares::Ledger;
 use crate::store::Change;
 use fdholder::limits::MESSAGE_FDS_MAX;
@@ -39,7 +41,7 @@ impl Server {
 
     /// See `Peer::serve`.
     fn serve_peer(&mut self, token: usize, turn: &mut Turn<'_>) -> Result<(), Gone> {
-        if self.is_gated(token) {
+        if self.awaits_closes(token) || self.is_gated(token) {
             return Ok(());
         }
         let has_waited = self.peers[token].gate.take().is_some();
@@ -56,6 +58,9 @@ impl Server {
                 }
             }
             reads = 0;
+            if self.awaits_closes(token) {
+                return Ok(());
+            }
             self.peers[token].gate = Some(self.mirrors.ticket());
             if self.is_gated(token) {
                 return Ok(());
@@ -76,6 +81,18 @@ impl Server {
             return Err(Gone::Closed);
         }
         Ok(())
+    }
+
+    /// See `Peer::awaits_closes`; here nobody loses patience. What this process drops is closed
+    /// at once.
+    fn awaits_closes(&mut self, token: usize) -> bool {
+        let peer = &mut self.peers[token];
+        if !self.mirrors.have_closed(&peer.awaited) {
+            return true;
+        }
+        peer.awaited = Releases::default();
+        peer.connection.has_closed(true);
+        false
     }
 
     fn receive(&mut self, token: usize, turn: &mut Turn<'_>) -> Result<bool, Gone> {
@@ -107,7 +124,7 @@ impl Server {
         let Some(wire) = peer.socket.socket().map(|socket| socket.wire.number) else {
             return Ok(());
         };
-        while *budget > 0 && !self.table.is_dead() {
+        while *budget > 0 && !self.table.is_dead() && peer.awaited.is_empty() {
             match peer.connection.step(&mut self.store, &Ledger::ample(), turn.now) {
                 Ok(Step::Did { changes, cost, .. }) => {
                     turn.oracle.carries_out(wire, self.table.pid, turn.now);
@@ -119,7 +136,10 @@ impl Server {
                         self.mid_set = turn.step + 50;
                     }
                     self.mirrors.record(&changes, &self.store);
-                    peer.connection.has_closed(true);
+                    peer.awaited = self.mirrors.released(&changes);
+                    if peer.awaited.is_empty() {
+                        peer.connection.has_closed(true);
+                    }
                     *budget = budget.saturating_sub(cost);
                 }
                 Ok(Step::Wait) => break,
@@ -164,18 +184,11 @@ impl Server {
     /// A client knows that this was deleted, so it is closed here and wherever it is
     /// mirrored, unless a reply or a snapshot has it.
     fn check_closed(&mut self, fd: u32, turn: &mut Turn<'_>) {
-        let links: Vec<_> = self.links.iter().map(|(_, link)| (link.mirror, link.pid())).collect();
-        let mut is_copying = false;
-        for (mirror, table) in links {
-            let Some(mirror) = self.mirrors.get_mut(mirror) else { continue };
-            is_copying |= !mirror.has_everything();
-            let open = table.map_or(0, |table| table.open_count(fd));
-            if mirror.has_everything() && open > 0 {
-                turn.oracle.fail(|| format!("{fd} is deleted, but a follower has it open"));
-            }
+        let has_it = |link: &Link| link.pid().is_some_and(|table| table.open_count(fd) > 0);
+        if self.links.iter().any(|(_, link)| has_it(link)) {
+            turn.oracle.fail(|| format!("{fd} is deleted, but a follower has it open"));
         }
-        let is_open = self.table.open_count(fd) > 0;
-        if is_open && !is_copying && !turn.oracle.may_be_open(fd) {
+        if self.table.open_count(fd) > 0 && !turn.oracle.may_be_open(fd) {
             turn.oracle.fail(|| format!("{fd} is deleted, but still open"));
         }
     }

@@ -7,7 +7,7 @@ use super::oracle::Oracle;
 use super::random::Random;
 use crate::access::Rights;
 use crate::connection::{Connection, Standing};
-use crate::replication::{Mirrors, Ticket};
+use crate::replication::{Mirrors, Releases, Ticket};
 use crate::shares::Quotas;
 use crate::store::Store;
 use fdholder::link::HandedClient;
@@ -60,6 +60,8 @@ pub struct Peer {
     pub half_closed: bool,
     pub gave_fds: bool,
     pub gate: Option<Ticket>,
+    /// What followers are to close before its replies leave.
+    pub awaited: Releases,
 }
 
 impl Peer {
@@ -196,7 +198,14 @@ impl Server {
     #[allow(clippy::arc_with_non_send_sync)]
     fn admit(&mut self, socket: Fd, connection: Connection<Fd>, gave_fds: bool) -> usize {
         let socket = Arc::new(socket);
-        self.peers.insert(Peer { socket, connection, half_closed: false, gave_fds, gate: None })
+        self.peers.insert(Peer {
+            socket,
+            connection,
+            half_closed: false,
+            gave_fds,
+            gate: None,
+            awaited: Releases::default(),
+        })
     }
 
     /// How much more it matters than usual if something goes wrong now.

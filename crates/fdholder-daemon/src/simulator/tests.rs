@@ -98,6 +98,7 @@ macro_rules! bugs {
 
 bugs! {
     it_finds_answers_before_mirroring: AnswersBeforeMirroring,
+    it_finds_answers_before_carrying_out: AnswersBeforeCarryingOut,
     it_finds_answers_before_closing: AnswersBeforeClosing,
     it_finds_forgotten_limits: ForgetsLimits,
     it_finds_forgotten_owners: ForgetsOwners,

@@ -4,13 +4,15 @@ use super::client::{Client, Copy};
 use super::due::Due;
 use crate::ledger::{Fd, Ledger};
 use fdholder::frame::{Decoder, Frame};
-use fdholder::link::{self, Fed, Heard, LINK_PAYLOAD_MAX};
+use fdholder::link::{self, Dropped, Fed, Heard, LINK_PAYLOAD_MAX};
 use fdholder::request::Parsed;
 use fdholder::{Errno, Malformed, Request, Status, Timestamp};
 use fdholder_daemon::access::pattern::Pattern;
 use fdholder_daemon::access::{Ids, Rights};
 use fdholder_daemon::limits::READ_LEN;
-use fdholder_daemon::{Change, Connection, Mirrors, Quotas, Replica, Standing, Step, Store};
+use fdholder_daemon::{
+    Change, Connection, Mirrors, Quotas, Releases, Replica, Standing, Step, Store, Told,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ pub struct World {
     mirror: usize,
     replica: Replica<u32>,
     link: Decoder<u32>,
+    /// What was released since the follower was told last, and what that is.
+    released: Vec<(Releases, Vec<Dropped>)>,
 }
 
 /// Carries out one request of a client.
@@ -84,6 +88,7 @@ impl World {
             store,
             replica: Replica::new(capacity),
             link: Decoder::new(LINK_PAYLOAD_MAX),
+            released: Vec::new(),
         }
     }
 
@@ -148,6 +153,11 @@ impl World {
 
     fn record(&mut self, changes: &[Change<Fd>]) {
         self.mirrors.record(changes, &self.store);
+        let what = changes.iter().filter_map(|change| match change {
+            Change::Released(record) => Some(record.origin.into()),
+            _ => None,
+        });
+        self.released.push((self.mirrors.released(changes), what.collect()));
     }
 
     /// It has read everything, or never will.
@@ -267,6 +277,7 @@ impl World {
     /// The follower is told everything, and has then what the store has.
     fn tell_follower(&mut self) {
         let Some(mirror) = self.mirrors.get_mut(self.mirror) else { panic!("it was added") };
+        let mut closing = Vec::new();
         while let Some((bytes, carriers)) = mirror.front() {
             let fds: Vec<_> = carriers.iter().map(|carrier| carrier.fd().number()).collect();
             self.link.push(bytes, fds, false);
@@ -275,12 +286,18 @@ impl World {
             while let Some(frame) = next(&mut self.link) {
                 let Ok(fed) = Fed::parse(frame) else { panic!("nonsense for a follower") };
                 match self.replica.hear(fed) {
-                    Ok(Some(Heard::UpTo(up_to))) => mirror.has_carried_out(up_to),
-                    Ok(_) => {}
+                    Ok(Told { answer, dropped }) => {
+                        closing.extend(dropped.iter().map(|record| Dropped::from(record.origin)));
+                        mirror.hear(&Heard::Closing(closing.clone()));
+                        if let Some(heard) = answer {
+                            mirror.hear(&heard);
+                        }
+                    }
                     Err(error) => panic!("it cannot follow: {error}"),
                 }
             }
         }
+        self.close(closing);
         assert!(self.mirrors.has_passed(self.mirrors.ticket()), "answers would wait for ever");
         let held = self.replica.store();
         held.check();
@@ -290,6 +307,25 @@ impl World {
             assert_eq!(mirrored.fd, record.fd.number());
             assert_eq!(mirrored.limit.timestamp(), record.limit.timestamp());
             assert_eq!(mirrored.origin, record.origin);
+        }
+    }
+
+    /// The follower closes what it has dropped, in any order. Each answer waits for its own.
+    fn close(&mut self, mut closing: Vec<Dropped>) {
+        let released = std::mem::take(&mut self.released);
+        // As good as any order, as identifiers are forgotten in theirs.
+        closing.sort_unstable_by_key(|dropped| dropped.serial % 3);
+        loop {
+            for (releases, what) in &released {
+                let is_closed = what.iter().all(|dropped| !closing.contains(dropped));
+                assert_eq!(self.mirrors.have_closed(releases), is_closed, "{releases:?}");
+            }
+            assert_eq!(self.mirrors.closing(), closing.len());
+            let (Some(dropped), Some(mirror)) = (closing.pop(), self.mirrors.get_mut(self.mirror))
+            else {
+                break;
+            };
+            mirror.hear(&Heard::Closed(vec![dropped]));
         }
     }
 

@@ -95,9 +95,33 @@ fn everything_else_comes_as_it_was() {
         let handed = HandedClient { is_fdholder, awaits_upgrade, ..also.clone() };
         assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
     }
-    let all = [Heard::UpTo(9), Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop];
+    let dropped = |serial| Dropped { owner: 7, serial };
+    let all = [
+        Heard::UpTo(9),
+        Heard::Closing(vec![dropped(1), dropped(u64::MAX)]),
+        Heard::Closed(vec![dropped(1)]),
+        Heard::Synced,
+        Heard::TakeOver,
+        Heard::Commit,
+        Heard::Stop,
+    ];
     for said in all {
-        assert_eq!(through(said.into_message(), |frame| Heard::parse(&frame)), Ok(said));
+        let message = said.clone().into_message();
+        assert_eq!(through(message, |frame| Heard::parse(&frame)), Ok(said));
+    }
+}
+
+/// The primary reads it with room for a request.
+#[test]
+fn what_a_follower_says_has_bounds() {
+    let dropped = vec![Dropped { owner: 7, serial: 8 }; DROPPED_MAX];
+    let (bytes, _) = Heard::Closing(dropped).into_message::<u32>().into_parts();
+    let payload = &bytes[crate::limits::HEADER_LEN..];
+    assert!(payload.len() <= crate::limits::REQUEST_PAYLOAD_MAX);
+    let parse = |payload| Heard::parse(&Frame { payload, fds: Vec::<u32>::new(), fds_lost: false });
+    assert!(parse(&payload[..payload.len() - 12]).is_ok());
+    for cut in 1..12 {
+        assert!(parse(&payload[..payload.len() - cut]).is_err(), "{cut}");
     }
 }
 

@@ -19,9 +19,19 @@ fn hold_set(
     store: &mut Store<u32>,
     ids: std::ops::Range<u32>,
 ) -> Ticket {
-    let staged = ids.map(|number| store.stage(entry(number), 7, Tenure::from_bits(0))).collect();
+    hold_set_of(mirrors, store, ids, 7)
+}
+
+fn hold_set_of(
+    mirrors: &mut Mirrors<u32>,
+    store: &mut Store<u32>,
+    ids: std::ops::Range<u32>,
+    owner: u32,
+) -> Ticket {
+    let tenure = Tenure::from_bits(0);
+    let staged = ids.map(|number| store.stage(entry(number), owner, tenure)).collect();
     let Outcome { answer, changes } =
-        store.setdump(staged, OnConflict::Replace, 7, Timestamp::now());
+        store.setdump(staged, OnConflict::Replace, owner, Timestamp::now());
     answer.unwrap();
     mirrors.record(&changes, store);
     mirrors.ticket()
@@ -44,9 +54,9 @@ fn follow(mirrors: &mut Mirrors<u32>, key: usize, replica: &mut Replica<u32>) {
         decoder.push(bytes, carriers.iter().map(|carrier| *carrier.fd()), false);
         mirror.advance(len);
         while let Some(frame) = decoder.next().unwrap() {
-            let heard = replica.hear(Fed::parse(frame).unwrap()).unwrap();
-            if let Some(Heard::UpTo(up_to)) = heard {
-                mirror.has_carried_out(up_to);
+            let told = replica.hear(Fed::parse(frame).unwrap()).unwrap();
+            if let Some(heard) = told.answer {
+                mirror.hear(&heard);
             }
         }
     }
@@ -109,6 +119,23 @@ fn what_shares_a_message_with_half_a_set_waits() {
     assert!(!send_one(&mut mirrors, key));
 }
 
+/// Deletes something; returns what its answer waits for.
+fn delete(mirrors: &mut Mirrors<u32>, store: &mut Store<u32>, number: u32) -> Releases {
+    let changes = store.delete(&entry(number).id, Timestamp::now()).changes;
+    mirrors.record(&changes, store);
+    mirrors.released(&changes)
+}
+
+fn say(mirrors: &mut Mirrors<u32>, key: usize, heard: &Heard) {
+    assert!(mirrors.get_mut(key).unwrap().hear(heard));
+}
+
+/// It has carried out everything.
+fn say_up_to_now(mirrors: &mut Mirrors<u32>, key: usize) {
+    let now = mirrors.ticket().recorded();
+    say(mirrors, key, &Heard::UpTo(now));
+}
+
 /// Everything but the answer to a delete leaves as soon as it was sent; that waits until it has
 /// been carried out.
 #[test]
@@ -121,20 +148,96 @@ fn what_closes_waits_until_it_is_carried_out() {
     while send_one(&mut mirrors, key) {}
     assert!(!mirrors.is_behind(key));
     let held = hold_set(&mut mirrors, &mut store, 0..2);
-    let changes = store.delete(&entry(0).id, Timestamp::now()).changes;
-    mirrors.record(&changes, &store);
-    let released = mirrors.ticket();
-    assert_eq!((held.recorded(), released.recorded()), (2, 3));
+    let releases = delete(&mut mirrors, &mut store, 0);
+    let now = mirrors.ticket();
+    assert_eq!((held.recorded(), now.recorded()), (2, 3));
+    assert!(!mirrors.has_passed(held) && !mirrors.has_passed(now));
     // What it has not been sent it cannot have carried out.
-    mirrors.get_mut(key).unwrap().has_carried_out(3);
+    say(&mut mirrors, key, &Heard::UpTo(3));
     while send_one(&mut mirrors, key) {}
-    assert!(mirrors.has_passed(held) && !mirrors.has_passed(released));
+    assert!(mirrors.has_passed(held) && mirrors.has_passed(now));
+    assert!(mirrors.is_carried_out(held) && !mirrors.is_carried_out(now));
     assert!(mirrors.is_behind(key));
-    mirrors.get_mut(key).unwrap().has_carried_out(2);
-    assert!(!mirrors.has_passed(released));
-    mirrors.get_mut(key).unwrap().has_carried_out(3);
-    mirrors.get_mut(key).unwrap().has_carried_out(2);
-    assert!(mirrors.has_passed(released) && !mirrors.is_behind(key));
+    say(&mut mirrors, key, &Heard::UpTo(2));
+    assert!(!mirrors.is_carried_out(now) && !mirrors.have_closed(&releases));
+    // Later ones do not matter to it.
+    let later = delete(&mut mirrors, &mut store, 1);
+    while send_one(&mut mirrors, key) {}
+    say(&mut mirrors, key, &Heard::UpTo(3));
+    say(&mut mirrors, key, &Heard::UpTo(2));
+    assert!(mirrors.is_carried_out(now) && mirrors.have_closed(&releases));
+    assert!(!mirrors.have_closed(&later) && mirrors.is_behind(key));
+    // What replaces something waits for nobody.
+    let staged = vec![store.stage(entry(2), 7, Tenure::from_bits(0))];
+    let changes = store.setdump(staged, OnConflict::Replace, 7, Timestamp::now()).changes;
+    assert!(mirrors.released(&changes).is_empty());
+    assert!(mirrors.have_closed(&Releases::default()));
+}
+
+/// However much of others' a follower has not closed: each answer waits for what its own request
+/// has released, and nothing else does. Nor does it hang.
+#[test]
+fn what_is_not_closed_keeps_only_its_own_answer_waiting() {
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
+    let many = CLOSING_PER_USER_MAX as u32 + 10;
+    let key = mirrors.add(&store);
+    hold_set_of(&mut mirrors, &mut store, 0..many, 8);
+    hold_set(&mut mirrors, &mut store, many..many + 1);
+    let dropped = |store: &Store<u32>, number: u32| {
+        Dropped::from(store.find_held(&entry(number).id).unwrap().origin)
+    };
+    let lingering: Vec<_> = (0..many).map(|number| dropped(&store, number)).collect();
+    let own = dropped(&store, many);
+    let long: Vec<_> = (0..many).map(|it| delete(&mut mirrors, &mut store, it)).collect();
+    let short = delete(&mut mirrors, &mut store, many);
+    while send_one(&mut mirrors, key) {}
+    say(&mut mirrors, key, &Heard::Closing(lingering.clone()));
+    say(&mut mirrors, key, &Heard::Closing(vec![own]));
+    say_up_to_now(&mut mirrors, key);
+    assert!(!mirrors.is_behind(key) && mirrors.is_carried_out(mirrors.ticket()));
+    assert_eq!(mirrors.closing(), many as usize + 1);
+    assert_eq!((mirrors.closing_of(7), mirrors.closing_of(8)), (1, CLOSING_PER_USER_MAX));
+    assert!(!mirrors.have_closed(&short));
+    say(&mut mirrors, key, &Heard::Closed(vec![own]));
+    assert!(mirrors.have_closed(&short) && !long.iter().any(|long| mirrors.have_closed(long)));
+    say(&mut mirrors, key, &Heard::Closed(lingering));
+    assert!(long.iter().all(|long| mirrors.have_closed(long)));
+    assert_eq!((mirrors.closing(), mirrors.closing_of(8)), (0, 0));
+}
+
+/// Each of several followers, also one that has not got everything yet: that may be a part of its
+/// copy. But not one that has gone.
+#[test]
+fn every_follower_has_to_close_it() {
+    let (mut mirrors, mut store) = (Mirrors::default(), Store::new(1000));
+    hold_set(&mut mirrors, &mut store, 0..2);
+    let (first, second) = (mirrors.add(&store), mirrors.add(&store));
+    while send_one(&mut mirrors, first) {}
+    let releases = delete(&mut mirrors, &mut store, 0);
+    assert!(mirrors.get_mut(second).unwrap().front().is_some(), "its copy has it");
+    while send_one(&mut mirrors, first) {}
+    say_up_to_now(&mut mirrors, first);
+    assert!(mirrors.has_passed(mirrors.ticket()) && !mirrors.have_closed(&releases));
+    while send_one(&mut mirrors, second) {}
+    say_up_to_now(&mut mirrors, second);
+    assert!(mirrors.have_closed(&releases));
+    let releases = delete(&mut mirrors, &mut store, 1);
+    while send_one(&mut mirrors, first) || send_one(&mut mirrors, second) {}
+    say_up_to_now(&mut mirrors, first);
+    assert!(!mirrors.have_closed(&releases));
+    mirrors.remove(second);
+    assert!(mirrors.have_closed(&releases));
+    // With systemd nothing is closed; what it was told is waited for like all that is sent.
+    let shelf = mirrors.add_shelf();
+    hold_set(&mut mirrors, &mut store, 0..1);
+    let releases = delete(&mut mirrors, &mut store, 0);
+    while send_one(&mut mirrors, first) {}
+    say_up_to_now(&mut mirrors, first);
+    assert!(mirrors.have_closed(&releases) && !mirrors.has_passed(mirrors.ticket()));
+    mirrors.remove(shelf);
+    for heard in [Heard::Synced, Heard::TakeOver, Heard::Commit, Heard::Stop] {
+        assert!(!mirrors.get_mut(first).unwrap().hear(&heard), "it is about something else");
+    }
 }
 
 #[test]

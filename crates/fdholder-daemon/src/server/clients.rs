@@ -13,6 +13,7 @@ use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno};
 use rustix::event::epoll;
+use rustix::net::sockopt::set_socket_oobinline;
 use rustix::net::{accept_with, SocketFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -65,6 +66,13 @@ impl Server {
         let who = who(&socket);
         let socket = ClientFd::new(socket, who.map_or(self.user.uid, |who| who.user.uid));
         let who = who?;
+        // What is urgent would be left out of what is read, and its descriptors closed by the
+        // kernel, here.
+        if let Err(errno) = set_socket_oobinline(&socket, true) {
+            let uid = Some(who.user.uid);
+            self.warn_of(uid, format_args!("unable to prepare a client: {}", strerror(errno)));
+            return None;
+        }
         let standing = self.standing(who)?;
         let claimant = standing.claimant();
         if self.hold.ledger.room(&claimant, Resource::Connections) == 0

@@ -9,6 +9,7 @@
 //! This is for the process as a whole, as its table of descriptors is.
 
 use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
+use crate::shares::Leaving;
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -268,14 +269,15 @@ impl State {
     }
 }
 
-/// How many of a user's descriptors are not closed yet.
-pub(crate) fn waiting_of(user: u32) -> usize {
+/// How many are not closed yet, and how many of those are a user's.
+pub(crate) fn leaving(user: u32) -> Leaving {
     let state = lock();
     if state.open.is_empty() {
-        return 0;
+        return Leaving { user, ..Leaving::default() };
     }
     let queued = state.queues.get(&user).map_or(0, VecDeque::len);
-    queued + state.busy.get(&user).copied().unwrap_or_default()
+    let own = queued + state.busy.get(&user).copied().unwrap_or_default();
+    Leaving { user, own, all: state.open.len() }
 }
 
 /// How many of all are not.
@@ -429,7 +431,7 @@ mod tests {
             }
         }
         for user in 0..4 {
-            assert_eq!(waiting_of(1_000_000 + user), 3 * CLOSERS_PER_USER);
+            assert_eq!(leaving(1_000_000 + user).own, 3 * CLOSERS_PER_USER);
         }
         assert!(!begun().have_ended());
         for number in 0..100 {
@@ -443,7 +445,7 @@ mod tests {
         let all = begun();
         drop(kept);
         assert!(all.wait(Duration::MAX));
-        while (0..4).any(|user| waiting_of(1_000_000 + user) > 0) {
+        while (0..4).any(|user| leaving(1_000_000 + user).own > 0) {
             std::thread::yield_now();
         }
     }

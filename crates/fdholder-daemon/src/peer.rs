@@ -12,13 +12,13 @@ use crate::limits::{
     ROOM_PAUSE, SEND_PAUSE, TURN_LEN,
 };
 use crate::replication::{Mirrors, Ticket};
-use crate::shares::{Amounts, Claimant, Ledger, Resource};
+use crate::shares::{Amounts, Claimant, Leaving, Ledger, Resource};
 use crate::store::{Change, Store};
 use crate::tally::Tally;
 use crate::unread::all_is_read;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::link::HandedClient;
-use fdholder::transport::{self, Wait};
+use fdholder::transport::{self, Received, Wait};
 use fdholder::{Errno, Malformed, Status, Timestamp};
 use rustix::event::epoll::EventFlags;
 use rustix::net::sockopt::socket_error;
@@ -408,18 +408,19 @@ impl Peer {
         if self.half_closed || !self.connection.wants_input() {
             return Ok(false);
         }
-        self.waits_for_room = !self.may_bring_fds(hold) && self.brings_fds()?;
-        if self.waits_for_room {
-            self.again = Some(Instant::now() + ROOM_PAUSE);
-            return Ok(false);
-        }
-        match transport::receive(&self.socket, &mut hold.buffer, Wait::No) {
-            Ok(received) if received.len == 0 => self.half_closed = true,
-            Ok(received) => {
+        self.waits_for_room = false;
+        match self.read(hold) {
+            Ok(Some(received)) if received.len == 0 => self.half_closed = true,
+            Ok(Some(received)) => {
                 let bytes = &hold.buffer[..received.len];
                 let uid = self.who.user.uid;
                 let fds = received.fds.into_iter().map(|fd| ClientFd::new(fd, uid));
                 self.connection.receive(bytes, fds, received.fds_lost);
+            }
+            Ok(None) => {
+                self.waits_for_room = true;
+                self.again = Some(Instant::now() + ROOM_PAUSE);
+                return Ok(false);
             }
             Err(Errno::AGAIN) => return Ok(false),
             Err(errno) if is_for_now(errno) => {
@@ -431,25 +432,39 @@ impl Peer {
         Ok(true)
     }
 
-    /// Whether there is room for the descriptors of a whole message of its. Those that it has
-    /// announced have a place; and one that waits for the rest of a message has those of it.
-    fn may_bring_fds(&self, hold: &Hold) -> bool {
-        if self.connection.is_mid_frame() || self.connection.is_mid_set() {
-            return true;
+    /// Reads what there is room for: `None` if that is not so for descriptors that come next.
+    fn read(&self, hold: &mut Hold) -> Result<Option<Received>, Errno> {
+        let mut len = hold.buffer.len();
+        if !self.may_bring_fds(hold) {
+            match transport::peek_without_fds(&self.socket, &mut hold.buffer)? {
+                // What comes right now may bring some.
+                Some(without_fds) => len = without_fds,
+                None => return Ok(None),
+            }
         }
-        let Hold { store, ledger, .. } = hold;
-        let unused = (store.capacity() - store.len()).saturating_sub(closing::waiting());
-        let room = ledger.room_beside(&self.claimant(), Resource::Arriving, unused);
-        room >= MESSAGE_FDS_MAX && closing::waiting_of(self.who.user.uid) < CLOSING_PER_USER_MAX
+        transport::receive(&self.socket, &mut hold.buffer[..len], Wait::No).map(Some)
     }
 
-    /// Whether descriptors come next. What they are is not looked at, so none is received.
-    fn brings_fds(&self) -> Result<bool, Gone> {
-        match transport::has_fds(&self.socket) {
-            Ok(has_fds) => Ok(has_fds),
-            Err(errno) if errno == Errno::AGAIN || is_for_now(errno) => Ok(false),
-            Err(errno) => Err(Gone::Failed(errno)),
-        }
+    /// Whether there is room for the descriptors of a whole message of its. Those that it has
+    /// announced have a place; and one that waits for the rest of a message has those of it. But
+    /// whoever leaves too much unclosed brings nothing.
+    fn may_bring_fds(&self, hold: &mut Hold) -> bool {
+        let leaving = self.note_leaving(&mut hold.ledger);
+        let Hold { store, ledger, .. } = hold;
+        let unused = store.capacity() - store.len();
+        let has_room = || {
+            let room = ledger.room_beside(&self.claimant(), Resource::Arriving, unused);
+            let has_places = self.connection.is_mid_set() || self.connection.has_fds_of_a_part();
+            has_places || room >= MESSAGE_FDS_MAX
+        };
+        leaving.own < CLOSING_PER_USER_MAX && has_room()
+    }
+
+    /// Tells the ledger what waits to be closed.
+    fn note_leaving(&self, ledger: &mut Ledger) -> Leaving {
+        let leaving = closing::leaving(self.who.user.uid);
+        ledger.note_leaving(leaving);
+        leaving
     }
 
     /// Reads what has come, carries out what was asked and sends what can be sent, until
@@ -473,6 +488,7 @@ impl Peer {
         let is_told = is_told && !std::mem::take(&mut self.waits_for_room);
         let mut reads = if is_told { 0 } else { READS_PER_TURN };
         self.waits_for_readers = false;
+        self.note_leaving(&mut hold.ledger);
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let until = Instant::now() + TURN_LEN;
         let mut progress = has_waited;

@@ -3,8 +3,8 @@
 
 use super::{Server, CARE};
 use crate::audit::{Operation, Who};
-use crate::closing::{self, ClientFd};
-use crate::limits::{CLOSING_MAX, NOTIFY_LEAVING_MAX, ROOM_PAUSE};
+use crate::closing::ClientFd;
+use crate::limits::ROOM_PAUSE;
 use crate::notify::service_of;
 use crate::peer::Hold;
 use crate::reading::has_hung_up;
@@ -118,7 +118,7 @@ impl Server {
     pub(super) fn hear_ward(&mut self, key: usize) {
         let Some(record) = self.wards.all.get(key).map(Arc::clone) else { return };
         let Some(service) = service_of(&record.id) else { return self.peer_has_gone(&record) };
-        if closing::waiting() >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+        if !self.may_read_doors() {
             return self.rest(key, &record);
         }
         if let Err(errno) = self.read_door(service, &record.fd) {

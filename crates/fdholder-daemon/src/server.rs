@@ -8,6 +8,8 @@ mod followers;
 mod handover;
 mod standby;
 mod status;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod wards;
 mod watchdog;

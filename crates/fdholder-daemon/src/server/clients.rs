@@ -190,16 +190,18 @@ impl Server {
     }
 
     /// Serves a client now, unless its user's clients have had their time in this turn of the
-    /// loop: then in the next one, behind whoever else has come.
-    pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) {
-        let Some(peer) = self.peers.get_mut(token) else { return };
+    /// loop: then in the next one, behind whoever else has come. Returns whether it was.
+    pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(token) else { return false };
         let uid = peer.who.user.uid;
         if self.served.get(&uid).is_some_and(|served| *served >= TURN_LEN) {
             let next = now + Duration::from_nanos(1);
-            return self.turns.set(token, &mut peer.turn, Some(next));
+            self.turns.set(token, &mut peer.turn, Some(next));
+            return false;
         }
         self.serve(token);
         *self.served.entry(uid).or_default() += now.elapsed();
+        true
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
@@ -278,7 +280,7 @@ impl Server {
         for token in waiting {
             match self.peers.get(token) {
                 Some(peer) if peer.closes_have_ended() => {
-                    self.serve(token);
+                    self.serve_in_turn(token, Instant::now());
                 }
                 Some(peer) if peer.closes_until().is_some() => {
                     self.closing.insert(token);
@@ -350,7 +352,7 @@ impl Server {
     }
 
     /// Serves those whose replies have waited for followers, and need not any longer. Returns
-    /// whether there were any.
+    /// whether any was.
     pub(super) fn serve_gated(&mut self) -> bool {
         let mut served_any = false;
         for token in std::mem::take(&mut self.gated) {
@@ -358,10 +360,7 @@ impl Server {
                 Some(peer) if peer.is_gated(&self.hold.mirrors) => {
                     self.gated.insert(token);
                 }
-                Some(_) => {
-                    served_any = true;
-                    self.serve(token);
-                }
+                Some(_) => served_any |= self.serve_in_turn(token, Instant::now()),
                 None => {}
             }
         }

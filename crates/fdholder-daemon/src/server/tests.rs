@@ -124,3 +124,19 @@ fn who_has_waited_for_closes_is_served_in_turn() {
     server.hear_bell();
     are_served_in_turn(&mut server, &clients);
 }
+
+#[test]
+fn many_that_are_late_are_not_dropped_in_one_turn() {
+    let (_folder, mut server) = server();
+    let clients: Vec<_> = (0..200).map(|_| connect(&mut server)).collect();
+    let now = Instant::now();
+    for (token, _) in &clients {
+        server.deadlines.set(*token, &mut server.peers[*token].deadline, Some(now));
+    }
+    let mut turns = 0;
+    while !server.peers.is_empty() {
+        server.attend_to_clocks(now);
+        turns += 1;
+    }
+    assert!((2..=200).contains(&turns), "{turns}");
+}

@@ -125,8 +125,8 @@ pub struct Server {
     /// Clients whose replies wait until something is closed, and what tells when it is.
     closing: BTreeSet<usize>,
     bell: Arc<Bell>,
-    /// When all clients were looked at last.
-    swept_at: Option<Instant>,
+    /// For whom all clients were looked at, and when.
+    swept_at: HashMap<u32, Instant>,
     /// How long each user's clients were served in this turn of the loop.
     served: HashMap<u32, Duration>,
     /// When clients in the middle of something are dropped.
@@ -320,7 +320,7 @@ impl Server {
             borrowers: BTreeSet::new(),
             closing: BTreeSet::new(),
             bell,
-            swept_at: None,
+            swept_at: HashMap::new(),
             served: HashMap::new(),
             deadlines: Deadlines::default(),
             turns: Deadlines::default(),

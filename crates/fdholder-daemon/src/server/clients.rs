@@ -15,6 +15,7 @@ use fdholder::{reply, strerror, Errno};
 use rustix::event::epoll;
 use rustix::net::sockopt::set_socket_oobinline;
 use rustix::net::{accept_with, SocketFlags};
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
@@ -99,7 +100,7 @@ impl Server {
     /// Lets go of a connection of a user who wants one more, if it has one that nothing has
     /// been asked on for long: its other end may be held here, and nobody have it any more.
     fn drop_idle(&mut self, claimant: &Claimant) -> bool {
-        if !self.may_sweep() {
+        if !self.may_sweep(claimant.uid) {
             return false;
         }
         let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
@@ -292,7 +293,7 @@ impl Server {
 
     /// Descriptors that a user was sent may have been taken meanwhile, on its other connections.
     fn look_who_has_read(&mut self, uid: u32) {
-        if !self.may_sweep() {
+        if !self.may_sweep(uid) {
             return;
         }
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.who.user.uid == uid) {
@@ -301,14 +302,18 @@ impl Server {
         }
     }
 
-    /// Whether all clients may be looked at: not again and again, as there may be many.
-    fn may_sweep(&mut self) -> bool {
+    /// Whether all clients may be looked at for a user: not again and again, as there may be
+    /// many, but whatever others want.
+    pub(super) fn may_sweep(&mut self, uid: u32) -> bool {
         let now = Instant::now();
-        let may = self.swept_at.is_none_or(|at| now - at >= SWEEP_PAUSE);
-        if may {
-            self.swept_at = Some(now);
+        self.swept_at.retain(|_, at| now - *at < SWEEP_PAUSE);
+        match self.swept_at.entry(uid) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(now);
+                true
+            }
         }
-        may
     }
 
     /// Leaves a client's next request to the process that is to serve it, if there is one and

@@ -140,3 +140,10 @@ fn many_that_are_late_are_not_dropped_in_one_turn() {
     }
     assert!((2..=200).contains(&turns), "{turns}");
 }
+
+#[test]
+fn nobody_has_all_clients_looked_at_in_the_place_of_others() {
+    let (_folder, mut server) = server();
+    assert!(server.may_sweep(1) && !server.may_sweep(1));
+    assert!(server.may_sweep(2));
+}

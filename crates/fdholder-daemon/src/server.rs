@@ -521,6 +521,7 @@ impl Server {
         self.accept(ACCEPTS_PER_TURN, None);
         let timeout = self.options.lame_duck_timeout;
         self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
+        self.stop_clocks();
         // Whoever is asked to end does not want to be followed.
         self.dismiss_followers();
         // What was sent before the signal is still answered.

@@ -372,8 +372,21 @@ impl Server {
         served_any
     }
 
+    /// Gives everybody that is here its last time.
+    pub(super) fn stop_clocks(&mut self) {
+        let Some(timeout) = self.options.client_timeout else { return };
+        let deadline = Some(Instant::now() + timeout);
+        for (token, peer) in &mut self.peers {
+            self.deadlines.set(token, &mut peer.deadline, deadline);
+        }
+    }
+
     /// Gives a client its time anew, if it has one and there is something to be in time for.
     fn restart_clock(&mut self, token: usize) {
+        // Whoever always begins something else is not waited for when the daemon is to end.
+        if matches!(self.accepting, Accepting::LameDuck(_)) {
+            return;
+        }
         if let Some(peer) = self.peers.get_mut(token) {
             let timeout = self.options.client_timeout.filter(|_| peer.is_timed());
             let deadline = timeout.map(|timeout| Instant::now() + timeout);

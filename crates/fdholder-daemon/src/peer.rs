@@ -48,9 +48,7 @@ impl Hold {
         let expired = self.store.expire(now);
         if !expired.is_empty() {
             self.mirrors.record(&expired, &self.store);
-            // Each is its owner's.
-            let (who, operation) = (Who::owner(u32::MAX), Operation::Expire);
-            self.auditor.changed(who, operation, &expired, &self.store, now, Instant::now());
+            self.auditor.expired(&expired, Instant::now());
         }
     }
 }

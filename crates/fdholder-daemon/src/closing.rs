@@ -182,6 +182,8 @@ struct State {
     next: u64,
     /// All threads, the one that stands by included.
     closers: usize,
+    /// There is one that stands by, or is about to be.
+    has_standby: bool,
     /// How many of those that do not stand by have nothing to do.
     idle: usize,
     /// One of them has been told that there is something.
@@ -200,6 +202,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     open: BTreeSet::new(),
     next: 0,
     closers: 0,
+    has_standby: false,
     idle: 0,
     is_waking: false,
     is_alert: false,
@@ -306,23 +309,30 @@ fn hand_over(fd: OwnedFd, user: u32) {
     if queue.len() == 1 {
         state.turns.push_back(user);
     }
-    if state.closers == 0 {
-        drop(state);
-        start();
-    } else if state.idle == 0 {
+    let wakes = state.idle > 0 && !std::mem::replace(&mut state.is_waking, true);
+    if state.idle == 0 {
         state.alert();
-    } else if !std::mem::replace(&mut state.is_waking, true) {
-        drop(state);
+    }
+    let is_to_start = !std::mem::replace(&mut state.has_standby, true);
+    drop(state);
+    if wakes {
         WORK.notify_one();
+    }
+    if is_to_start {
+        start();
     }
     // Not while this thread ends: then nobody asks it any more.
     let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number, user));
 }
 
-/// Starts the first two. Without threads everything is closed here: late is better than never.
+/// Starts the first two, or what could not be started of them before. Without threads everything
+/// is closed here: late is better than never.
 fn start() {
-    if !(start_closer(close_for_ever) && start_closer(stand_by)) && lock().closers == 0 {
+    if lock().closers == 0 && !start_closer(close_for_ever) {
+        lock().has_standby = false;
         while close_next(lock()).is_none() {}
+    } else if !start_closer(stand_by) {
+        lock().has_standby = false;
     }
 }
 
@@ -371,7 +381,8 @@ fn close_for_ever() {
     }
 }
 
-/// Waits until all who close are kept waiting, and then closes too; and another one stands by.
+/// Waits until all who close are kept waiting, and then starts another, or tries to: what keeps
+/// it from that may be over soon.
 fn stand_by() {
     loop {
         let mut state = lock();
@@ -382,14 +393,11 @@ fn stand_by() {
         std::thread::sleep(CLOSE_SLOW);
         let mut state = lock();
         let is_needed = state.idle == 0 && state.next_turn().is_some();
-        // Whoever is too many already is looked at again, as nobody else may say so.
-        state.is_alert = is_needed && state.closers >= CLOSERS_MAX;
-        let goes_on = state.is_alert;
+        state.is_alert = false;
         drop(state);
-        if is_needed && !goes_on {
-            // If there can be no other, this one is the last that helps.
-            start_closer(stand_by);
-            return close_for_ever();
+        if is_needed && !start_closer(close_for_ever) {
+            // Nobody else may say so again.
+            lock().is_alert = true;
         }
     }
 }

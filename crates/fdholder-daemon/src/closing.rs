@@ -37,6 +37,11 @@ impl ClientFd {
         Self { fd: Some(fd), owner }
     }
 
+    /// The user who is kept waiting if it takes long to close.
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
     /// It is another user's.
     pub fn set_owner(&mut self, owner: u32) {
         self.owner = owner;
@@ -283,9 +288,19 @@ pub(crate) fn leaving(user: u32) -> Leaving {
     Leaving { user, own, all: state.open.len() }
 }
 
-/// How many of all are not.
-pub(crate) fn waiting() -> usize {
-    lock().open.len()
+/// What nobody has begun to close: it is left to the program that this process is about to become,
+/// which would not begin before all of it is closed.
+pub(crate) fn leave() -> Vec<ClientFd> {
+    let mut state = lock();
+    state.turns.clear();
+    let mut left = Vec::new();
+    for (user, queue) in std::mem::take(&mut state.queues) {
+        for (number, fd) in queue {
+            state.open.remove(&number);
+            left.push(ClientFd::new(fd, user));
+        }
+    }
+    left
 }
 
 /// Threads may be started from here on. Before, while nobody is served and the process may have

@@ -103,6 +103,10 @@ impl Server {
 
     /// Whether a client of ours could be at this end: it would keep us as its peer, and we it.
     fn leads_here(&self, fd: &ClientFd) -> bool {
+        // Of any other socket whoever is sending may keep the names locked.
+        if socket_domain(fd) != Ok(AddressFamily::UNIX) {
+            return false;
+        }
         let peer = getpeername(fd).ok().flatten();
         peer.is_some() && peer == getsockname(&self.listener).ok()
     }

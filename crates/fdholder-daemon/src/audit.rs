@@ -14,7 +14,7 @@ pub use throttle::{Throttle, Unsaid};
 
 use crate::credentials::Credentials;
 use crate::limits::{AUDIT_IN_ALL, AUDIT_PER_USER};
-use crate::store::{Change, Store};
+use crate::store::{Change, Record, Store};
 use fdholder::extension::Extension;
 use fdholder::{Errno, Identifier, Request, Timestamp};
 use std::fmt;
@@ -241,6 +241,26 @@ impl Auditor {
         }
     }
 
+    /// Notes what nobody has done, but that it expired: each is its owner's.
+    pub fn expired<F>(&mut self, changes: &[Change<F>], at: Instant) {
+        if !self.is_on() {
+            return;
+        }
+        for change in changes {
+            if let Change::Released(record) = change {
+                self.note_expiry(record, at);
+            }
+        }
+    }
+
+    fn note_expiry<F>(&mut self, record: &Record<F>, at: Instant) {
+        self.done(Who::owner(record.origin.owner), Operation::Expire, &record.id, at);
+    }
+
+    fn done(&mut self, who: Who, operation: Operation, id: &Identifier, at: Instant) {
+        self.note(&Event { who, operation, id: Some(id), verdict: Verdict::Done }, at);
+    }
+
     /// Notes what an operation has changed, and what had expired when it was carried out:
     /// `now` is when it was, by the store's clock.
     pub fn changed<F>(
@@ -259,21 +279,18 @@ impl Auditor {
             Operation::Notify => (Operation::NotifyStore, Operation::NotifyRemove),
             other => (other, other),
         };
-        let mut done = |who, operation, id| {
-            self.note(&Event { who, operation, id: Some(id), verdict: Verdict::Done }, at);
-        };
         for change in changes {
             match change {
-                Change::Held(record) => done(who, came, &record.id),
+                Change::Held(record) => self.done(who, came, &record.id, at),
                 Change::HeldAll { slots, .. } => {
                     let held = slots.iter().filter_map(|&slot| store.at(slot));
-                    held.for_each(|record| done(who, came, &record.id));
+                    held.for_each(|record| self.done(who, came, &record.id, at));
                 }
                 // Nothing else can be done with what has expired: that is released first.
                 Change::Released(record) if record.limit.expired(now) => {
-                    done(Who::owner(record.origin.owner), Operation::Expire, &record.id);
+                    self.note_expiry(record, at);
                 }
-                Change::Released(record) => done(who, went, &record.id),
+                Change::Released(record) => self.done(who, went, &record.id, at),
             }
         }
     }

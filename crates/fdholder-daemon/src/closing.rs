@@ -9,6 +9,7 @@
 //! This is for the process as a whole, as its table of descriptors is.
 
 use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
+use crate::shares::Leaving;
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -33,6 +34,11 @@ impl ClientFd {
     /// One that a user has given.
     pub fn new(fd: OwnedFd, owner: u32) -> Self {
         Self { fd: Some(fd), owner }
+    }
+
+    /// The user who is kept waiting if it takes long to close.
+    pub fn owner(&self) -> u32 {
+        self.owner
     }
 
     /// It is another user's.
@@ -170,6 +176,8 @@ struct State {
     next: u64,
     /// All threads, the one that stands by included.
     closers: usize,
+    /// There is one that stands by, or is about to be.
+    has_standby: bool,
     /// How many of those that do not stand by have nothing to do.
     idle: usize,
     /// One of them has been told that there is something.
@@ -186,6 +194,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     open: BTreeSet::new(),
     next: 0,
     closers: 0,
+    has_standby: false,
     idle: 0,
     is_waking: false,
     is_alert: false,
@@ -252,19 +261,30 @@ impl State {
     }
 }
 
-/// How many of a user's descriptors are not closed yet.
-pub(crate) fn waiting_of(user: u32) -> usize {
+/// How many are not closed yet, and how many of those are a user's.
+pub(crate) fn leaving(user: u32) -> Leaving {
     let state = lock();
     if state.open.is_empty() {
-        return 0;
+        return Leaving { user, ..Leaving::default() };
     }
     let queued = state.queues.get(&user).map_or(0, VecDeque::len);
-    queued + state.busy.get(&user).copied().unwrap_or_default()
+    let own = queued + state.busy.get(&user).copied().unwrap_or_default();
+    Leaving { user, own, all: state.open.len() }
 }
 
-/// How many of all are not.
-pub(crate) fn waiting() -> usize {
-    lock().open.len()
+/// What nobody has begun to close: it is left to the program that this process is about to become,
+/// which would not begin before all of it is closed.
+pub(crate) fn leave() -> Vec<ClientFd> {
+    let mut state = lock();
+    state.turns.clear();
+    let mut left = Vec::new();
+    for (user, queue) in std::mem::take(&mut state.queues) {
+        for (number, fd) in queue {
+            state.open.remove(&number);
+            left.push(ClientFd::new(fd, user));
+        }
+    }
+    left
 }
 
 /// Threads may be started from here on. Before, while nobody is served and the process may have
@@ -288,23 +308,30 @@ fn hand_over(fd: OwnedFd, user: u32) {
     if queue.len() == 1 {
         state.turns.push_back(user);
     }
-    if state.closers == 0 {
-        drop(state);
-        start();
-    } else if state.idle == 0 {
+    let wakes = state.idle > 0 && !std::mem::replace(&mut state.is_waking, true);
+    if state.idle == 0 {
         state.alert();
-    } else if !std::mem::replace(&mut state.is_waking, true) {
-        drop(state);
+    }
+    let is_to_start = !std::mem::replace(&mut state.has_standby, true);
+    drop(state);
+    if wakes {
         WORK.notify_one();
+    }
+    if is_to_start {
+        start();
     }
     // Not while this thread ends: then nobody asks it any more.
     let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number));
 }
 
-/// Starts the first two. Without threads everything is closed here: late is better than never.
+/// Starts the first two, or what could not be started of them before. Without threads everything
+/// is closed here: late is better than never.
 fn start() {
-    if !(start_closer(close_for_ever) && start_closer(stand_by)) && lock().closers == 0 {
+    if lock().closers == 0 && !start_closer(close_for_ever) {
+        lock().has_standby = false;
         while close_next(lock()).is_none() {}
+    } else if !start_closer(stand_by) {
+        lock().has_standby = false;
     }
 }
 
@@ -353,7 +380,8 @@ fn close_for_ever() {
     }
 }
 
-/// Waits until all who close are kept waiting, and then closes too; and another one stands by.
+/// Waits until all who close are kept waiting, and then starts another, or tries to: what keeps
+/// it from that may be over soon.
 fn stand_by() {
     loop {
         let mut state = lock();
@@ -364,14 +392,11 @@ fn stand_by() {
         std::thread::sleep(CLOSE_SLOW);
         let mut state = lock();
         let is_needed = state.idle == 0 && state.next_turn().is_some();
-        // Whoever is too many already is looked at again, as nobody else may say so.
-        state.is_alert = is_needed && state.closers >= CLOSERS_MAX;
-        let goes_on = state.is_alert;
+        state.is_alert = false;
         drop(state);
-        if is_needed && !goes_on {
-            // If there can be no other, this one is the last that helps.
-            start_closer(stand_by);
-            return close_for_ever();
+        if is_needed && !start_closer(close_for_ever) {
+            // Nobody else may say so again.
+            lock().is_alert = true;
         }
     }
 }
@@ -420,7 +445,7 @@ mod tests {
             }
         }
         for user in 0..4 {
-            assert_eq!(waiting_of(1_000_000 + user), 3 * CLOSERS_PER_USER);
+            assert_eq!(leaving(1_000_000 + user).own, 3 * CLOSERS_PER_USER);
         }
         assert!(!begun().have_ended());
         for number in 0..100 {
@@ -433,7 +458,7 @@ mod tests {
         let all = begun();
         drop(kept);
         wait_for(&all);
-        while (0..4).any(|user| waiting_of(1_000_000 + user) > 0) {
+        while (0..4).any(|user| leaving(1_000_000 + user).own > 0) {
             std::thread::yield_now();
         }
     }

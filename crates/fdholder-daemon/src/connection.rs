@@ -14,7 +14,7 @@ use crate::store::{Change, Outcome, Record, Staged, Store};
 use crate::tally::Operation;
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
-use fdholder::limits::REQUEST_PAYLOAD_MAX;
+use fdholder::limits::{MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
 use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
@@ -270,9 +270,10 @@ impl<F> Connection<F> {
             || self.decoder.is_mid_frame()
     }
 
-    /// Whether a part of a request has come, with the descriptors if any.
-    pub fn is_mid_frame(&self) -> bool {
-        self.decoder.is_mid_frame()
+    /// Whether descriptors of a request have come that is not whole: it has the places of a
+    /// whole message's.
+    pub fn has_fds_of_a_part(&self) -> bool {
+        self.decoder.fds_len() > 0 && !self.has_request()
     }
 
     /// What it has of what there is for all; its socket has more.
@@ -281,7 +282,9 @@ impl<F> Connection<F> {
         let set = self.set.as_ref().map_or(0, |set| set.entries.len() * MEMORY_PER_FD);
         let snapshot = self.snapshot.len() * size_of::<usize>();
         let bytes = self.decoder.unread_len() + self.outbox.bytes() + set + snapshot;
-        Amounts::of(Resource::Arriving, self.decoder.fds_len() + announced)
+        let come = self.decoder.fds_len();
+        let come = if self.has_fds_of_a_part() { come.max(MESSAGE_FDS_MAX) } else { come };
+        Amounts::of(Resource::Arriving, come + announced)
             .with(Resource::Bytes, bytes)
             .with(Resource::Loans, usize::from(self.loan.is_some()))
     }

@@ -28,14 +28,19 @@ pub struct Datagram {
     pub sender: Option<Credentials>,
 }
 
-/// Room for control messages: as many descriptors as can come, and credentials.
+/// Bytes of control messages that whoever shares the socket may have asked for: time stamps, and
+/// the label of a security module. Descriptors that have no room behind them are closed by the
+/// kernel, and whoever reads waits for that.
+const OTHERS_LEN: usize = 4096 + 256;
+
+/// Room for control messages: as many descriptors as can come, credentials, and others.
 const CONTROL_LEN: usize = {
     // SAFETY: these only compute.
     let len = unsafe {
         libc::CMSG_SPACE((MESSAGE_FDS_MAX * size_of::<RawFd>()) as u32)
             + libc::CMSG_SPACE(size_of::<libc::ucred>() as u32)
     };
-    len as usize
+    len as usize + OTHERS_LEN
 };
 
 /// `SCM_PIDFD` in linux/socket.h, since 6.5: a descriptor of the sender's process.
@@ -148,5 +153,32 @@ mod tests {
         theirs.send(b"nine bytes").unwrap();
         let datagram = receive(&ours, &mut buffer).unwrap();
         assert_eq!((datagram.len, datagram.is_cut, datagram.fds.len()), (8, true, 0));
+    }
+
+    /// Who has the other end of a door's description can ask for more than we do.
+    #[test]
+    fn what_others_have_asked_for_leaves_room_for_all_descriptors() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        set_socket_passcred(&ours, true).unwrap();
+        let on: libc::c_int = 1;
+        // Of time stamps the longest; and of where a sender is, in the eyes of a security module.
+        let all = libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_RX_SOFTWARE;
+        for (option, value) in [
+            (libc::SO_TIMESTAMPNS, on),
+            (libc::SO_TIMESTAMPING, all.cast_signed()),
+            (libc::SO_PASSSEC, on),
+        ] {
+            // SAFETY: the descriptor is open, and the kernel reads one int.
+            let result = unsafe {
+                let value = (&raw const value).cast();
+                let len = size_of::<libc::c_int>() as libc::socklen_t;
+                libc::setsockopt(ours.as_raw_fd(), libc::SOL_SOCKET, option, value, len)
+            };
+            assert_eq!(result, 0);
+        }
+        let file = File::open("/dev/null").unwrap();
+        send(&theirs, b"x", &vec![file.as_fd(); MESSAGE_FDS_MAX], Wait::No).unwrap();
+        let datagram = receive(&ours, &mut [0; 8]).unwrap();
+        assert_eq!((datagram.fds.len(), datagram.fds_lost), (MESSAGE_FDS_MAX, false));
     }
 }

@@ -1,10 +1,11 @@
 //! Starting this program once more, connected with this process.
 
+use crate::closing::ClientFd;
 use crate::confinement::is_confined;
 use rustix::io::{fcntl_setfd, FdFlags};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +15,9 @@ pub const FOLLOW_VARIABLE: &str = "FDHOLDER_FOLLOW";
 
 /// The same for one that is to take over at once.
 pub const TAKE_OVER_VARIABLE: &str = "FDHOLDER_TAKE_OVER";
+
+/// The variable that tells what is left to be closed: numbers of descriptors, and whose they are.
+pub const UNCLOSED_VARIABLE: &str = "FDHOLDER_UNCLOSED";
 
 /// The variable that says that whoever started a daemon was confined, and with it this one.
 pub const CONFINED_VARIABLE: &str = "FDHOLDER_CONFINED";
@@ -72,7 +76,8 @@ impl Launch {
         }
         command.args(arguments);
         // What is for this process alone.
-        for name in [FOLLOW_VARIABLE, TAKE_OVER_VARIABLE].iter().chain(&LISTEN_VARIABLES) {
+        let own = [FOLLOW_VARIABLE, TAKE_OVER_VARIABLE, UNCLOSED_VARIABLE];
+        for name in own.iter().chain(&LISTEN_VARIABLES) {
             command.env_remove(name);
         }
         // What this process says to systemd is for whoever serves in its place to say.
@@ -88,13 +93,23 @@ impl Launch {
         Ok(command)
     }
 
-    /// A command that becomes it, to take over from whoever is at the other end.
+    /// A command that becomes it, to take over from whoever is at the other end, and to close
+    /// what is left to it.
     ///
     /// # Errors
     ///
     /// Those of fcntl(2).
-    pub fn take_over_command(&self, link: &OwnedFd) -> io::Result<Command> {
-        self.command(link, TAKE_OVER_VARIABLE)
+    pub fn take_over_command(&self, link: &OwnedFd, unclosed: &[ClientFd]) -> io::Result<Command> {
+        let mut command = self.command(link, TAKE_OVER_VARIABLE)?;
+        let mut all = Vec::new();
+        for fd in unclosed {
+            fcntl_setfd(fd, FdFlags::empty())?;
+            all.push(format!("{}:{}", fd.as_fd().as_raw_fd(), fd.owner()));
+        }
+        if !all.is_empty() {
+            command.env(UNCLOSED_VARIABLE, all.join(","));
+        }
+        Ok(command)
     }
 
     /// Starts it beside this process.

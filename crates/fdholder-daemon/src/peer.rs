@@ -14,14 +14,14 @@ use crate::limits::{
     SEND_PAUSE, TURN_LEN,
 };
 use crate::replication::{Mirrors, Ticket};
-use crate::shares::{Amounts, Claimant, Ledger, Resource};
+use crate::shares::{Amounts, Claimant, Leaving, Ledger, Resource};
 use crate::store::{Change, Store};
 use crate::tally::Tally;
 use crate::unread::all_is_read;
 use awaited::Awaited;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::link::HandedClient;
-use fdholder::transport::{self, Wait};
+use fdholder::transport::{self, Received, Wait};
 use fdholder::{Errno, Malformed, Status, Timestamp};
 use rustix::event::epoll::EventFlags;
 use rustix::net::sockopt::socket_error;
@@ -51,21 +51,26 @@ impl Hold {
         let expired = self.store.expire(now);
         if !expired.is_empty() {
             self.mirrors.record(&expired, &self.store);
-            // Each is its owner's.
-            let (who, operation) = (Who::owner(u32::MAX), Operation::Expire);
-            self.auditor.changed(who, operation, &expired, &self.store, now, Instant::now());
+            self.auditor.expired(&expired, Instant::now());
         }
     }
 
     /// How many descriptors wait to be closed: here, or in a process that follows, whose table
     /// has no more places.
-    pub fn closing(&self) -> usize {
-        closing::waiting().max(self.mirrors.closing())
+    fn leaving(&self, user: u32) -> Leaving {
+        let here = closing::leaving(user);
+        Leaving {
+            user,
+            own: here.own.max(self.mirrors.closing_of(user)),
+            all: here.all.max(self.mirrors.closing()),
+        }
     }
 
-    /// How many of a user.
-    pub fn closing_of(&self, uid: u32) -> usize {
-        closing::waiting_of(uid).max(self.mirrors.closing_of(uid))
+    /// Tells the ledger.
+    pub fn note_leaving(&mut self, user: u32) -> Leaving {
+        let leaving = self.leaving(user);
+        self.ledger.note_leaving(leaving);
+        leaving
     }
 }
 
@@ -426,18 +431,19 @@ impl Peer {
         if self.half_closed || !self.connection.wants_input() {
             return Ok(false);
         }
-        self.waits_for_room = !self.may_bring_fds(hold) && self.brings_fds()?;
-        if self.waits_for_room {
-            self.again = Some(Instant::now() + ROOM_PAUSE);
-            return Ok(false);
-        }
-        match transport::receive(&self.socket, &mut hold.buffer, Wait::No) {
-            Ok(received) if received.len == 0 => self.half_closed = true,
-            Ok(received) => {
+        self.waits_for_room = false;
+        match self.read(hold) {
+            Ok(Some(received)) if received.len == 0 => self.half_closed = true,
+            Ok(Some(received)) => {
                 let bytes = &hold.buffer[..received.len];
                 let uid = self.who.user.uid;
                 let fds = received.fds.into_iter().map(|fd| ClientFd::new(fd, uid));
                 self.connection.receive(bytes, fds, received.fds_lost);
+            }
+            Ok(None) => {
+                self.waits_for_room = true;
+                self.again = Some(Instant::now() + ROOM_PAUSE);
+                return Ok(false);
             }
             Err(Errno::AGAIN) => return Ok(false),
             Err(errno) if is_for_now(errno) => {
@@ -449,25 +455,32 @@ impl Peer {
         Ok(true)
     }
 
-    /// Whether there is room for the descriptors of a whole message of its. Those that it has
-    /// announced have a place; and one that waits for the rest of a message has those of it.
-    fn may_bring_fds(&self, hold: &Hold) -> bool {
-        if self.connection.is_mid_frame() || self.connection.is_mid_set() {
-            return true;
+    /// Reads what there is room for: `None` if that is not so for descriptors that come next.
+    fn read(&self, hold: &mut Hold) -> Result<Option<Received>, Errno> {
+        let mut len = hold.buffer.len();
+        if !self.may_bring_fds(hold) {
+            match transport::peek_without_fds(&self.socket, &mut hold.buffer)? {
+                // What comes right now may bring some.
+                Some(without_fds) => len = without_fds,
+                None => return Ok(None),
+            }
         }
-        let Hold { store, ledger, .. } = hold;
-        let unused = (store.capacity() - store.len()).saturating_sub(hold.closing());
-        let room = ledger.room_beside(&self.claimant(), Resource::Arriving, unused);
-        room >= MESSAGE_FDS_MAX && hold.closing_of(self.who.user.uid) < CLOSING_PER_USER_MAX
+        transport::receive(&self.socket, &mut hold.buffer[..len], Wait::No).map(Some)
     }
 
-    /// Whether descriptors come next. What they are is not looked at, so none is received.
-    fn brings_fds(&self) -> Result<bool, Gone> {
-        match transport::has_fds(&self.socket) {
-            Ok(has_fds) => Ok(has_fds),
-            Err(errno) if errno == Errno::AGAIN || is_for_now(errno) => Ok(false),
-            Err(errno) => Err(Gone::Failed(errno)),
-        }
+    /// Whether there is room for the descriptors of a whole message of its. Those that it has
+    /// announced have a place; and one that waits for the rest of a message has those of it. But
+    /// whoever leaves too much unclosed brings nothing.
+    fn may_bring_fds(&self, hold: &mut Hold) -> bool {
+        let leaving = hold.note_leaving(self.who.user.uid);
+        let Hold { store, ledger, .. } = hold;
+        let unused = store.capacity() - store.len();
+        let has_room = || {
+            let room = ledger.room_beside(&self.claimant(), Resource::Arriving, unused);
+            let has_places = self.connection.is_mid_set() || self.connection.has_fds_of_a_part();
+            has_places || room >= MESSAGE_FDS_MAX
+        };
+        leaving.own < CLOSING_PER_USER_MAX && has_room()
     }
 
     /// Reads what has come, carries out what was asked and sends what can be sent, until
@@ -491,6 +504,7 @@ impl Peer {
         let is_told = is_told && !std::mem::take(&mut self.waits_for_room);
         let mut reads = if is_told { 0 } else { READS_PER_TURN };
         self.waits_for_readers = false;
+        hold.note_leaving(self.who.user.uid);
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
         let until = Instant::now() + TURN_LEN;
         let mut progress = has_waited;

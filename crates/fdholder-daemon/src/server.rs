@@ -8,6 +8,8 @@ mod followers;
 mod handover;
 mod standby;
 mod status;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod wards;
 mod watchdog;
@@ -130,8 +132,8 @@ pub struct Server {
     /// Clients of whom it is not known yet whether they have what they were lent.
     borrowers: BTreeSet<usize>,
     closing: Closing,
-    /// When all clients were looked at last.
-    swept_at: Option<Instant>,
+    /// For whom all clients were looked at, and when.
+    swept_at: HashMap<u32, Instant>,
     /// How long each user's clients were served in this turn of the loop.
     served: HashMap<u32, Duration>,
     /// When clients in the middle of something are dropped.
@@ -338,7 +340,7 @@ impl Server {
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),
             closing: Closing { waiting: BTreeSet::new(), bell, some_is_closed: false },
-            swept_at: None,
+            swept_at: HashMap::new(),
             served: HashMap::new(),
             deadlines: Deadlines::default(),
             turns: Deadlines::default(),
@@ -548,6 +550,7 @@ impl Server {
         self.accept(ACCEPTS_PER_TURN, None);
         let timeout = self.options.lame_duck_timeout;
         self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
+        self.stop_clocks();
         // Whoever is asked to end does not want to be followed.
         self.dismiss_followers();
         // What was sent before the signal is still answered.

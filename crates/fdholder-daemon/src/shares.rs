@@ -216,11 +216,24 @@ impl fmt::Display for Short {
     }
 }
 
+/// Descriptors that are held no longer, and not closed yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leaving {
+    /// Who is served.
+    pub user: u32,
+    /// How many are that user's.
+    pub own: usize,
+    /// And how many everybody's.
+    pub all: usize,
+}
+
 /// Who has what.
 #[derive(Debug)]
 pub struct Ledger {
     sizes: Amounts,
     taken: Amounts,
+    /// What takes places of those that arrive.
+    leaving: Leaving,
     /// Only those that have something: at most one for each connection.
     users: HashMap<u32, Amounts>,
 }
@@ -228,7 +241,8 @@ pub struct Ledger {
 impl Ledger {
     /// Nobody has anything of what there is.
     pub fn new(sizes: Amounts) -> Self {
-        Self { sizes, taken: Amounts::default(), users: HashMap::new() }
+        let (taken, leaving) = (Amounts::default(), Leaving::default());
+        Self { sizes, taken, leaving, users: HashMap::new() }
     }
 
     /// There is more of everything than anybody takes: for tests, simulators and fuzzers.
@@ -248,8 +262,17 @@ impl Ledger {
 
     /// The same where there is so much more of it for the moment.
     pub fn room_beside(&self, who: &Claimant, resource: Resource, more: usize) -> usize {
-        let (taken, size) = (self.taken.get(resource), self.sizes.get(resource) + more);
-        who.may_have(resource).room(self.used(who.uid, resource), taken, size)
+        let (mut used, mut taken) = (self.used(who.uid, resource), self.taken.get(resource));
+        if resource == Resource::Arriving {
+            taken += self.leaving.all;
+            used += if self.leaving.user == who.uid { self.leaving.own } else { 0 };
+        }
+        who.may_have(resource).room(used, taken, self.sizes.get(resource) + more)
+    }
+
+    /// So many are not closed yet, for whom the next requests are.
+    pub fn note_leaving(&mut self, leaving: Leaving) {
+        self.leaving = leaving;
     }
 
     /// How much of something a user has.
@@ -322,6 +345,20 @@ mod tests {
     #[test]
     fn a_single_one_is_for_whoever_comes() {
         assert_eq!(take_all(&mut ledger(1), &user(1)), 1);
+    }
+
+    /// What a user does not let go of takes places of its own first.
+    #[test]
+    fn what_is_not_closed_takes_places_of_what_arrives() {
+        let mut ledger = Ledger::new(Amounts::of(Resource::Arriving, 1000));
+        let room = |ledger: &Ledger, who: Claimant| ledger.room(&who, Resource::Arriving);
+        ledger.note_leaving(Leaving { user: 1, own: 400, all: 500 });
+        assert_eq!(room(&ledger, user(1)), 100);
+        assert_eq!(room(&ledger, user(2)), 500);
+        assert_eq!(room(&ledger, Claimant::trusted(0)), 500);
+        ledger.note_leaving(Leaving { user: 1, own: 1100, all: 1100 });
+        assert_eq!(room(&ledger, Claimant::trusted(1)), 0);
+        assert_eq!(ledger.room(&user(1), Resource::Connections), 0);
     }
 
     proptest! {

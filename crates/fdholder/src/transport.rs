@@ -83,20 +83,21 @@ pub fn peek(socket: impl AsFd, buffer: &mut [u8], wait: Wait) -> Result<Received
     receive_with(socket, buffer, wait, RecvFlags::PEEK)
 }
 
-/// Whether descriptors come with what can be read next. None of them is received for that.
+/// How many bytes can be read into a buffer, which they are copied into; `None` if descriptors
+/// come with them, or behind them. None of those is received for that.
 ///
 /// # Errors
 ///
 /// Those of recvmsg(2), EINTR excepted. EAGAIN: nothing can be read yet.
-pub fn has_fds(socket: impl AsFd) -> Result<bool, Errno> {
+pub fn peek_without_fds(socket: impl AsFd, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let mut byte = [0];
     loop {
         let mut control = RecvAncillaryBuffer::default();
-        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut control, flags) {
+        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags) {
             Err(Errno::INTR) => {}
             // There is no room for any, which the kernel tells if there are.
-            result => return result.map(|message| message.flags.contains(ReturnFlags::CTRUNC)),
+            Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => return Ok(None),
+            result => return result.map(|message| Some(message.bytes)),
         }
     }
 }

@@ -150,6 +150,32 @@ fn a_lame_duck_lets_clients_finish() {
     assert_eq!(daemon.wait().code().map(|code| code & 1), Some(1), "it held what came last");
 }
 
+/// Nor do clients one of whom is always in the middle of something, and makes progress.
+#[test]
+fn a_lame_duck_does_not_wait_for_ever() {
+    let (_folder, mut daemon) = serve(&["-t", "1000"]);
+    let request = b"\0\0\0\x04\0\0D\x01x\0";
+    let connect = || UnixStream::connect(&daemon.path).unwrap();
+    let clients: Vec<_> = (0..2).map(|_| connect()).collect();
+    let has_begun = std::sync::Barrier::new(clients.len() + 1);
+    let ask = |mut client: UnixStream| {
+        client.write_all(&request[..1]).unwrap();
+        has_begun.wait();
+        let next = [&request[1..], &request[..1]].concat();
+        while client.write_all(&next).and_then(|()| client.read_exact(&mut [0; 7])).is_ok() {}
+    };
+    std::thread::scope(|scope| {
+        for client in clients {
+            scope.spawn(|| ask(client));
+        }
+        has_begun.wait();
+        daemon.client().list(deadline()).unwrap();
+        daemon.signal(Signal::TERM);
+        eventually("it has ended", || !is_alive(daemon.pid()));
+    });
+    daemon.wait();
+}
+
 #[test]
 fn a_client_that_takes_too_long_is_dropped() {
     let (_folder, daemon) = serve(&["-t", "100"]);

@@ -8,6 +8,7 @@ mod exec;
 mod hung_up;
 mod lifecycle;
 mod limits;
+mod lingering;
 mod logging;
 mod looking;
 mod lost;

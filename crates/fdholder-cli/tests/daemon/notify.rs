@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// What a program is told that `exec --notify` becomes, and by which it talks.
-struct Door {
+pub struct Door {
     socket: PathBuf,
     names: String,
     numbers: u32,
@@ -31,7 +31,7 @@ fn exec(path: &Path, arguments: &[&str], program: &[&str]) -> Output {
 }
 
 /// Starts the service once, which does nothing but look.
-fn start(path: &Path, arguments: &[&str]) -> Door {
+pub fn start(path: &Path, arguments: &[&str]) -> Door {
     let look = "echo $NOTIFY_SOCKET; echo $LISTEN_FDNAMES; echo ${LISTEN_FDS:-0}";
     let output = exec(path, arguments, &["sh", "-c", look]);
     assert_exit(&output, 0);
@@ -41,7 +41,7 @@ fn start(path: &Path, arguments: &[&str]) -> Door {
 }
 
 impl Door {
-    fn send(&self, text: &str, fds: &[BorrowedFd<'_>]) {
+    pub fn send(&self, text: &str, fds: &[BorrowedFd<'_>]) {
         let socket = UnixDatagram::unbound().unwrap();
         socket.connect(&self.socket).unwrap();
         let wait = fdholder::transport::Wait::Yes;

@@ -15,18 +15,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A client that sends what it likes.
-struct Raw {
-    stream: UnixStream,
+pub struct Raw {
+    pub stream: UnixStream,
     decoder: Decoder<OwnedFd>,
 }
 
 impl Raw {
-    fn connect(daemon: &Daemon) -> Self {
+    pub fn connect(daemon: &Daemon) -> Self {
         let stream = UnixStream::connect(&daemon.path).unwrap();
         Self { stream, decoder: Decoder::new(REPLY_PAYLOAD_MAX) }
     }
 
-    fn send(&self, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    pub fn send(&self, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) {
         let mut fds = fds;
         while !bytes.is_empty() {
             let sent = transport::send(&self.stream, bytes, fds, Wait::Yes).unwrap();
@@ -34,12 +34,12 @@ impl Raw {
         }
     }
 
-    fn send_message(&self, message: &Message<BorrowedFd<'_>>) {
+    pub fn send_message(&self, message: &Message<BorrowedFd<'_>>) {
         self.send(message.bytes(), message.fds());
     }
 
     /// The payload and descriptors of the next reply; `None` once the daemon hangs up.
-    fn receive(&mut self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+    pub fn receive(&mut self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
         while !self.decoder.has_frame() {
             let mut buffer = [0; 4096];
             match transport::receive(&self.stream, &mut buffer, Wait::Yes) {
@@ -56,7 +56,7 @@ impl Raw {
     }
 }
 
-fn store_message<'a>(name: &str, fd: &'a impl AsFd) -> Message<BorrowedFd<'a>> {
+pub fn store_message<'a>(name: &str, fd: &'a impl AsFd) -> Message<BorrowedFd<'a>> {
     let entry = Entry { id: id(name), limit: Limit::never(), fd: fd.as_fd() };
     Request::Store(entry).into_message()
 }
@@ -65,12 +65,12 @@ fn retrieve_message(name: &str, delete: bool) -> Message<BorrowedFd<'static>> {
     Request::Retrieve { id: id(name), delete }.into_message()
 }
 
-fn set_data<'a>(names: &[&str], fd: &'a impl AsFd) -> Message<BorrowedFd<'a>> {
+pub fn set_data<'a>(names: &[&str], fd: &'a impl AsFd) -> Message<BorrowedFd<'a>> {
     let entry = |name: &&str| Entry { id: id(name), limit: Limit::never(), fd: fd.as_fd() };
     Request::SetdumpData(names.iter().map(entry).collect()).into_message()
 }
 
-fn null() -> File {
+pub fn null() -> File {
     File::open("/dev/null").unwrap()
 }
 

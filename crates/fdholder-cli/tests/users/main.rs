@@ -39,6 +39,7 @@ fn main() {
         trial("the_client_is_judged_not_the_source", None, the_client_is_judged_not_the_source),
         trial("ports_are_opened_before_privileges_are_dropped", None, privileged_ports),
         trial("who_sends_a_notification_is_judged", None, who_sends_a_notification_is_judged),
+        trial("threads_that_close_come_when_they_can", None, threads_that_close_come_when_they_can),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -626,4 +627,50 @@ fn clients_of_another_pid_namespace() {
         .store(&id("x"), fdholder::Limit::never(), std::io::stdin(), deadline())
         .unwrap();
     assert_eq!(daemon.client().list(deadline()), Ok(vec![id("x")]));
+}
+
+/// What takes long to close keeps nobody waiting for longer than there was no other thread.
+fn threads_that_close_come_when_they_can() {
+    let uid = 16_385;
+    let (folder, binary) = common_folder();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = folder.path().join("holder");
+    let rules = Rules::none(folder.path().join("rules"))
+        .allow("uid/0")
+        .regexes("uid/0", ".*", ".*")
+        .may("uid/0", &["LIST", "GETDUMP", "SETDUMP"]);
+    // The loop, one that closes, and these, which take the places of others.
+    let sleep = |_| Command::new("sleep").arg("600").uid(uid).spawn().unwrap();
+    let others: Vec<_> = (0..2).map(sleep).collect();
+    let script = "ulimit -u 4; exec \"$0\" serve -1 -i \"$1\" \"$2\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).arg(&binary).arg(&rules.dir).arg(&path).uid(uid).gid(uid);
+    let daemon = Daemon::spawn(command, &path);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let _theirs = listener.accept().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut ours, &[0; 4096]).is_ok() {}
+    let hour = Some(std::time::Duration::from_secs(3600));
+    rustix::net::sockopt::set_socket_linger(&ours, hour).unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let mut client = daemon.client();
+    client.store(&id("x"), fdholder::Limit::never(), &ours, deadline()).unwrap();
+    drop(ours);
+    let in_progress = |result: Result<(), fdholder::Error>| {
+        assert_eq!(result.unwrap_err().errno(), fdholder::Errno::INPROGRESS);
+    };
+    in_progress(client.delete(&id("x"), deadline()));
+    let mut store_and_delete = || {
+        client.store(&id("y"), fdholder::Limit::never(), &null, deadline()).unwrap();
+        client.delete(&id("y"), deadline())
+    };
+    in_progress(store_and_delete());
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    assert_eq!(tasks.count(), 2);
+    for mut other in others {
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+    store_and_delete().unwrap();
 }

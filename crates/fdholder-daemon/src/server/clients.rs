@@ -13,7 +13,9 @@ use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, OnConflict};
 use rustix::event::epoll;
+use rustix::net::sockopt::set_socket_oobinline;
 use rustix::net::{accept_with, SocketFlags};
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,12 +96,20 @@ impl Server {
     }
 
     /// Lets a client in, has it wait, or closes the connection. Returns its token.
-    fn let_in(&mut self, socket: OwnedFd, now: Instant) -> Option<usize> {
+    pub(super) fn let_in(&mut self, socket: OwnedFd, now: Instant) -> Option<usize> {
         // Nobody but the kernel has sent anything to it if it is closed before it is read: it
         // has to be closed like everything that a client has given.
         let who = who(&socket);
         let socket = ClientFd::new(socket, who.map_or(self.user.uid, |who| who.user.uid));
-        let (who, socket) = (who?, Arc::new(socket));
+        let who = who?;
+        // What is urgent would be left out of what is read, and its descriptors closed by the
+        // kernel, here.
+        if let Err(errno) = set_socket_oobinline(&socket, true) {
+            let uid = Some(who.user.uid);
+            self.warn_of(uid, format_args!("unable to prepare a client: {}", strerror(errno)));
+            return None;
+        }
+        let socket = Arc::new(socket);
         match self.standing(who) {
             Err(LeftOut::Refused) => None,
             Err(LeftOut::NotNow(refusal)) => {
@@ -176,7 +186,7 @@ impl Server {
     /// Lets go of a connection of a user who wants one more, if it has one that nothing has
     /// been asked on for long: its other end may be held here, and nobody have it any more.
     fn drop_idle(&mut self, claimant: &Claimant, now: Instant) -> bool {
-        if !self.may_sweep(now) {
+        if !self.may_sweep(claimant.uid, now) {
             return false;
         }
         let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
@@ -285,16 +295,18 @@ impl Server {
     }
 
     /// Serves a client now, unless its user's clients have had their time in this turn of the
-    /// loop: then in the next one, behind whoever else has come.
-    pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) {
-        let Some(peer) = self.peers.get_mut(token) else { return };
+    /// loop: then in the next one, behind whoever else has come. Returns whether it was.
+    pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(token) else { return false };
         let uid = peer.who.user.uid;
         if self.served.get(&uid).is_some_and(|served| *served >= TURN_LEN) {
             let next = now + Duration::from_nanos(1);
-            return self.turns.set(token, &mut peer.turn, Some(next));
+            self.turns.set(token, &mut peer.turn, Some(next));
+            return false;
         }
         self.serve(token);
         *self.served.entry(uid).or_default() += now.elapsed();
+        true
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
@@ -384,7 +396,7 @@ impl Server {
                 Some(peer) if peer.closes_until().is_none() => {}
                 Some(peer) if peer.closes_have_ended(&self.hold.mirrors) => {
                     served_any = true;
-                    self.serve(token);
+                    self.serve_in_turn(token, Instant::now());
                 }
                 Some(_) => {
                     self.closing.waiting.insert(token);
@@ -397,7 +409,7 @@ impl Server {
 
     /// Descriptors that a user was sent may have been taken meanwhile, on its other connections.
     fn look_who_has_read(&mut self, uid: u32) {
-        if !self.may_sweep(Instant::now()) {
+        if !self.may_sweep(uid, Instant::now()) {
             return;
         }
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.who.user.uid == uid) {
@@ -406,13 +418,17 @@ impl Server {
         }
     }
 
-    /// Whether all clients may be looked at: not again and again, as there may be many.
-    fn may_sweep(&mut self, now: Instant) -> bool {
-        let may = self.swept_at.is_none_or(|at| now - at >= SWEEP_PAUSE);
-        if may {
-            self.swept_at = Some(now);
+    /// Whether all clients may be looked at for a user: not again and again, as there may be
+    /// many, but whatever others want.
+    pub(super) fn may_sweep(&mut self, uid: u32, now: Instant) -> bool {
+        self.swept_at.retain(|_, at| now - *at < SWEEP_PAUSE);
+        match self.swept_at.entry(uid) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(now);
+                true
+            }
         }
-        may
     }
 
     /// Leaves a client's next request to the process that is to serve it, if there is one and
@@ -456,7 +472,7 @@ impl Server {
     }
 
     /// Serves those whose replies have waited for followers, and need not any longer. Returns
-    /// whether there were any.
+    /// whether any was.
     pub(super) fn serve_gated(&mut self) -> bool {
         let mut served_any = false;
         for token in std::mem::take(&mut self.gated) {
@@ -464,18 +480,28 @@ impl Server {
                 Some(peer) if peer.is_gated(&self.hold.mirrors) => {
                     self.gated.insert(token);
                 }
-                Some(_) => {
-                    served_any = true;
-                    self.serve(token);
-                }
+                Some(_) => served_any |= self.serve_in_turn(token, Instant::now()),
                 None => {}
             }
         }
         served_any
     }
 
+    /// Gives everybody that is here its last time.
+    pub(super) fn stop_clocks(&mut self) {
+        let Some(timeout) = self.options.client_timeout else { return };
+        let deadline = Some(Instant::now() + timeout);
+        for (token, peer) in &mut self.peers {
+            self.deadlines.set(token, &mut peer.deadline, deadline);
+        }
+    }
+
     /// Gives a client its time anew, if it has one and there is something to be in time for.
     fn restart_clock(&mut self, token: usize) {
+        // Whoever always begins something else is not waited for when the daemon is to end.
+        if matches!(self.accepting, Accepting::LameDuck(_)) {
+            return;
+        }
         if let Some(peer) = self.peers.get_mut(token) {
             let timeout = self.options.client_timeout.filter(|_| peer.is_timed());
             let deadline = timeout.map(|timeout| Instant::now() + timeout);
@@ -521,8 +547,13 @@ impl Server {
             }
         }
         self.wake_doors(now);
+        let until = Instant::now() + TURN_LEN;
         while let Some(token) = self.deadlines.passed(now) {
             self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
+            // The others are as late in the next turn.
+            if Instant::now() >= until {
+                break;
+            }
         }
         let full = self.peers.len() >= self.options.connections_max;
         self.accepting = match self.accepting {

@@ -13,8 +13,9 @@ use crate::notify::{heed, service_of, status_file, status_id, Message, Refused, 
 use crate::peer::Hold;
 use crate::reading::is_readable;
 use crate::same_file::are_one;
-use crate::shares::Claimant;
+use crate::shares::{Claimant, Resource};
 use fdholder::extension::OnConflict;
+use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::{strerror, Entry, Errno, Identifier, Limit, Service, Tenure, Timestamp};
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -33,10 +34,7 @@ impl Server {
         let mut buffer = [0; NOTIFY_LEN_MAX];
         let mut work = 0;
         for number in 0..NOTIFIED_PER_TURN {
-            if work > NOTIFY_WORK_PER_TURN
-                || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX
-                || self.hold.closing() >= CLOSING_MAX
-            {
+            if work > NOTIFY_WORK_PER_TURN || !self.may_read_doors() {
                 return Ok(());
             }
             let datagram = match receive(door, &mut buffer) {
@@ -60,6 +58,20 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is room for what comes with one more datagram: what has none the kernel
+    /// would close, and let us wait. From whom it comes is not known before.
+    pub(super) fn may_read_doors(&mut self) -> bool {
+        let leaving = self.hold.note_leaving(self.user.uid);
+        if leaving.all >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+            return false;
+        }
+        let Hold { store, ledger, .. } = &self.hold;
+        let (all, unused) = (Claimant::trusted(self.user.uid), store.capacity() - store.len());
+        let room = ledger.room_beside(&all, Resource::Arriving, unused);
+        let waiting: usize = self.wards.leaving.iter().map(|(_, fds)| fds.len()).sum();
+        room >= waiting + MESSAGE_FDS_MAX
     }
 
     /// Carries out one datagram, and adds how much work it was, be it refused.

@@ -8,10 +8,12 @@
 use super::followers::{Lost, Role};
 use super::standby::ENDING_PATIENCE;
 use super::{Accepting, Server};
+use crate::closing;
 use crate::limits::KEEP_PATIENCE;
 use crate::offspring::{start_alone, Offspring, END_PATIENCE};
 use crate::peer::Gone;
 use crate::reading::has_hung_up;
+use rustix::io::{fcntl_setfd, FdFlags};
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -116,11 +118,17 @@ impl Server {
         let Some(launch) = self.successor.clone() else { return };
         // What others are just starting must not have the end of this connection.
         let alone = start_alone();
-        let error = match launch.take_over_command(&link.socket) {
+        self.wards.leaving.clear();
+        let unclosed = closing::leave();
+        let error = match launch.take_over_command(&link.socket, &unclosed) {
             Ok(mut command) => command.exec(),
             Err(error) => error,
         };
-        drop(alone);
+        for fd in &unclosed {
+            // It cannot fail, and if it did whoever is started would have it, too.
+            let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
+        }
+        drop((unclosed, alone));
         // This is still the old program, and has everything. The keeper serves nobody yet, or
         // it has hung up; and one that cannot be ended would serve some day.
         if let Some(upgrade) = self.upgrade.take() {

@@ -4,7 +4,7 @@
 use super::{Server, CARE};
 use crate::audit::{Operation, Who};
 use crate::closing::ClientFd;
-use crate::limits::{CLOSING_MAX, NOTIFY_LEAVING_MAX, ROOM_PAUSE};
+use crate::limits::ROOM_PAUSE;
 use crate::notify::service_of;
 use crate::peer::Hold;
 use crate::reading::has_hung_up;
@@ -104,6 +104,10 @@ impl Server {
 
     /// Whether a client of ours could be at this end: it would keep us as its peer, and we it.
     fn leads_here(&self, fd: &ClientFd) -> bool {
+        // Of any other socket whoever is sending may keep the names locked.
+        if socket_domain(fd) != Ok(AddressFamily::UNIX) {
+            return false;
+        }
         let peer = getpeername(fd).ok().flatten();
         peer.is_some() && peer == getsockname(&self.listener).ok()
     }
@@ -119,7 +123,7 @@ impl Server {
     pub(super) fn hear_ward(&mut self, key: usize) {
         let Some(record) = self.wards.all.get(key).map(Arc::clone) else { return };
         let Some(service) = service_of(&record.id) else { return self.peer_has_gone(&record) };
-        if self.hold.closing() >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
+        if !self.may_read_doors() {
             return self.rest(key, &record);
         }
         if let Err(errno) = self.read_door(service, &record.fd) {

@@ -9,9 +9,10 @@ use fdholder_daemon::access::User;
 use fdholder_daemon::fdstore::{may_recover, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
-use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
+use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE, UNCLOSED_VARIABLE};
 use fdholder_daemon::listen::{connect_to, listen_at, Listen, ListenError};
 use fdholder_daemon::privileges::Become;
+use fdholder_daemon::ClientFd;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::ffi::OsStr;
 use std::fmt;
@@ -72,8 +73,11 @@ pub fn by_following(settings: &Settings) -> Result<Option<Start>, Failure> {
     // It was started as the user that it is to be.
     let settle = || settings.give_up(&Become::default());
     if let Some(socket) = socket_in(TAKE_OVER_VARIABLE)? {
+        let unclosed = unclosed()?;
         settle()?;
         let follower = begin(socket)?;
+        // Others may close it from here on.
+        drop(unclosed);
         let pid = follower.head().pid;
         // The keeper would serve in its place, but under another pid.
         let inheritance = follower.take_over(None).map_err(unable)?;
@@ -99,6 +103,17 @@ fn socket_in(variable: &str) -> Result<Option<OwnedFd>, Failure> {
     })?;
     let socket = inherited::take(number);
     socket.map(Some).map_err(|errno| Failure::system(format!("take the socket {number}"), errno))
+}
+
+/// What the program that this process was has left to be closed, and whose it is.
+fn unclosed() -> Result<Vec<ClientFd>, Failure> {
+    let Ok(all) = std::env::var(UNCLOSED_VARIABLE) else { return Ok(Vec::new()) };
+    let taken = all.split(',').filter_map(|one| {
+        let (number, owner) = one.split_once(':')?;
+        let (number, owner) = (number.parse().ok()?, owner.parse().ok()?);
+        Some(inherited::take(number).map(|fd| ClientFd::new(fd, owner)))
+    });
+    taken.collect::<Result<_, _>>().map_err(|errno| Failure::system("take what is unclosed", errno))
 }
 
 /// Listens on a path, or takes over from the fdholder that does; with what systemd has given

@@ -111,7 +111,7 @@ fn who_is_not_idle_stays() {
     let (_new, new) = it.come_in(later);
     assert!(has_ended(&mut idle) && it.is_here(new));
     // Nobody goes in its stead when there is no other.
-    it.server.swept_at = None;
+    it.server.swept_at.clear();
     let (mut stream, token) = it.come(later);
     assert!(token.is_none() && was_turned_away(&mut stream));
     busy.write_all(&LIST[3..]).unwrap();

@@ -1,0 +1,151 @@
+//! A loop, turn by turn, as nobody else drives it.
+
+use super::*;
+use fdholder::request::Request;
+use fdholder::transport::{self, Wait};
+use fdholder::{Entry, Identifier, Limit};
+use rustix::event::{poll, PollFd, PollFlags};
+use rustix::net::sockopt::set_socket_linger;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+/// A server, and the folder that its socket is in.
+fn server() -> (tempfile::TempDir, Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("holder")).unwrap();
+    let signals = Signals::none().unwrap();
+    let rules = Rules::owner_only();
+    let server = Server::new(listener.into(), rules, signals, Options::default()).unwrap();
+    (folder, server)
+}
+
+/// The other end of a new client, and its token.
+fn connect(server: &mut Server) -> (usize, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    (server.let_in(ours.into(), Instant::now()).unwrap(), theirs)
+}
+
+fn id(number: usize) -> Identifier {
+    Identifier::new(number.to_string()).unwrap()
+}
+
+fn say(client: &UnixStream, request: Request<BorrowedFd<'_>>) {
+    let (bytes, fds) = request.into_message().into_parts();
+    assert_eq!(transport::send(client, &bytes, &fds, Wait::No), Ok(bytes.len()));
+}
+
+fn store(client: &UnixStream, number: usize, fd: &impl AsFd) {
+    let entry = Entry { id: id(number), limit: Limit::never(), fd: fd.as_fd() };
+    say(client, Request::Store(entry));
+}
+
+/// More requests than are carried out in one turn.
+fn ask_much(client: &UnixStream) {
+    let request: Request<BorrowedFd<'_>> = Request::Delete(id(usize::MAX));
+    let bytes = request.into_message().into_parts().0.repeat(1000);
+    assert_eq!(transport::send(client, &bytes, &[], Wait::No), Ok(bytes.len()));
+}
+
+fn answered(clients: &[(usize, UnixStream)]) -> usize {
+    let is_answered = |client: &UnixStream| {
+        let mut ready = [PollFd::new(client, PollFlags::IN)];
+        poll(&mut ready, Some(&Timespec::default())).unwrap() > 0
+    };
+    clients.iter().filter(|(_, client)| is_answered(client)).count()
+}
+
+/// A socket whose close takes as long as somebody likes: who has the other end.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let theirs = listener.accept().unwrap().0;
+    ours.set_nonblocking(true).unwrap();
+    while ours.write(&[0; 4096]).is_ok() {}
+    set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
+    (ours, theirs)
+}
+
+/// Not all of a user's clients are served in one turn of the loop, and none is forgotten.
+fn are_served_in_turn(server: &mut Server, clients: &[(usize, UnixStream)]) {
+    let few = answered(clients);
+    assert!(few < clients.len() / 2, "{few}");
+    for _ in 0..100 * clients.len() {
+        server.served.clear();
+        server.attend_to_clocks(Instant::now());
+    }
+    assert_eq!(answered(clients), clients.len());
+}
+
+#[test]
+fn who_has_waited_for_followers_is_served_in_turn() {
+    let (_folder, mut server) = server();
+    let mirror = server.hold.mirrors.add_shelf();
+    let clients: Vec<_> = (0..50).map(|_| connect(&mut server)).collect();
+    for (number, (token, client)) in clients.iter().enumerate() {
+        store(client, number, client);
+        ask_much(client);
+        server.serve(*token);
+    }
+    assert_eq!((server.gated.len(), answered(&clients)), (50, 0));
+    server.hold.mirrors.get_mut(mirror).unwrap().is_told(u64::MAX);
+    server.served.clear();
+    assert!(server.serve_gated());
+    are_served_in_turn(&mut server, &clients);
+}
+
+#[test]
+fn who_has_waited_for_closes_is_served_in_turn() {
+    let (_folder, mut server) = server();
+    let clients: Vec<_> = (0..50).map(|_| connect(&mut server)).collect();
+    let mut others = Vec::new();
+    for (number, (token, client)) in clients.iter().enumerate() {
+        let (ours, theirs) = lingering();
+        store(client, number, &ours);
+        say(client, Request::Delete(id(number)));
+        ask_much(client);
+        drop(ours);
+        others.push(theirs);
+        while !server.closing.waiting.contains(token) {
+            server.serve(*token);
+        }
+    }
+    // What was stored may have been answered.
+    for (_, client) in &clients {
+        let _ = transport::receive(client, &mut [0; 7], Wait::No);
+    }
+    assert_eq!((server.closing.waiting.len(), answered(&clients)), (50, 0));
+    drop(others);
+    while server.peers.iter().any(|(_, peer)| !peer.closes_have_ended(&server.hold.mirrors)) {
+        std::thread::yield_now();
+    }
+    server.served.clear();
+    server.closing.some_is_closed = true;
+    server.serve_closed();
+    are_served_in_turn(&mut server, &clients);
+}
+
+#[test]
+fn many_that_are_late_are_not_dropped_in_one_turn() {
+    let (_folder, mut server) = server();
+    let clients: Vec<_> = (0..200).map(|_| connect(&mut server)).collect();
+    let now = Instant::now();
+    for (token, _) in &clients {
+        server.deadlines.set(*token, &mut server.peers[*token].deadline, Some(now));
+    }
+    let mut turns = 0;
+    while !server.peers.is_empty() {
+        server.attend_to_clocks(now);
+        turns += 1;
+    }
+    assert!((2..=200).contains(&turns), "{turns}");
+}
+
+#[test]
+fn nobody_has_all_clients_looked_at_in_the_place_of_others() {
+    let (_folder, mut server) = server();
+    let now = Instant::now();
+    assert!(server.may_sweep(1, now) && !server.may_sweep(1, now));
+    assert!(server.may_sweep(2, now));
+}

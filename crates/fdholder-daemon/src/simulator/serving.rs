@@ -230,7 +230,8 @@ impl Server {
         let links: Vec<_> = self.links.iter().map(|(_, link)| link.mirror).collect();
         self.handing.is_none()
             && self.gated.is_empty()
-            && self.borrowers.is_empty()
+            // Of whoever has gone nothing is to be known any more.
+            && !self.borrowers.iter().any(|token| self.peers.contains(*token))
             && self.links.len() == 1
             && self.links.iter().all(|(_, link)| link.is_standby)
             && links.into_iter().all(|mirror| !self.mirrors.is_behind(mirror))

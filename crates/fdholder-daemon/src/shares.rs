@@ -315,13 +315,14 @@ mod tests {
 
     /// Takes all that it may, one by one.
     fn take_all(ledger: &mut Ledger, who: &Claimant) -> usize {
-        let mut count = 0;
-        while ledger.room(who, Resource::Connections) > 0 {
+        for count in 0..=ledger.sizes.get(Resource::Connections) {
+            if ledger.room(who, Resource::Connections) == 0 {
+                return count;
+            }
             let one = Amounts::of(Resource::Connections, 1);
             ledger.recharge(who.uid, &mut Amounts::default(), one);
-            count += 1;
         }
-        count
+        panic!("more than there is");
     }
 
     #[test]
@@ -359,6 +360,121 @@ mod tests {
         ledger.note_leaving(Leaving { user: 1, own: 1100, all: 1100 });
         assert_eq!(room(&ledger, Claimant::trusted(1)), 0);
         assert_eq!(ledger.room(&user(1), Resource::Connections), 0);
+    }
+
+    #[test]
+    fn whoever_goes_leaves_what_it_had() {
+        let mut ledger = ledger(4);
+        let mut charged = Amounts::default();
+        ledger.recharge(1, &mut charged, Amounts::of(Resource::Connections, 2));
+        assert_eq!(charged, Amounts::of(Resource::Connections, 2));
+        assert_eq!(ledger.used(1, Resource::Connections), 2);
+        assert_eq!(ledger.used(2, Resource::Connections), 0);
+        assert_eq!(ledger.used(1, Resource::Bytes), 0, "each kind is counted by itself");
+        assert_eq!(ledger.room(&user(1), Resource::Connections), 0);
+        assert_eq!(ledger.room_beside(&user(1), Resource::Connections, 3), 3);
+        ledger.resize(Amounts::of(Resource::Connections, 5));
+        assert_eq!(ledger.room(&user(1), Resource::Connections), 1);
+        ledger.resize(Amounts::of(Resource::Connections, 1));
+        assert_eq!(ledger.room(&Claimant::trusted(0), Resource::Connections), 0);
+        assert_eq!(ledger.taken(Resource::Connections), 2, "who has too much keeps it");
+        ledger.recharge(1, &mut charged, Amounts::default());
+        assert_eq!(ledger.room(&user(1), Resource::Connections), 1);
+    }
+
+    #[test]
+    fn who_gains_may_have_it_up_to_the_bound_alone() {
+        for (allowance, gained, used, left, allows) in [
+            (Allowance::All, 9, 9, 0, true),
+            (Allowance::AtMost(5), 3, 2, 0, true),
+            (Allowance::AtMost(5), 3, 3, 100, false),
+            (Allowance::AtMost(6), 2, 4, 0, true),
+            (Allowance::Fair, 3, 2, 5, true),
+            (Allowance::Fair, 3, 2, 4, false),
+            (Allowance::Fair, 0, 0, 0, true),
+        ] {
+            let is = allowance.allows(gained, used, left);
+            assert_eq!(is, allows, "{allowance:?}: {gained} more than {used}, {left} left");
+        }
+    }
+
+    #[test]
+    fn a_rule_limits_what_it_names() {
+        let quotas = Quotas { fds: Some(1), connections: Some(2), bytes: Some(3), unread: Some(4) };
+        let who = Claimant { quotas, ..user(1) };
+        assert_eq!(who.may_hold(), Allowance::AtMost(1));
+        for (resource, allowance) in [
+            (Resource::Connections, Allowance::AtMost(2)),
+            (Resource::Bytes, Allowance::AtMost(3)),
+            (Resource::Unread, Allowance::AtMost(4)),
+            (Resource::Arriving, Allowance::Fair),
+            (Resource::Loans, Allowance::Fair),
+        ] {
+            assert_eq!(who.may_have(resource), allowance, "{resource:?}");
+            assert_eq!(user(1).may_have(resource), Allowance::Fair, "{resource:?}");
+            assert_eq!(Claimant::trusted(1).may_have(resource), Allowance::All, "{resource:?}");
+        }
+        assert_eq!(
+            quotas.set().collect::<Vec<_>>(),
+            [
+                ("FDHOLDER_MAXFDS", 1),
+                ("FDHOLDER_MAXCONN", 2),
+                ("FDHOLDER_MAXBYTES", 3),
+                ("FDHOLDER_MAXUNREAD", 4),
+            ]
+        );
+        let quotas = Quotas { bytes: Some(0), ..Quotas::default() };
+        assert_eq!(quotas.set().collect::<Vec<_>>(), [("FDHOLDER_MAXBYTES", 0)]);
+    }
+
+    #[test]
+    fn who_may_not_have_more_is_told_of_what_and_why() {
+        for (short, errno, text) in [
+            (
+                Short::Full { capacity: 7 },
+                Errno::NFILE,
+                "the holder is full: it holds 7 at most (-n)",
+            ),
+            (
+                Short::Arriving,
+                Errno::NFILE,
+                "too many descriptors of this user are on their way in",
+            ),
+            (
+                Short::Loans,
+                Errno::DQUOT,
+                "too many that this user was to have alone are not taken yet",
+            ),
+            (
+                Short::Fds(Allowance::AtMost(3)),
+                Errno::NFILE,
+                "this user may have 3 descriptors held at most (FDHOLDER_MAXFDS)",
+            ),
+            (
+                Short::Connections(Allowance::Fair),
+                Errno::DQUOT,
+                "this user may have no more connections than are left for others \
+                 (FDHOLDER_MAXCONN sets a number)",
+            ),
+            (
+                Short::Bytes(Allowance::All),
+                Errno::DQUOT,
+                "this user may have no more bytes unread: there is no room",
+            ),
+        ] {
+            assert_eq!(short.errno(), errno, "{short:?}");
+            assert_eq!(short.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn where_there_is_plenty_everybody_may_have_what_they_like() {
+        let mut ledger = Ledger::ample();
+        let much = Amounts::of(Resource::Bytes, usize::MAX / 64);
+        for uid in 0..3 {
+            ledger.recharge(uid, &mut Amounts::default(), much);
+            assert!(ledger.room(&user(uid), Resource::Bytes) > usize::MAX / 64);
+        }
     }
 
     proptest! {

@@ -227,7 +227,8 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{utimensat, Timespec, Timestamps, CWD};
+    use rustix::fs::{fcntl_getfl, utimensat, Timespec, Timestamps, CWD};
+    use rustix::io::{fcntl_getfd, FdFlags};
     use std::fs;
     use std::io::Write;
     use std::os::unix::fs::{symlink, PermissionsExt};
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn whatever_happens_is_told() {
-        let deeds: [(&str, Deed); 11] = [
+        let deeds: [(&str, Deed); 12] = [
             ("written", |rules| fs::write(rules.join("a/b/file"), "y").unwrap()),
             ("appended to", |rules| {
                 let mut file =
@@ -286,6 +287,10 @@ mod tests {
                 fs::create_dir(rules.join("a/none")).unwrap();
                 fs::write(rules.join("a/none/file"), "").unwrap();
             }),
+            ("one of more, made elsewhere", |rules| {
+                fs::write(rules.join("../elsewhere"), "").unwrap();
+                fs::rename(rules.join("../elsewhere"), rules.join("a/none")).unwrap();
+            }),
             ("in a folder that is hidden as a whole", |rules| {
                 fs::set_permissions(rules, fs::Permissions::from_mode(0o700)).unwrap();
             }),
@@ -300,6 +305,27 @@ mod tests {
             deed(&rules);
             assert_eq!(watch.has_something_happened(), Some(true), "it was {what}");
         }
+    }
+
+    #[test]
+    fn what_else_is_in_the_folders_before_it_is_not_told() {
+        let (dir, mut watch) = watched();
+        assert!(cover(&dir, &mut watch) && watch.path_is_covered);
+        watch.has_something_happened().unwrap();
+        fs::write(dir.path().join("beside"), "").unwrap();
+        fs::rename(dir.path().join("beside"), dir.path().join("other")).unwrap();
+        assert_eq!(watch.has_something_happened(), Some(false));
+    }
+
+    /// Whoever is started by this process is not to have them; and a mount, of which inotify
+    /// tells nothing, is not to stop it.
+    #[test]
+    fn its_descriptors_stay_here_and_stop_nobody() {
+        let (_dir, watch) = watched();
+        for fd in [&watch.inotify, &watch.mounts] {
+            assert!(fcntl_getfd(fd).unwrap().contains(FdFlags::CLOEXEC));
+        }
+        assert!(fcntl_getfl(&watch.inotify).unwrap().contains(OFlags::NONBLOCK));
     }
 
     #[test]

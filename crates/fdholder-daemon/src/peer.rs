@@ -3,20 +3,20 @@
 
 mod awaited;
 
-use crate::audit::{Auditor, Event, Operation, Verdict, Who};
+use crate::audit::{Event, Operation, Verdict, Who};
 use crate::bugs::{active, Bug};
 use crate::closing::{self, ClientFd};
 use crate::connection::{Connection, Deed, Standing, Step};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
+use crate::hold::Hold;
 use crate::limits::{
     CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, ROOM_PAUSE,
     SEND_PAUSE, TURN_LEN,
 };
 use crate::replication::{Mirrors, Ticket};
-use crate::shares::{Amounts, Claimant, Leaving, Ledger, Resource};
-use crate::store::{Change, Store};
-use crate::tally::Tally;
+use crate::shares::{Amounts, Claimant, Ledger, Resource};
+use crate::store::Change;
 use crate::unread::all_is_read;
 use awaited::Awaited;
 use fdholder::limits::MESSAGE_FDS_MAX;
@@ -29,50 +29,6 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
-
-/// What clients are served from.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    pub store: Store<ClientFd>,
-    pub mirrors: Mirrors<ClientFd>,
-    pub crew: Crew,
-    pub tally: Tally,
-    /// What each user has of what there is for all.
-    pub ledger: Ledger,
-    /// Is told who was refused what, and who has changed what.
-    pub auditor: Auditor,
-    /// What is read goes here first.
-    pub buffer: Vec<u8>,
-}
-
-impl Hold {
-    /// Releases what has expired.
-    pub fn expire(&mut self, now: Timestamp) {
-        let expired = self.store.expire(now);
-        if !expired.is_empty() {
-            self.mirrors.record(&expired, &self.store);
-            self.auditor.expired(&expired, Instant::now());
-        }
-    }
-
-    /// How many descriptors wait to be closed: here, or in a process that follows, whose table
-    /// has no more places.
-    fn leaving(&self, user: u32) -> Leaving {
-        let here = closing::leaving(user);
-        Leaving {
-            user,
-            own: here.own.max(self.mirrors.closing_of(user)),
-            all: here.all.max(self.mirrors.closing()),
-        }
-    }
-
-    /// Tells the ledger.
-    pub fn note_leaving(&mut self, user: u32) -> Leaving {
-        let leaving = self.leaving(user);
-        self.ledger.note_leaving(leaving);
-        leaving
-    }
-}
 
 /// One client of the daemon.
 #[derive(Debug)]

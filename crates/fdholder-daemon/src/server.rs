@@ -1,5 +1,6 @@
 //! The event loop: sockets, timers and signals around a store.
 
+mod admission;
 mod auditing;
 mod clients;
 mod configuration;
@@ -22,13 +23,14 @@ use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
 use crate::fdstore::{Notifier, Past};
+use crate::hold::Hold;
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN,
     SERIALS_SKIPPED,
 };
-use crate::peer::{Hold, Peer};
+use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
 use crate::replication::Mirrors;
 use crate::room::Room;

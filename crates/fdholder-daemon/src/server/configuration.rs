@@ -4,7 +4,7 @@ use super::{Options, Server};
 use crate::access::Rules;
 use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::ClientFd;
-use crate::peer::Hold;
+use crate::hold::Hold;
 use crate::Store;
 use fdholder::{strerror, Entry, Errno, Timestamp};
 use std::fmt;

@@ -5,12 +5,12 @@ use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::ClientFd;
 use crate::credentials::Credentials;
 use crate::datagram::{receive, Datagram};
+use crate::hold::Hold;
 use crate::limits::{
     CLOSING_MAX, NOTIFIED_PER_TURN, NOTIFY_LEAVING_MAX, NOTIFY_LEN_MAX, NOTIFY_WORK_PER_TURN,
     SERVICES_TOLD_MAX,
 };
 use crate::notify::{heed, service_of, status_file, status_id, Message, Refused, Sender};
-use crate::peer::Hold;
 use crate::reading::is_readable;
 use crate::same_file::are_one;
 use crate::shares::{Claimant, Resource};

@@ -1,6 +1,6 @@
 //! Handing everything over to a process that follows.
 
-use super::clients::newcomer;
+use super::admission::newcomer;
 use super::followers::{Lost, Role};
 use super::Server;
 use crate::exchange::{Broken, Exchange};

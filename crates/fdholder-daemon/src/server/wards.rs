@@ -4,9 +4,9 @@
 use super::{Server, CARE};
 use crate::audit::{Operation, Who};
 use crate::closing::ClientFd;
+use crate::hold::Hold;
 use crate::limits::ROOM_PAUSE;
 use crate::notify::service_of;
-use crate::peer::Hold;
 use crate::reading::has_hung_up;
 use crate::replication::Ticket;
 use crate::store::Record;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::access::Rules;
+use crate::limits::SWEEP_PAUSE;
 use crate::signals::Signals;
 use crate::Options;
 use std::fs;

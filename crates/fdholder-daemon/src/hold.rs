@@ -1,0 +1,55 @@
+//! What clients are served from.
+
+use crate::audit::Auditor;
+use crate::closing::{self, ClientFd};
+use crate::courier::Crew;
+use crate::replication::Mirrors;
+use crate::shares::{Leaving, Ledger};
+use crate::store::Store;
+use crate::tally::Tally;
+use fdholder::Timestamp;
+use std::time::Instant;
+
+/// What clients are served from.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub store: Store<ClientFd>,
+    pub mirrors: Mirrors<ClientFd>,
+    pub crew: Crew,
+    pub tally: Tally,
+    /// What each user has of what there is for all.
+    pub ledger: Ledger,
+    /// Is told who was refused what, and who has changed what.
+    pub auditor: Auditor,
+    /// What is read goes here first.
+    pub buffer: Vec<u8>,
+}
+
+impl Hold {
+    /// Releases what has expired.
+    pub fn expire(&mut self, now: Timestamp) {
+        let expired = self.store.expire(now);
+        if !expired.is_empty() {
+            self.mirrors.record(&expired, &self.store);
+            self.auditor.expired(&expired, Instant::now());
+        }
+    }
+
+    /// How many descriptors wait to be closed: here, or in a process that follows, whose table
+    /// has no more places.
+    fn leaving(&self, user: u32) -> Leaving {
+        let here = closing::leaving(user);
+        Leaving {
+            user,
+            own: here.own.max(self.mirrors.closing_of(user)),
+            all: here.all.max(self.mirrors.closing()),
+        }
+    }
+
+    /// Tells the ledger.
+    pub fn note_leaving(&mut self, user: u32) -> Leaving {
+        let leaving = self.leaving(user);
+        self.ledger.note_leaving(leaving);
+        leaving
+    }
+}

@@ -1,0 +1,326 @@
+//! Clients are let in, or left out.
+
+use super::{Accepting, Server, LISTENER};
+use crate::access::Refusal;
+use crate::audit::{Event, Operation, Verdict, Who};
+use crate::closing::ClientFd;
+use crate::connection::Standing;
+use crate::credentials::{self, Credentials};
+use crate::limits::{IDLE_SAFE, TURN_LEN};
+use crate::peer::{Gone, Peer};
+use crate::shares::{Claimant, Resource, Short};
+use fdholder::link::HandedClient;
+use fdholder::transport::{self, Wait};
+use fdholder::{reply, strerror, Errno, OnConflict};
+use rustix::event::epoll;
+use rustix::net::sockopt::set_socket_oobinline;
+use rustix::net::{accept_with, SocketFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// How long to wait when the system has no resources for a new client.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl Server {
+    /// Lets in who has come, so many at most in this turn, be it only until a time, but one at
+    /// least.
+    pub(super) fn accept(&mut self, most: usize, until: Option<Instant>) {
+        for number in 0..most {
+            if number > 0 && until.is_some_and(|until| Instant::now() >= until) {
+                return;
+            }
+            if self.accepting != Accepting::Yes
+                || self.undecided.is_some()
+                || self.is_handing_over
+                || self.peers.len() >= self.options.connections_max
+            {
+                return;
+            }
+            match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => {
+                    self.accept_failed_at = None;
+                    if let Some(token) = self.let_in(socket, Instant::now()) {
+                        // Most have asked something by now.
+                        self.serve_in_turn(token, Instant::now());
+                    }
+                }
+                Err(Errno::AGAIN) => return,
+                // The client gave up, or a signal came.
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(errno) if is_lost(errno) => {
+                    return self.lose_listener(&strerror(errno));
+                }
+                // There are no descriptors, or no memory: clients wait.
+                Err(errno) => {
+                    if self.accept_failed_at.replace(Instant::now()).is_none() {
+                        warn!("unable to accept clients: {}; trying again", strerror(errno));
+                    }
+                    self.pause_accepting();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never
+    /// tells that it was shut down.
+    pub(super) fn hear_listener(&mut self, flags: epoll::EventFlags, most: usize) {
+        if flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP) {
+            self.lose_listener("it was shut down");
+        } else {
+            self.accept(most, Some(Instant::now() + TURN_LEN));
+        }
+    }
+
+    /// Nobody can come any more, here or to a process that follows: it is the same socket there.
+    /// So this is the end, as if it was asked for.
+    fn lose_listener(&mut self, why: &str) {
+        // It would tell of it all the time.
+        let _ = epoll::delete(&self.epoll, &self.listener);
+        self.listening = false;
+        let is_ending = matches!(self.accepting, Accepting::LameDuck(_));
+        if is_ending || std::mem::replace(&mut self.has_lost_listener, true) {
+            return;
+        }
+        warn!("the listening socket is lost: {why}; no client can come any more");
+        self.begin_lame_duck();
+    }
+
+    fn pause_accepting(&mut self) {
+        if self.accepting == Accepting::Yes {
+            self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
+        }
+    }
+
+    /// Lets a client in, has it wait, or closes the connection. Returns its token.
+    pub(super) fn let_in(&mut self, socket: OwnedFd, now: Instant) -> Option<usize> {
+        // Nobody but the kernel has sent anything to it if it is closed before it is read: it
+        // has to be closed like everything that a client has given.
+        let who = who(&socket);
+        let socket = ClientFd::new(socket, who.map_or(self.user.uid, |who| who.user.uid));
+        let who = who?;
+        // What is urgent would be left out of what is read, and its descriptors closed by the
+        // kernel, here.
+        if let Err(errno) = set_socket_oobinline(&socket, true) {
+            let uid = Some(who.user.uid);
+            self.warn_of(uid, format_args!("unable to prepare a client: {}", strerror(errno)));
+            return None;
+        }
+        let socket = Arc::new(socket);
+        match self.standing(who) {
+            Err(LeftOut::Refused) => None,
+            Err(LeftOut::NotNow(refusal)) => {
+                let uid = Some(who.user.uid);
+                self.warn_of(uid, format_args!("unable to read the rules: {refusal}; {who} waits"));
+                self.undecided = Some(socket);
+                None
+            }
+            Ok(standing) => self.seat(socket, who, standing, now),
+        }
+    }
+
+    /// Lets in a process of ours, whatever the rules say: it has no use for rights.
+    pub(super) fn let_in_own(&mut self, socket: OwnedFd) -> Option<usize> {
+        let socket = ClientFd::new(socket, self.user.uid);
+        let who = who(&socket)?;
+        let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
+        self.admit(Peer::new(Arc::new(socket), who, standing))
+    }
+
+    /// Whether somebody waits to be let in who may be now.
+    pub(super) fn may_decide(&self) -> bool {
+        let waits = self.undecided.is_some() || !self.handed.is_empty();
+        waits && self.accepting == Accepting::Yes && !self.is_handing_over
+    }
+
+    /// Decides on those of whom it could not be told before what they may do.
+    pub(super) fn decide(&mut self) {
+        self.resume_handed();
+        let Some(socket) = self.undecided.take() else { return };
+        let Some(who) = who(&socket) else { return };
+        match self.standing(who) {
+            Err(LeftOut::Refused) => {}
+            Err(LeftOut::NotNow(_)) => self.undecided = Some(socket),
+            Ok(standing) => {
+                let now = Instant::now();
+                if let Some(token) = self.seat(socket, who, standing, now) {
+                    self.serve_in_turn(token, now);
+                }
+            }
+        }
+    }
+
+    /// Lets in one whose rights are known, if it may have one more connection.
+    fn seat(
+        &mut self,
+        socket: Arc<ClientFd>,
+        who: Credentials,
+        standing: Standing,
+        now: Instant,
+    ) -> Option<usize> {
+        let claimant = standing.claimant();
+        if self.hold.ledger.room(&claimant, Resource::Connections) == 0
+            && !self.drop_idle(&claimant, now)
+        {
+            self.turn_away(&socket, who, &claimant);
+            return None;
+        }
+        self.admit(Peer::new(socket, who, standing))
+    }
+
+    /// It has as many connections as it may.
+    fn turn_away(&mut self, socket: &ClientFd, who: Credentials, claimant: &Claimant) {
+        self.hold.tally.turned_away += 1;
+        let short = Short::Connections(claimant.may_have(Resource::Connections));
+        self.note_turned_away(who, Verdict::DeniedAs(short.errno(), &short));
+        debug!("{who} refused: {short}");
+        // It takes this for the answer to whatever it asks. If it does not get it, it sees that
+        // the connection is closed.
+        let answer = reply::status::<BorrowedFd<'_>>(Err(short.errno()));
+        let _ = transport::send(socket, answer.bytes(), &[], Wait::No);
+    }
+
+    /// Lets go of a connection of a user who wants one more, if it has one that nothing has
+    /// been asked on for long: its other end may be held here, and nobody have it any more.
+    fn drop_idle(&mut self, claimant: &Claimant, now: Instant) -> bool {
+        if !self.may_sweep(claimant.uid, now) {
+            return false;
+        }
+        let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
+        let idle = self.peers.iter().filter(|(_, peer)| is_its(peer));
+        let Some((token, peer)) = idle.min_by_key(|(_, peer)| peer.active_at) else {
+            return false;
+        };
+        if now.saturating_duration_since(peer.active_at) < IDLE_SAFE {
+            return false;
+        }
+        let who = peer.who;
+        let what = "is let go of, as it has been idle and its user wants another connection";
+        self.warn_of(Some(claimant.uid), format_args!("{who} {what}"));
+        self.let_go(token, &Gone::Failed(Errno::CANCELED));
+        true
+    }
+
+    /// Goes on serving those whom another daemon has served.
+    pub(super) fn resume_handed(&mut self) {
+        for client in std::mem::take(&mut self.handed) {
+            self.resume(client);
+        }
+    }
+
+    fn resume(&mut self, mut handed: HandedClient<Arc<ClientFd>>) {
+        let Some(who) = who(&handed.socket) else { return };
+        let uid = who.user.uid;
+        if let Some(socket) = Arc::get_mut(&mut handed.socket) {
+            socket.set_owner(uid);
+        }
+        let standing = match self.standing(who) {
+            Ok(standing) => standing,
+            Err(LeftOut::Refused) => return,
+            Err(LeftOut::NotNow(_)) => return self.handed.push(handed),
+        };
+        if let Some(token) = self.admit(Peer::resume(handed, who, standing)) {
+            // It may have sent its next request already, or a part of it.
+            self.serve(token);
+        }
+    }
+
+    fn standing(&mut self, who: Credentials) -> Result<Standing, LeftOut> {
+        let is_own = who.user.uid == self.user.uid;
+        let rights = match self.rules.rights(who.user, self.user) {
+            Ok(rights) => Some(rights),
+            Err(refusal @ Refusal::NotNow { .. }) => {
+                // Whoever comes next would fare alike.
+                self.pause_accepting();
+                return Err(LeftOut::NotNow(refusal));
+            }
+            Err(refusal) => {
+                self.note_turned_away(who, Verdict::TurnedAway(&refusal));
+                if matches!(refusal, Refusal::Broken { .. }) {
+                    let uid = Some(who.user.uid);
+                    self.warn_of(uid, format_args!("{who} refused, error in the rules: {refusal}"));
+                } else {
+                    debug!("{who} refused: {refusal}");
+                }
+                None
+            }
+        };
+        self.hold.tally.turned_away += u64::from(rights.is_none());
+        let standing = Standing { uid: who.user.uid, is_own, rights };
+        let is_let_in = standing.is_own || standing.rights.is_some();
+        is_let_in.then_some(standing).ok_or(LeftOut::Refused)
+    }
+
+    fn note_turned_away(&mut self, who: Credentials, verdict: Verdict<'_>) {
+        let (who, operation) = (Who::from(who), Operation::Connect);
+        self.hold.auditor.note(&Event { who, operation, id: None, verdict }, Instant::now());
+    }
+
+    fn admit(&mut self, peer: Peer) -> Option<usize> {
+        let entry = self.peers.vacant_entry();
+        let token = entry.key();
+        let data = epoll::EventData::new_u64(token as u64);
+        if let Err(errno) = epoll::add(&self.epoll, peer.socket(), data, peer.interest) {
+            let uid = Some(peer.who.user.uid);
+            self.warn_of(uid, format_args!("unable to watch a client: {}", strerror(errno)));
+            return None;
+        }
+        debug!("{} connected", peer.who);
+        self.hold.tally.connections += 1;
+        let peer = entry.insert(peer);
+        peer.recharge(&mut self.hold.ledger);
+        let deadline = self.options.first_timeout.map(|timeout| Instant::now() + timeout);
+        self.deadlines.set(token, &mut peer.deadline, deadline);
+        Some(token)
+    }
+
+    /// Has the listening socket wake us while clients are let in, and when it is lost.
+    pub(super) fn watch_listener(&mut self) {
+        let listen = self.accepting == Accepting::Yes && !self.is_handing_over;
+        if listen != self.listening {
+            let mut flags = epoll::EventFlags::RDHUP;
+            flags.set(epoll::EventFlags::IN, listen);
+            let data = epoll::EventData::new_u64(LISTENER);
+            match epoll::modify(&self.epoll, &self.listener, data, flags) {
+                Ok(()) => self.listening = listen,
+                Err(errno) => warn!("unable to watch the listening socket: {}", strerror(errno)),
+            }
+        }
+    }
+}
+
+/// Whether accept(2) will always fail: it is no socket, or none that listens. All else is over some
+/// time.
+fn is_lost(errno: Errno) -> bool {
+    matches!(errno, Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP)
+}
+
+/// Why a client is not let in.
+enum LeftOut {
+    /// By the rules, or as they are broken.
+    Refused,
+    /// It is to be tried again.
+    NotNow(Refusal),
+}
+
+/// A client of whom nothing was read, for the daemon that is to serve it.
+pub(super) fn newcomer(socket: Arc<ClientFd>) -> HandedClient<Arc<ClientFd>> {
+    HandedClient {
+        socket,
+        is_fdholder: false,
+        awaits_upgrade: false,
+        on_conflict: OnConflict::default(),
+        taken: None,
+        unread: Vec::new(),
+    }
+}
+
+fn who(socket: impl AsFd) -> Option<Credentials> {
+    let who = credentials::of_peer(socket);
+    who.map_err(|errno| warn!("unable to see who connects: {}", strerror(errno))).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -29,8 +29,8 @@ use support::eventually;
 /// How long each attacker does the same.
 const ACT: Duration = Duration::from_secs(3);
 
-/// What is looked at is looked at so often.
-const SAMPLE: Duration = Duration::from_secs(2);
+/// So often all of it is over for a moment: then the daemon has to be what it was.
+const TURNS_PER_REST: usize = 8;
 
 const OPTIONS: [&str; 7] = ["--standby", "-n", "2000", "-c", "1000", "-t", "2000"];
 
@@ -74,33 +74,26 @@ fn main() -> ExitCode {
     }
     let mut arena = Arena::new(Rights::Dumps, &OPTIONS);
     let start = Sample::of(&arena);
-    let samples = soak(&mut arena, Duration::from_secs_f64(minutes * 60.0));
+    let samples = soak(&mut arena, start, Duration::from_secs_f64(minutes * 60.0));
     let problems = problems(&samples);
-    arena.attackers.iter_mut().for_each(|attacker| drop(attacker.ask("end")));
-    // Fails unless descriptors, and what the victim has held, are what they were.
-    arena.clean_up();
-    eventually("threads that are not needed end", || Sample::of(&arena).threads <= start.threads);
+    rest(&mut arena, start);
     let end = Sample::of(&arena);
     arena.end();
     println!("\nat the start {start:?}\nat the end   {end:?}");
-    if problems.is_empty() {
+    let Some(problem) = problems else {
         println!("flat");
         return ExitCode::SUCCESS;
-    }
-    for problem in &problems {
-        println!("{problem}");
-    }
+    };
+    println!("{problem}");
     ExitCode::FAILURE
 }
 
 /// Attacks in turns, while the victim does what it does.
-fn soak(arena: &mut Arena, span: Duration) -> Vec<Sample> {
+fn soak(arena: &mut Arena, start: Sample, span: Duration) -> Vec<Sample> {
     let begin = Instant::now();
     let mut samples = Vec::new();
-    let (mut changed, mut looked_at) = (begin, begin);
-    let mut operations: usize = 0;
-    let mut minute = 0;
-    let mut turn = 0;
+    let mut changed = begin;
+    let (mut operations, mut most, mut minute, mut turn) = (0, 0, 0, 0);
     // Of different lengths, so that each meets every other one in time.
     let name = |turn: usize, number: usize| {
         let names = &ATTACKS[..ATTACKS.len() - number];
@@ -111,56 +104,62 @@ fn soak(arena: &mut Arena, span: Duration) -> Vec<Sample> {
             attacker.ask(&format!("begin {}", name(turn, number)));
         }
     };
-    println!("minute       operations   memory (kB)   descriptors   threads");
+    println!(
+        "at rest:  operations   memory (kB)   descriptors   threads   (most descriptors before)"
+    );
     start_all(arena, turn);
     while begin.elapsed() < span {
         // Four requests each.
         arena.victim.ask("measure 50");
         assert_eq!(arena.victim.ask("verify"), "done");
         operations += 200 + arena::KEPT;
-        if changed.elapsed() >= ACT {
-            changed = Instant::now();
-            for attacker in &mut arena.attackers {
-                operations += attacker.ask("end").parse::<usize>().unwrap();
-            }
-            turn += 1;
-            start_all(arena, turn);
+        most = most.max(arena.fds());
+        if changed.elapsed() < ACT {
+            continue;
         }
-        if looked_at.elapsed() >= SAMPLE {
-            looked_at = Instant::now();
-            samples.push(Sample::of(arena));
+        changed = Instant::now();
+        for attacker in &mut arena.attackers {
+            operations += attacker.ask("end").parse::<usize>().unwrap();
+        }
+        turn += 1;
+        if turn % TURNS_PER_REST == 0 {
+            rest(arena, start);
+            let sample = Sample::of(arena);
+            samples.push(sample);
             let now = begin.elapsed().as_secs() / 60;
             if now > minute || samples.len() == 1 {
                 minute = now;
-                let Sample { memory, fds, threads } = samples[samples.len() - 1];
-                println!("{minute:6} {operations:16} {memory:13} {fds:13} {threads:9}");
+                let Sample { memory, fds, threads } = sample;
+                println!(
+                    "{minute:3} min {operations:13} {memory:13} {fds:13} {threads:9} {most:13}"
+                );
+                most = 0;
             }
         }
+        start_all(arena, turn);
+    }
+    for attacker in &mut arena.attackers {
+        attacker.ask("end");
     }
     samples
 }
 
-/// What has grown: the last fifth beside the second one, as the first may still have been
-/// taking what it takes.
-fn problems(samples: &[Sample]) -> Vec<String> {
-    let fifth = samples.len() / 5;
-    if fifth < 3 {
-        return vec!["that was too short to tell".to_owned()];
+/// Has all that the attackers do undone. Fails unless descriptors, threads, and what the victim has
+/// held, are what they were.
+fn rest(arena: &mut Arena, start: Sample) {
+    arena.clean_up();
+    eventually("threads that are not needed end", || Sample::of(arena).threads <= start.threads);
+}
+
+/// Memory may be taken at first: what was not used is not there. It must not go on.
+fn problems(samples: &[Sample]) -> Option<String> {
+    let third = samples.len() / 3;
+    if third < 3 {
+        return Some("that was too short to tell".to_owned());
     }
-    let second = Sample::median(&samples[fifth..2 * fifth]);
-    let last = Sample::median(&samples[samples.len() - fifth..]);
-    println!("\nmedian of the second fifth {second:?}\nmedian of the last fifth   {last:?}");
-    // What goes on at a moment is not what goes on at another.
-    let figures = [
-        ("memory", second.memory, last.memory, 2048),
-        ("descriptors", second.fds, last.fds, 200),
-        ("threads", second.threads, last.threads, 3),
-    ];
-    let has_grown = |(_, second, last, spare): &(&str, usize, usize, usize)| {
-        *last > second + second / 10 + spare
-    };
-    let tell = |(what, second, last, _): (&str, usize, usize, usize)| {
-        format!("{what} has grown from {second} to {last}")
-    };
-    figures.into_iter().filter(has_grown).map(tell).collect()
+    let second = Sample::median(&samples[third..2 * third]).memory;
+    let last = Sample::median(&samples[samples.len() - third..]).memory;
+    println!("\nmemory: median of the second third {second} kB, of the last third {last} kB");
+    (last > second + second / 10 + 2048)
+        .then(|| format!("memory has grown from {second} to {last} kB"))
 }

@@ -133,13 +133,21 @@ impl Arena {
         // Whoever waits for them goes on.
         self.attackers("release");
         let mut client = self.client();
+        // What they have sent may be carried out only now, and what is there may linger for a
+        // moment, or have expired meanwhile.
         let own = format!("{VICTIM}/");
-        for id in client.list(deadline()).unwrap() {
-            if !id.as_bytes().starts_with(own.as_bytes()) {
-                // It may have expired, or linger on for a moment.
-                let _ = client.delete(&id, deadline());
+        let mut delete_others = || {
+            for id in client.list(deadline()).unwrap() {
+                if !id.as_bytes().starts_with(own.as_bytes()) {
+                    let _ = client.delete(&id, deadline());
+                }
             }
-        }
+        };
+        eventually("everything of the attackers is closed", || {
+            delete_others();
+            // Its own connection is there, too.
+            self.fds() <= self.quiet_fds + 1
+        });
         drop(client);
         eventually("everything of the attackers is closed", || self.fds() <= self.quiet_fds);
         assert!(is_alive(self.pid), "{}", self.family.log());

@@ -402,7 +402,7 @@ fn stand_by() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rustix::net::sockopt::set_socket_linger;
     use std::io::Write;
@@ -411,7 +411,7 @@ mod tests {
     use std::time::Duration;
 
     /// A socket whose close takes as long as the linger time, and who keeps it waiting.
-    fn lingering() -> (OwnedFd, TcpStream) {
+    pub(crate) fn lingering() -> (OwnedFd, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let theirs = listener.accept().unwrap().0;

@@ -1,13 +1,11 @@
 //! A follower whose primary is the test.
 
 use super::*;
+use crate::closing::tests::lingering;
 use fdholder::frame::Message;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::{self, Changes};
 use fdholder::{Identifier, Limit, Origin, Tenure};
-use rustix::net::sockopt::set_socket_linger;
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 
 /// A user for each thing, as each has its part of those who close.
@@ -61,17 +59,6 @@ impl Primary {
     fn hears(&mut self) -> Heard {
         self.next(|frame| Heard::parse(frame).unwrap())
     }
-}
-
-/// A socket whose close takes as long as the linger time, and who keeps it waiting.
-fn lingering() -> (OwnedFd, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let theirs = listener.accept().unwrap().0;
-    ours.set_nonblocking(true).unwrap();
-    while ours.write(&[0; 4096]).is_ok() {}
-    set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
-    (ours.into(), theirs)
 }
 
 fn id(number: u64) -> Identifier {

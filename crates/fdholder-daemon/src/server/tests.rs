@@ -1,13 +1,11 @@
 //! A loop, turn by turn, as nobody else drives it.
 
 use super::*;
+use crate::closing::tests::lingering;
 use fdholder::request::Request;
 use fdholder::transport::{self, Wait};
 use fdholder::{Entry, Identifier, Limit};
 use rustix::event::{poll, PollFd, PollFlags};
-use rustix::net::sockopt::set_socket_linger;
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 /// A server, and the folder that its socket is in.
@@ -54,17 +52,6 @@ fn answered(clients: &[(usize, UnixStream)]) -> usize {
         poll(&mut ready, Some(&Timespec::default())).unwrap() > 0
     };
     clients.iter().filter(|(_, client)| is_answered(client)).count()
-}
-
-/// A socket whose close takes as long as somebody likes: who has the other end.
-fn lingering() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let theirs = listener.accept().unwrap().0;
-    ours.set_nonblocking(true).unwrap();
-    while ours.write(&[0; 4096]).is_ok() {}
-    set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
-    (ours, theirs)
 }
 
 /// Not all of a user's clients are served in one turn of the loop, and none is forgotten.

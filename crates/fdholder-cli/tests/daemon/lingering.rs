@@ -3,34 +3,21 @@
 use crate::notify::start;
 use crate::serve;
 use crate::support::daemon::serve_under;
-use crate::support::{content_at, deadline, id, marked_file, open_fds, Daemon};
+use crate::support::{content_at, deadline, id, lingering, marked_file, open_fds, Daemon};
 use crate::wire::{null, set_data, store_message, Raw};
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::{Entry, Errno, Identifier, Limit, Request};
 use rustix::event::{poll, PollFd, PollFlags};
-use rustix::net::sockopt::{set_socket_linger, set_socket_send_buffer_size};
 use rustix::net::{sendmsg, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::Signal;
-use std::io::{IoSlice, Write};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const UNCLOSED: usize = 300;
-
-/// A socket whose close takes as long as somebody likes: who has the other end.
-fn lingering() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let theirs = listener.accept().unwrap().0;
-    set_socket_send_buffer_size(&ours, 1 << 16).unwrap();
-    ours.set_nonblocking(true).unwrap();
-    while ours.write(&[0; 1 << 14]).is_ok() {}
-    set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
-    (ours, theirs)
-}
 
 /// Sends what is urgent, as far as that is known to a socket: the last byte. Whether it did.
 fn send_urgently(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> bool {

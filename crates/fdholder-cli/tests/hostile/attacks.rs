@@ -1,8 +1,8 @@
 //! What users of bad will do, over and over until they are told to end.
 
 use crate::deeds;
-use crate::raw::{bytes_of, header, lingering, null, store, Raw};
-use crate::support::{deadline, id};
+use crate::raw::{bytes_of, header, null, store, Raw};
+use crate::support::{deadline, id, lingering};
 use fdholder::limits::{MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
 use fdholder::{Client, Entry, Errno, Error, Identifier, Limit, Request, Timestamp};
 use std::collections::VecDeque;

@@ -1,8 +1,8 @@
 //! What users of bad will do once, when they are told to, and what they say of it.
 
 use crate::attacks::Attacker;
-use crate::raw::{bytes_of, header, lingering, null, store, Raw};
-use crate::support::{deadline, eventually, id, path_of};
+use crate::raw::{bytes_of, header, null, store, Raw};
+use crate::support::{deadline, eventually, id, lingering, path_of};
 use fdholder::extension::{Extension, OnConflict, VERSION};
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::{Client, Entry, Errno, Identifier, Limit, Request, Timestamp};

@@ -6,6 +6,7 @@
 pub mod daemon;
 pub mod family;
 pub mod installed;
+pub mod lingering;
 pub mod proxy;
 pub mod suite;
 pub mod system;
@@ -15,6 +16,7 @@ pub mod trial;
 pub use daemon::{Daemon, Rules};
 pub use family::Family;
 pub use installed::Installed;
+pub use lingering::lingering;
 pub use suite::Suite;
 
 use fdholder::{Client, Deadline, Entry, Identifier, Limit};

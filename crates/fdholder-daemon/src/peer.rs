@@ -112,8 +112,8 @@ pub(crate) fn was_told_of_unread(why: &Gone) -> bool {
 }
 
 impl Peer {
-    pub fn new(socket: Arc<ClientFd>, who: Credentials, standing: Standing) -> Self {
-        Self::over(socket, who, Connection::new(standing))
+    pub fn new(socket: Arc<ClientFd>, who: Credentials, standing: Standing, now: Instant) -> Self {
+        Self::over(socket, who, Connection::new(standing), now)
     }
 
     /// A client that another daemon has served. What it was sent before it may not have read.
@@ -123,10 +123,15 @@ impl Peer {
         standing: Standing,
     ) -> Self {
         let connection = Connection::resume(standing, &handed);
-        Self { gave_fds: true, ..Self::over(handed.socket, who, connection) }
+        Self { gave_fds: true, ..Self::over(handed.socket, who, connection, Instant::now()) }
     }
 
-    fn over(socket: Arc<ClientFd>, who: Credentials, connection: Connection<ClientFd>) -> Self {
+    fn over(
+        socket: Arc<ClientFd>,
+        who: Credentials,
+        connection: Connection<ClientFd>,
+        now: Instant,
+    ) -> Self {
         Self {
             who,
             socket,
@@ -145,7 +150,7 @@ impl Peer {
             courier_is_new: false,
             waits_for_readers: false,
             has_progressed: false,
-            active_at: Instant::now(),
+            active_at: now,
             deadline: None,
             turn: None,
         }
@@ -204,10 +209,10 @@ impl Peer {
     }
 
     /// Whether something was finished since this was asked last: a request, or a message.
-    pub fn take_progress(&mut self) -> bool {
+    pub fn take_progress(&mut self, now: Instant) -> bool {
         let has_progressed = std::mem::take(&mut self.has_progressed);
         if has_progressed {
-            self.active_at = Instant::now();
+            self.active_at = now;
         }
         has_progressed
     }

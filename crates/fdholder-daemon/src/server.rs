@@ -560,7 +560,7 @@ impl Server {
         for token in tokens {
             // A client that never stops sending must not keep us.
             for _ in 0..LAST_READS {
-                if !self.serve(token) {
+                if !self.serve(token, Instant::now()) {
                     break;
                 }
             }

@@ -12,7 +12,7 @@
 //! when the mapping goes.
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::event::{epoll, Timespec};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{
     fstat, open, stat, statat, statfs, AtFlags, FileType, Mode, OFlags, Stat, StatFs,
@@ -20,6 +20,7 @@ use rustix::fs::{
 use rustix::io::{read, Errno};
 use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,11 @@ impl Told {
 #[derive(Debug)]
 struct Watch {
     inotify: OwnedFd,
+    /// Of inotify and of the mounts, all the time: to look whether there is anything costs a
+    /// third of what poll(2) takes to ask both.
+    epoll: OwnedFd,
+    /// Watched for as long as it is open.
+    #[allow(dead_code)]
     mounts: OwnedFd,
     path: PathBuf,
     c_path: CString,
@@ -142,16 +148,21 @@ impl Watch {
             return None;
         }
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).ok()?;
+        let nothing = epoll::EventData::new_u64(0);
+        epoll::add(&epoll, &inotify, nothing, epoll::EventFlags::IN).ok()?;
+        epoll::add(&epoll, &mounts, nothing, epoll::EventFlags::PRI).ok()?;
         let is = which(&stat(c_path.as_c_str()).ok()?);
-        Some(Self { inotify, mounts, path, c_path, is, path_is_covered: false })
+        let path_is_covered = false;
+        Some(Self { inotify, epoll, mounts, path, c_path, is, path_is_covered })
     }
 
     /// Whether something has happened since this was asked last; `None` when it is not the
     /// folder any more that is watched.
     fn has_something_happened(&self) -> Option<bool> {
-        let mut ready =
-            [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.mounts, PollFlags::PRI)];
-        let has = poll(&mut ready, Some(&Timespec::default())).ok()? > 0;
+        let mut told = [MaybeUninit::uninit(); 2];
+        let (told, _) = epoll::wait(&self.epoll, &mut told, Some(&Timespec::default())).ok()?;
+        let has = !told.is_empty();
         if has {
             let mut events = Vec::with_capacity(EVENTS_LEN);
             // What is left is told next time, which is once more than needed.
@@ -322,7 +333,7 @@ mod tests {
     #[test]
     fn its_descriptors_stay_here_and_stop_nobody() {
         let (_dir, watch) = watched();
-        for fd in [&watch.inotify, &watch.mounts] {
+        for fd in [&watch.inotify, &watch.epoll, &watch.mounts] {
             assert!(fcntl_getfd(fd).unwrap().contains(FdFlags::CLOEXEC));
         }
         assert!(fcntl_getfl(&watch.inotify).unwrap().contains(OFlags::NONBLOCK));

@@ -97,7 +97,7 @@ impl Peer {
     /// there is nothing to do, the client has to read first, its replies have to wait for
     /// followers, or its turn is over. The clock is read for each request. Returns whether
     /// anything was done.
-    pub fn serve(&mut self, hold: &mut Hold) -> Result<bool, Gone> {
+    pub fn serve(&mut self, hold: &mut Hold, now: Instant) -> Result<bool, Gone> {
         self.again = None;
         let has_dropped = self.awaited.is_some();
         if self.awaits_closes(&hold.mirrors) || self.is_gated(&hold.mirrors) {
@@ -116,7 +116,7 @@ impl Peer {
         self.waits_for_readers = false;
         hold.note_leaving(self.who.user.uid);
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
-        let until = Instant::now() + TURN_LEN;
+        let until = now + TURN_LEN;
         let mut progress = has_waited;
         let mut has_read_any = false;
         let mut paced;

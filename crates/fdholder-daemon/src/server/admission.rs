@@ -41,9 +41,10 @@ impl Server {
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
                     self.accept_failed_at = None;
-                    if let Some(token) = self.let_in(socket, Instant::now()) {
+                    let now = Instant::now();
+                    if let Some(token) = self.let_in(socket, now) {
                         // Most have asked something by now.
-                        self.serve_in_turn(token, Instant::now());
+                        self.serve_in_turn(token, now);
                     }
                 }
                 Err(Errno::AGAIN) => return,
@@ -126,7 +127,7 @@ impl Server {
         let socket = ClientFd::new(socket, self.user.uid);
         let who = who(&socket)?;
         let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
-        self.admit(Peer::new(Arc::new(socket), who, standing))
+        self.admit(Peer::new(Arc::new(socket), who, standing, Instant::now()))
     }
 
     /// Whether somebody waits to be let in who may be now.
@@ -167,7 +168,7 @@ impl Server {
             self.turn_away(&socket, who, &claimant);
             return None;
         }
-        self.admit(Peer::new(socket, who, standing))
+        self.admit(Peer::new(socket, who, standing, now))
     }
 
     /// It has as many connections as it may.
@@ -223,7 +224,7 @@ impl Server {
         };
         if let Some(token) = self.admit(Peer::resume(handed, who, standing)) {
             // It may have sent its next request already, or a part of it.
-            self.serve(token);
+            self.serve(token, Instant::now());
         }
     }
 

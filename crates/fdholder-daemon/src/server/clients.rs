@@ -22,8 +22,9 @@ impl Server {
     pub(super) fn hear_courier(&mut self, token: usize) {
         if let Some(peer) = self.peers.get_mut(token) {
             peer.hear_courier();
-            self.restart_clock(token);
-            self.serve(token);
+            let now = Instant::now();
+            self.restart_clock(token, now);
+            self.serve(token, now);
         }
     }
 
@@ -37,7 +38,7 @@ impl Server {
             self.turns.set(token, &mut peer.turn, Some(next));
             return false;
         }
-        self.serve(token);
+        self.serve(token, now);
         *self.served.entry(uid).or_default() += now.elapsed();
         true
     }
@@ -45,13 +46,13 @@ impl Server {
     /// Does what there is to do for one client. An event may speak of a client that has
     /// just gone, or of its place's next owner: either is harmless. Returns whether there
     /// was anything to do.
-    pub(super) fn serve(&mut self, token: usize) -> bool {
+    pub(super) fn serve(&mut self, token: usize, now: Instant) -> bool {
         self.settle_loans();
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
         };
         let watched = peer.interest;
-        let progress = match peer.serve(&mut self.hold) {
+        let progress = match peer.serve(&mut self.hold, now) {
             Ok(progress) => progress,
             Err(gone) => {
                 self.let_go(token, &gone);
@@ -90,8 +91,8 @@ impl Server {
         }
         self.turns.set(token, &mut peer.turn, again);
         let (uid, waits_for_readers) = (peer.who.user.uid, peer.waits_for_readers());
-        if peer.take_progress() || peer.deadline.is_none() {
-            self.restart_clock(token);
+        if peer.take_progress(now) || peer.deadline.is_none() {
+            self.restart_clock(token, now);
         }
         if waits_for_readers {
             self.look_who_has_read(uid);
@@ -184,7 +185,7 @@ impl Server {
     pub(super) fn unpause(&mut self) {
         let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
         for token in tokens {
-            self.serve(token);
+            self.serve(token, Instant::now());
         }
         // Nothing else may happen that would have it watched again.
         self.watch_listener();
@@ -230,14 +231,14 @@ impl Server {
     }
 
     /// Gives a client its time anew, if it has one and there is something to be in time for.
-    fn restart_clock(&mut self, token: usize) {
+    fn restart_clock(&mut self, token: usize, now: Instant) {
         // Whoever always begins something else is not waited for when the daemon is to end.
         if matches!(self.accepting, Accepting::LameDuck(_)) {
             return;
         }
         if let Some(peer) = self.peers.get_mut(token) {
             let timeout = self.options.client_timeout.filter(|_| peer.is_timed());
-            let deadline = timeout.map(|timeout| Instant::now() + timeout);
+            let deadline = timeout.map(|timeout| now + timeout);
             self.deadlines.set(token, &mut peer.deadline, deadline);
         }
     }
@@ -280,8 +281,9 @@ impl Server {
             }
         }
         self.wake_doors(now);
-        let until = Instant::now() + TURN_LEN;
+        let mut until = None;
         while let Some(token) = self.deadlines.passed(now) {
+            let until = *until.get_or_insert_with(|| Instant::now() + TURN_LEN);
             self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
             // The others are as late in the next turn.
             if Instant::now() >= until {

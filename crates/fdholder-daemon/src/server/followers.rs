@@ -91,7 +91,7 @@ impl Server {
             Err(errno) => {
                 if let Some(peer) = self.peers.get_mut(token) {
                     peer.refuse_follower(errno);
-                    self.serve(token);
+                    self.serve(token, Instant::now());
                 }
             }
         }

@@ -73,7 +73,7 @@ fn who_has_waited_for_followers_is_served_in_turn() {
     for (number, (token, client)) in clients.iter().enumerate() {
         store(client, number, client);
         ask_much(client);
-        server.serve(*token);
+        server.serve(*token, Instant::now());
     }
     assert_eq!((server.gated.len(), answered(&clients)), (50, 0));
     server.hold.mirrors.get_mut(mirror).unwrap().is_told(u64::MAX);
@@ -95,7 +95,7 @@ fn who_has_waited_for_closes_is_served_in_turn() {
         drop(ours);
         others.push(theirs);
         while !server.closing.waiting.contains(token) {
-            server.serve(*token);
+            server.serve(*token, Instant::now());
         }
     }
     // What was stored may have been answered.

@@ -105,10 +105,10 @@ fn who_is_not_idle_stays() {
     let (mut idle, _) = it.come_in(Instant::now());
     let later = Instant::now() + IDLE_SAFE;
     active.write_all(LIST).unwrap();
-    it.server.serve(active_token);
+    it.server.serve(active_token, Instant::now());
     assert_eq!(answer(&mut active, NOTHING.len()), NOTHING);
     busy.write_all(&LIST[..3]).unwrap();
-    it.server.serve(busy_token);
+    it.server.serve(busy_token, Instant::now());
     let (_new, new) = it.come_in(later);
     assert!(has_ended(&mut idle) && it.is_here(new));
     // Nobody goes in its stead when there is no other.
@@ -116,7 +116,7 @@ fn who_is_not_idle_stays() {
     let (mut stream, token) = it.come(later);
     assert!(token.is_none() && was_turned_away(&mut stream));
     busy.write_all(&LIST[3..]).unwrap();
-    it.server.serve(busy_token);
+    it.server.serve(busy_token, Instant::now());
     assert_eq!(answer(&mut busy, NOTHING.len()), NOTHING);
     assert!(it.is_here(active_token) && it.is_here(busy_token));
 }

@@ -1,6 +1,6 @@
 //! What the processes of a holder have open when they hold nothing.
 
-use crate::support::{eventually, Family};
+use crate::support::{eventually, open_files, Family};
 use std::collections::BTreeMap;
 
 /// What is open, and how often. Numbers that say which one it is are left out.
@@ -32,8 +32,7 @@ fn both(family: &Family) -> [Open; 2] {
 fn open_in(pid: u32, family: &Family) -> Open {
     let folder = family.folder.path().canonicalize().unwrap();
     let mut open = Open::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-        let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+    for target in open_files(pid).values() {
         let target = target.to_string_lossy();
         let what = target.strip_prefix(&*folder.to_string_lossy()).unwrap_or(&target);
         let what = what.split(":[").next().unwrap_or(what);

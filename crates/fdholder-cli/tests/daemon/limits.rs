@@ -3,7 +3,7 @@
 use crate::serve;
 use crate::support::daemon::serve_under;
 use crate::support::{
-    assert_exit, deadline, eventually, id, is_missing, stderr, Daemon, Rules, Suite,
+    assert_exit, deadline, eventually, id, is_missing, open_files, stderr, Daemon, Rules, Suite,
 };
 use fdholder::{Client, Entry, Errno, Limit};
 use rustix::process::{getrlimit, prlimit, Pid, Resource, Rlimit, Signal};
@@ -121,12 +121,10 @@ fn a_flood_of_requests_takes_no_memory() {
 /// Leaves a process so many descriptors that it may open, by the limit on their numbers; or, with
 /// `None`, as many as there may be.
 fn leave_room(pid: u32, for_fds: Option<usize>) {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let open: Vec<u64> =
-        entries.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap()).collect();
+    let open = open_files(pid);
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let free = |count| (0..).filter(|number| !open.contains(number)).nth(count);
-    let current = for_fds.map_or(maximum, free);
+    let free = |count| (0..).filter(|number| !open.contains_key(number)).nth(count);
+    let current = for_fds.map_or(maximum, |count| free(count).map(u64::from));
     let pid = Pid::from_raw(pid.cast_signed());
     prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
 }

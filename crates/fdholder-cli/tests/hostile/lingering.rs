@@ -4,7 +4,7 @@ use crate::arena::{Arena, Rights};
 use crate::case;
 use crate::raw::null;
 use crate::support::family::signal;
-use crate::support::{deadline, eventually, id, marked_file, open_fds};
+use crate::support::{deadline, eventually, id, marked_file, open_fds, open_files};
 use fdholder::Limit;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
@@ -119,9 +119,8 @@ fn delete_is_answered() {
             client.delete(&id("x"), deadline()).unwrap();
             drop(file);
             for pid in &pids {
-                let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-                let mut targets = folder.filter_map(|fd| std::fs::read_link(fd.path()).ok());
-                assert!(targets.all(|target| target != path), "round {round}");
+                let open = open_files(*pid);
+                assert!(!open.is_empty() && open.values().all(|it| *it != path), "round {round}");
             }
         }
         drop(client);

@@ -2,13 +2,14 @@
 
 use crate::support::family::signal;
 use crate::support::{
-    assert_exit, deadline, eventually, has_landlock, id, stderr, suite, Family, Installed, Rules,
+    assert_exit, deadline, eventually, has_landlock, id, open_files, stderr, suite, Family,
+    Installed, Rules,
 };
 use crate::{content, fill};
 use rustix::process::Signal;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn upgrade(family: &Family) -> std::process::Output {
     suite::fdholder(["upgrade", family.path.to_str().unwrap()]).output().unwrap()
@@ -76,17 +77,6 @@ fn who_takes_over_is_not_confined_by_the_one_before() {
     }
 }
 
-/// What a process has open, but for what cannot be seen.
-fn open(pid: u32) -> BTreeMap<u32, PathBuf> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            Some((number, fs::read_link(entry.path()).ok()?))
-        })
-        .collect()
-}
-
 /// What a program that it executed would have.
 fn passed_on(pid: u32) -> BTreeSet<u32> {
     let stays = |number: &u32| {
@@ -95,7 +85,7 @@ fn passed_on(pid: u32) -> BTreeSet<u32> {
         let flags = flags.map(|flags| u32::from_str_radix(flags.trim(), 8).unwrap());
         flags.is_some_and(|flags| flags & libc::O_CLOEXEC.cast_unsigned() == 0)
     };
-    open(pid).into_keys().filter(stays).collect()
+    open_files(pid).into_keys().filter(stays).collect()
 }
 
 /// The standard streams; and what a daemon got from this process, as that did from another.
@@ -116,7 +106,7 @@ fn nothing_is_passed_on() {
     let (primary, standby) = family.pair();
     assert_eq!(primary, pid);
     for pid in [primary, standby] {
-        assert!(open(pid).len() > 300);
+        assert!(open_files(pid).len() > 300);
         assert_eq!(passed_on(pid), meant);
     }
     // Nor by one that got it from another, or was another before.

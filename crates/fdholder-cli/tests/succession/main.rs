@@ -34,6 +34,5 @@ fn content(client: &mut Client) -> Content {
 
 /// The paths of everything that a process has open.
 fn open_paths(pid: u32) -> BTreeSet<PathBuf> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+    support::open_files(pid).into_values().collect()
 }

@@ -2,18 +2,17 @@
 
 use crate::support::family::{is_alive, signal};
 use crate::support::{
-    assert_exit, deadline, eventually, id, open_fds, stderr, stdout, suite, Family, Installed,
+    assert_exit, deadline, eventually, id, lingering, open_files, path_of, stderr, stdout, suite,
+    Family, Installed,
 };
 use crate::{content, fill};
 use fdholder::extension::Extension;
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
-use fdholder::{Entry, Identifier, Limit, Request};
-use rustix::net::sockopt::set_socket_linger;
+use fdholder::{Entry, Limit, Request};
 use rustix::process::Signal;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
@@ -72,44 +71,28 @@ fn the_pid_stays_and_so_do_clients() {
 fn what_is_not_closed_yet_keeps_no_program_from_beginning() {
     let it = Upgradable::new(&[]);
     let mut client = it.family.client();
-    let mut store_and_replace = |name: &str| -> Vec<TcpStream> {
-        let null = fs::File::open("/dev/null").unwrap();
-        let ids: Vec<_> = (0..6).map(|number| id(&format!("{name}{number}"))).collect();
-        let mut store = |id: &Identifier| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let theirs = listener.accept().unwrap().0;
-            ours.set_nonblocking(true).unwrap();
-            while ours.write(&[0; 1 << 14]).is_ok() {}
-            set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
-            client.store(id, Limit::never(), &ours, deadline()).unwrap();
-            theirs
-        };
-        let theirs = ids.iter().map(&mut store).collect();
-        let entry =
-            |id: &Identifier| Entry { id: id.clone(), limit: Limit::never(), fd: null.as_fd() };
-        let set: Vec<_> = ids.iter().map(entry).collect();
-        client.setdump(&set, deadline()).unwrap();
-        theirs
-    };
-    let upgrade = || {
-        it.installed.replace();
-        assert_exit(&it.upgrade(), 0);
-        let program = fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap();
-        assert_eq!(program, it.installed.path);
-        eventually("nobody else is left", || it.family.alive() == [it.pid]);
-    };
-    // There are the threads that close, and what else comes once.
-    drop(store_and_replace("first"));
-    upgrade();
-    // What is held then, too.
-    let quiet = open_fds(it.pid) + 6;
-    let theirs = store_and_replace("next");
-    upgrade();
-    // Two were closed as their threads were ended, and two have no number any more.
-    eventually("others are being closed", || open_fds(it.pid) == quiet + 2);
+    let null = fs::File::open("/dev/null").unwrap();
+    let (mut theirs, mut paths, mut set) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..6 {
+        let (ours, other) = lingering();
+        let id = id(&format!("id{number}"));
+        client.store(&id, Limit::never(), &ours, deadline()).unwrap();
+        theirs.push(other);
+        paths.push(path_of(&ours));
+        set.push(Entry { id, limit: Limit::never(), fd: null.as_fd() });
+    }
+    client.setdump(&set, deadline()).unwrap();
+    let open = || open_files(it.pid).values().filter(|path| paths.contains(path)).count();
+    // What is being closed has no number any more.
+    eventually("two are being closed", || open() == 4);
+    it.installed.replace();
+    assert_exit(&it.upgrade(), 0);
+    let program = fs::read_link(format!("/proc/{}/exe", it.pid)).unwrap();
+    assert_eq!(program, it.installed.path);
+    // Those two were closed as their threads were ended.
+    eventually("two others are being closed", || open() == 2);
     drop(theirs);
-    eventually("all is closed", || open_fds(it.pid) == quiet);
+    eventually("all is closed", || open() == 0);
 }
 
 /// By a signal it is the same.

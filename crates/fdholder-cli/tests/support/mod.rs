@@ -127,6 +127,17 @@ pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
         .collect()
 }
 
+/// What a process has open, by number; nothing when it has ended.
+pub fn open_files(pid: u32) -> BTreeMap<u32, PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, std::fs::read_link(entry.path()).ok()?))
+        })
+        .collect()
+}
+
 /// How many descriptors a process has open.
 pub fn open_fds(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()

@@ -1,6 +1,6 @@
 //! What a daemon logs, and as what.
 
-use crate::support::{assert_exit, deadline, eventually, id, stderr, suite, Daemon};
+use crate::support::{assert_exit, deadline, eventually, id, stderr, suite, Logged};
 use fdholder::{Identifier, Limit};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::process::{getgid, getuid, Signal};
@@ -11,27 +11,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A daemon with a log that can be read.
-struct Logged {
-    folder: tempfile::TempDir,
-    daemon: Daemon,
-}
-
 impl Logged {
-    fn start(options: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("holder");
-        let mut command = suite::fdholder(["serve", "-1"]);
-        command.args(options).arg(&path);
-        command.stderr(File::create(folder.path().join("log")).unwrap());
-        let daemon = Daemon::spawn(command, &path);
-        Self { folder, daemon }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap()
-    }
-
     /// All lines, each of which must be an object with what every line has.
     fn objects(&self) -> Vec<Value> {
         let log = self.log();

@@ -1,7 +1,7 @@
 //! A listening socket that is of no use any more.
 
 use crate::support::family::is_alive;
-use crate::support::{deadline, eventually, id, is_missing, listeners_of, suite, Daemon};
+use crate::support::{deadline, eventually, id, is_missing, listeners_of, Daemon, Logged};
 use fdholder::{Client, Errno, Limit};
 use rustix::net::{shutdown, Shutdown};
 use std::fs::{self, File};
@@ -13,30 +13,20 @@ use std::process::Command;
 
 /// A daemon on a socket that this process has, too.
 struct Shared {
-    folder: tempfile::TempDir,
-    daemon: Daemon,
+    logged: Logged,
     listener: OwnedFd,
 }
 
 impl Shared {
     fn with(options: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("holder");
-        let mut command = suite::fdholder(["serve", "-1"]);
-        command.args(options).arg(&path);
-        command.stderr(File::create(folder.path().join("log")).unwrap());
-        let daemon = Daemon::spawn(command, &path);
-        let listener = listeners_of(daemon.pid()).pop().unwrap();
-        Self { folder, daemon, listener }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap()
+        let logged = Logged::start(options);
+        let listener = listeners_of(logged.daemon.pid()).pop().unwrap();
+        Self { logged, listener }
     }
 
     fn assert_ends(mut self) {
-        assert_eq!(self.daemon.wait().code(), Some(111), "{}", self.log());
-        let log = self.log();
+        assert_eq!(self.logged.daemon.wait().code(), Some(111), "{}", self.logged.log());
+        let log = self.logged.log();
         assert!(log.contains("the listening socket is lost: it was shut down"), "{log}");
         assert!(log.contains("fatal: unable to go on: the listening socket is lost"), "{log}");
     }
@@ -47,14 +37,14 @@ impl Shared {
 fn a_daemon_that_nobody_can_come_to_ends() {
     for how in [Shutdown::Read, Shutdown::Both] {
         let shared = Shared::with(&[]);
-        let mut stream = UnixStream::connect(&shared.daemon.path).unwrap();
+        let mut stream = UnixStream::connect(&shared.logged.daemon.path).unwrap();
         stream.write_all(b"\0\0").unwrap();
-        shared.daemon.client().list(deadline()).unwrap();
+        shared.logged.daemon.client().list(deadline()).unwrap();
         shutdown(&shared.listener, how).unwrap();
-        eventually("it is said", || shared.log().contains("is lost"));
-        let refused = Client::connect(&shared.daemon.path, deadline()).unwrap_err();
+        eventually("it is said", || shared.logged.log().contains("is lost"));
+        let refused = Client::connect(&shared.logged.daemon.path, deadline()).unwrap_err();
         assert_eq!(refused.errno(), Errno::CONNREFUSED);
-        assert!(is_alive(shared.daemon.pid()));
+        assert!(is_alive(shared.logged.daemon.pid()));
         stream.write_all(b"\0\x01\0\0L").unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
@@ -67,7 +57,7 @@ fn a_daemon_that_nobody_can_come_to_ends() {
 #[test]
 fn a_full_daemon_that_nobody_can_come_to_ends() {
     let shared = Shared::with(&["-c", "1"]);
-    let mut client = shared.daemon.client();
+    let mut client = shared.logged.daemon.client();
     client.list(deadline()).unwrap();
     shutdown(&shared.listener, Shutdown::Both).unwrap();
     shared.assert_ends();
@@ -79,13 +69,13 @@ fn a_full_daemon_that_nobody_can_come_to_ends() {
 fn its_standby_ends_as_well() {
     let shared = Shared::with(&["--standby"]);
     let null = File::open("/dev/null").unwrap();
-    shared.daemon.client().store(&id("x"), Limit::never(), null, deadline()).unwrap();
-    eventually("a standby has everything", || shared.log().contains(" has everything"));
-    let processes = shared.daemon.processes();
+    shared.logged.daemon.client().store(&id("x"), Limit::never(), null, deadline()).unwrap();
+    eventually("a standby has everything", || shared.logged.log().contains(" has everything"));
+    let processes = shared.logged.daemon.processes();
     assert_eq!(processes.len(), 2);
     shutdown(&shared.listener, Shutdown::Read).unwrap();
     eventually("both have ended", || !processes.iter().any(|pid| is_alive(*pid)));
-    assert!(shared.log().contains("ended with 1 descriptors"), "{}", shared.log());
+    assert!(shared.logged.log().contains("ended with 1 descriptors"), "{}", shared.logged.log());
     shared.assert_ends();
 }
 

@@ -3,7 +3,7 @@
 use crate::support::family::{is_alive, signal};
 use crate::support::{
     assert_exit, deadline, eventually, id, lingering, open_files, path_of, stderr, stdout, suite,
-    Family, Installed,
+    Family, Installed, PATIENCE,
 };
 use crate::{content, fill};
 use fdholder::extension::Extension;
@@ -161,7 +161,7 @@ fn a_client_may_leave_when_an_upgrade_fails() {
     // Within the moment in which the daemon waits for the end of the new program.
     let began = Instant::now();
     while !closed.exists() {
-        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(began.elapsed() < PATIENCE);
     }
     drop(leaves);
     assert_ne!(asks.read(&mut [0; 256]).unwrap(), 0);

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod family;
 pub mod installed;
 pub mod lingering;
+pub mod logged;
 pub mod proxy;
 pub mod suite;
 pub mod system;
@@ -17,6 +18,7 @@ pub use daemon::{Daemon, Rules};
 pub use family::Family;
 pub use installed::Installed;
 pub use lingering::lingering;
+pub use logged::Logged;
 pub use suite::Suite;
 
 use fdholder::{Client, Deadline, Entry, Identifier, Limit};

@@ -63,9 +63,9 @@ pub const REPLY_BYTES_PENDING_MAX: usize = 256 * 1024;
 /// are not kept waiting by one that sends thousands at once.
 pub const REQUESTS_PER_TURN: usize = 128;
 
-/// How long one user's clients, all together, are served in one turn of the loop, and how long
-/// others are accepted: whoever has asked for little does not wait for those who ask for much,
-/// over however many connections.
+/// How long those users who ask for more than can be done at once are served in one turn of the
+/// loop, all together, each with all its clients; and how long others are accepted. Whoever has
+/// asked for little does not wait for those who ask for much, over however many connections.
 pub const TURN_LEN: Duration = Duration::from_micros(100);
 
 /// Entries of the store that one request may have to do with and still count as one: a list

@@ -19,7 +19,7 @@ use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
 use crate::closing::{self, Bell, ClientFd};
 use crate::courier::Crew;
-use crate::deadlines::Deadlines;
+use crate::deadlines::{Deadlines, Turns};
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
 use crate::fdstore::{Notifier, Past};
@@ -28,7 +28,7 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN,
-    SERIALS_SKIPPED,
+    SERIALS_SKIPPED, TURN_LEN,
 };
 use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
@@ -136,12 +136,14 @@ pub struct Server {
     closing: Closing,
     /// For whom all clients were looked at, and when.
     swept_at: HashMap<u32, Instant>,
-    /// How long each user's clients were served in this turn of the loop.
+    /// How long one user's clients are served in this turn of the loop.
+    span: Duration,
+    /// How long each user's were.
     served: HashMap<u32, Duration>,
     /// When clients in the middle of something are dropped.
     deadlines: Deadlines,
     /// When clients are served again although nothing happens.
-    turns: Deadlines,
+    turns: Turns,
     options: Options,
     accepting: Accepting,
     /// When the last attempt to let one in has failed, which was said.
@@ -343,9 +345,10 @@ impl Server {
             borrowers: BTreeSet::new(),
             closing: Closing { waiting: BTreeSet::new(), bell, some_is_closed: false },
             swept_at: HashMap::new(),
+            span: TURN_LEN,
             served: HashMap::new(),
             deadlines: Deadlines::default(),
-            turns: Deadlines::default(),
+            turns: Turns::default(),
             options: Options { connections_max: room.connections_max, ..options },
             accepting: Accepting::Yes,
             accept_failed_at: None,
@@ -481,39 +484,46 @@ impl Server {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            self.served.clear();
-            // When little happens a single client has come: to find that nobody else has takes
-            // half as long as to let one in.
-            let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
-            for event in &events {
-                match event.data.u64() {
-                    LISTENER => self.hear_listener(event.flags, accepts),
-                    TERM => self.term_came(),
-                    HUP => self.hup_came(),
-                    USR2 => self.usr2_came(),
-                    CHILD => self.reap_orphans(),
-                    EXPIRY => self.expiry_timer.rang(),
-                    CLOSED => self.closing.some_is_closed = true,
-                    // Slabs' keys.
-                    token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
-                    token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
-                    token if token & CARE != 0 => self.hear_ward((token & !CARE) as usize),
-                    token => {
-                        let flags = event.flags;
-                        self.notice_hang_up(token as usize, flags);
-                        // Who has gone is let go; it would be told of again and again.
-                        let has_gone = flags.contains(epoll::EventFlags::HUP);
-                        if has_gone || !self.pauses(token as usize) {
-                            self.serve_in_turn(token as usize, Instant::now());
-                        }
+            self.take_turn(&events);
+        }
+    }
+
+    /// A turn of the loop, in which this has happened.
+    fn take_turn(&mut self, events: &[epoll::Event]) {
+        self.served.clear();
+        // Before what has come since, so that nobody is put off again and again.
+        self.serve_whose_turn_it_is(Instant::now());
+        // When little happens a single client has come: to find that nobody else has takes
+        // half as long as to let one in.
+        let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
+        for event in events {
+            match event.data.u64() {
+                LISTENER => self.hear_listener(event.flags, accepts),
+                TERM => self.term_came(),
+                HUP => self.hup_came(),
+                USR2 => self.usr2_came(),
+                CHILD => self.reap_orphans(),
+                EXPIRY => self.expiry_timer.rang(),
+                CLOSED => self.closing.some_is_closed = true,
+                // Slabs' keys.
+                token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
+                token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
+                token if token & CARE != 0 => self.hear_ward((token & !CARE) as usize),
+                token => {
+                    let flags = event.flags;
+                    self.notice_hang_up(token as usize, flags);
+                    // Who has gone is let go; it would be told of again and again.
+                    let has_gone = flags.contains(epoll::EventFlags::HUP);
+                    if has_gone || !self.pauses(token as usize) {
+                        self.serve_in_turn(token as usize, Instant::now());
                     }
                 }
             }
-            self.hold.expire(Timestamp::now());
-            let now = Instant::now();
-            self.attend_to_clocks(now);
-            self.tell_what_was_left_out(now);
         }
+        self.hold.expire(Timestamp::now());
+        let now = Instant::now();
+        self.attend_to_clocks(now);
+        self.tell_what_was_left_out(now);
     }
 
     /// A lame duck ends when nobody is in the middle of anything, or its time is up.

@@ -67,7 +67,20 @@ impl Actor {
             .unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, input, output }
+        let actor = Self { child, input, output };
+        if role == Role::Attacker {
+            actor.leave_processors_to_others();
+        }
+        actor
+    }
+
+    /// It runs whenever nobody else does, which is as much as anybody could have. Otherwise the
+    /// daemon's threads wait a few milliseconds for their turn while it spins, and so they would
+    /// whatever the daemon does.
+    fn leave_processors_to_others(&self) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("chrt").args(["--idle", "--pid", "0", &pid]).status();
+        assert!(status.unwrap().success());
     }
 
     /// Has it do something, and returns what it says when it has.

@@ -8,7 +8,7 @@ use crate::connection::{Deed, Step};
 use crate::hold::Hold;
 use crate::limits::{
     CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, ROOM_PAUSE,
-    SEND_PAUSE, TURN_LEN,
+    SEND_PAUSE,
 };
 use crate::shares::{Ledger, Resource};
 use crate::store::Change;
@@ -95,9 +95,9 @@ impl Peer {
 
     /// Reads what has come, carries out what was asked and sends what can be sent, until
     /// there is nothing to do, the client has to read first, its replies have to wait for
-    /// followers, or its turn is over. The clock is read for each request. Returns whether
+    /// followers, or its turn is over at `until`. The clock is read for each request. Returns whether
     /// anything was done.
-    pub fn serve(&mut self, hold: &mut Hold, now: Instant) -> Result<bool, Gone> {
+    pub fn serve(&mut self, hold: &mut Hold, until: Instant) -> Result<bool, Gone> {
         self.again = None;
         let has_dropped = self.awaited.is_some();
         if self.awaits_closes(&hold.mirrors) || self.is_gated(&hold.mirrors) {
@@ -116,7 +116,6 @@ impl Peer {
         self.waits_for_readers = false;
         hold.note_leaving(self.who.user.uid);
         let (mut requests, mut messages) = (REQUESTS_PER_TURN, MESSAGES_PER_TURN);
-        let until = now + TURN_LEN;
         let mut progress = has_waited;
         let mut has_read_any = false;
         let mut paced;
@@ -308,6 +307,10 @@ impl Peer {
         if on_edge {
             // There is room already; each time the client takes something is an edge.
             self.interest |= EventFlags::OUT | EventFlags::ET;
+        }
+        if self.interest.is_empty() {
+            // That it has hung up is told all the same: once, not all the time.
+            self.interest = EventFlags::ET;
         }
     }
 }

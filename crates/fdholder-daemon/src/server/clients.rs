@@ -6,7 +6,7 @@ use crate::peer::{Gone, Peer};
 use fdholder::Errno;
 use rustix::event::epoll;
 use std::collections::hash_map::Entry;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::debug;
 
 impl Server {
@@ -29,30 +29,44 @@ impl Server {
     }
 
     /// Serves a client now, unless its user's clients have had their time in this turn of the
-    /// loop: then in the next one, behind whoever else has come. Returns whether it was.
+    /// loop: then in one of the next, behind those of its user that were put off before. Returns
+    /// whether it was.
     pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(token) else { return false };
-        let uid = peer.who.user.uid;
-        if self.served.get(&uid).is_some_and(|served| *served >= TURN_LEN) {
-            let next = now + Duration::from_nanos(1);
-            self.turns.set(token, &mut peer.turn, Some(next));
+        let Some(uid) = self.peers.get(token).map(|peer| peer.who.user.uid) else { return false };
+        if self.has_had_its_time(uid) {
+            let peer = &mut self.peers[token];
+            // It keeps the place that it has.
+            if peer.turn.is_none_or(|turn| turn > now) {
+                self.turns.set(uid, token, &mut peer.turn, Some(now));
+            }
             return false;
         }
-        self.serve(token, now);
+        let served = self.served.get(&uid).copied().unwrap_or_default();
+        let left = self.span.saturating_sub(served);
+        self.serve_until(token, now, now + left);
         *self.served.entry(uid).or_default() += now.elapsed();
         true
+    }
+
+    /// Whether a user's clients have been served for as long as they may in one turn.
+    fn has_had_its_time(&self, uid: u32) -> bool {
+        self.served.get(&uid).is_some_and(|served| *served >= self.span)
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
     /// just gone, or of its place's next owner: either is harmless. Returns whether there
     /// was anything to do.
     pub(super) fn serve(&mut self, token: usize, now: Instant) -> bool {
+        self.serve_until(token, now, now + TURN_LEN)
+    }
+
+    fn serve_until(&mut self, token: usize, now: Instant, until: Instant) -> bool {
         self.settle_loans();
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
         };
         let watched = peer.interest;
-        let progress = match peer.serve(&mut self.hold, now) {
+        let progress = match peer.serve(&mut self.hold, until) {
             Ok(progress) => progress,
             Err(gone) => {
                 self.let_go(token, &gone);
@@ -89,8 +103,8 @@ impl Server {
             again = Some(again.map_or(until, |again| again.min(until)));
             self.closing.waiting.insert(token);
         }
-        self.turns.set(token, &mut peer.turn, again);
         let (uid, waits_for_readers) = (peer.who.user.uid, peer.waits_for_readers());
+        self.turns.set(uid, token, &mut peer.turn, again);
         if peer.take_progress(now) || peer.deadline.is_none() {
             self.restart_clock(token, now);
         }
@@ -267,19 +281,31 @@ impl Server {
         let mut peer = self.peers.remove(token);
         peer.discharge(&mut self.hold.ledger);
         self.deadlines.set(token, &mut peer.deadline, None);
-        self.turns.set(token, &mut peer.turn, None);
+        self.turns.set(peer.who.user.uid, token, &mut peer.turn, None);
         self.notice_offspring(token);
         peer
     }
 
-    /// Does what has become due: clients to try again, to drop, to let in.
-    pub(super) fn attend_to_clocks(&mut self, now: Instant) {
-        while let Some(token) = self.turns.passed(now) {
-            self.turns.set(token, &mut self.peers[token].turn, None);
-            if !self.pauses(token) {
-                self.serve_in_turn(token, now.max(Instant::now()));
+    /// Serves those who were put off before, and those to try again, as long as their user has
+    /// time in this turn of the loop.
+    pub(super) fn serve_whose_turn_it_is(&mut self, now: Instant) {
+        let users = self.turns.users(now);
+        self.span = TURN_LEN / (users.len() as u32).max(1); // At most CONNECTIONS_MAX.
+        for uid in users {
+            while let Some(token) = self.turns.first_of(uid, now) {
+                if self.has_had_its_time(uid) {
+                    break;
+                }
+                self.turns.set(uid, token, &mut self.peers[token].turn, None);
+                if !self.pauses(token) {
+                    self.serve_in_turn(token, Instant::now());
+                }
             }
         }
+    }
+
+    /// Does what has become due: clients to drop, to let in.
+    pub(super) fn attend_to_clocks(&mut self, now: Instant) {
         self.wake_doors(now);
         let mut until = None;
         while let Some(token) = self.deadlines.passed(now) {

@@ -11,7 +11,8 @@ impl Server {
         let status = self.status();
         if let Some(peer) = self.peers.get_mut(token) {
             peer.tell_status(&status);
-            self.turns.set(token, &mut peer.turn, Some(Instant::now()));
+            let uid = peer.who.user.uid;
+            self.turns.set(uid, token, &mut peer.turn, Some(Instant::now()));
         }
     }
 

@@ -2,19 +2,26 @@
 
 use super::*;
 use crate::closing::tests::lingering;
+use crate::shares::{Amounts, Resource};
 use fdholder::request::Request;
 use fdholder::transport::{self, Wait};
 use fdholder::{Entry, Identifier, Limit};
+use rustix::buffer::spare_capacity;
 use rustix::event::{poll, PollFd, PollFlags};
+use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 /// A server, and the folder that its socket is in.
 fn server() -> (tempfile::TempDir, Server) {
+    server_with(Options::default())
+}
+
+fn server_with(options: Options) -> (tempfile::TempDir, Server) {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("holder")).unwrap();
     let signals = Signals::none().unwrap();
     let rules = Rules::owner_only();
-    let server = Server::new(listener.into(), rules, signals, Options::default()).unwrap();
+    let server = Server::new(listener.into(), rules, signals, options).unwrap();
     (folder, server)
 }
 
@@ -59,10 +66,69 @@ fn are_served_in_turn(server: &mut Server, clients: &[(usize, UnixStream)]) {
     let few = answered(clients);
     assert!(few < clients.len() / 2, "{few}");
     for _ in 0..100 * clients.len() {
-        server.served.clear();
-        server.attend_to_clocks(Instant::now());
+        server.take_turn(&[]);
     }
     assert_eq!(answered(clients), clients.len());
+}
+
+/// What has come is told in the same order all the time, and the first have always more to do.
+#[test]
+fn nobody_is_put_off_again_and_again() {
+    let (_folder, mut server) = server();
+    let clients: Vec<_> = (0..100).map(|_| connect(&mut server)).collect();
+    let event = |(token, _): &(usize, UnixStream)| epoll::Event {
+        flags: epoll::EventFlags::IN,
+        data: epoll::EventData::new_u64(*token as u64),
+    };
+    let events: Vec<_> = clients.iter().map(event).collect();
+    for (_, client) in &clients {
+        ask_much(client);
+    }
+    for _ in 0..20 * clients.len() {
+        server.take_turn(&events);
+        if answered(&clients[99..]) == 1 {
+            return;
+        }
+        for (_, client) in &clients[..50] {
+            let mut answers = vec![0; 7000];
+            if transport::receive(client, &mut answers, Wait::No).is_ok() {
+                let request: Request<BorrowedFd<'_>> = Request::Delete(id(usize::MAX));
+                let bytes = request.into_message().into_parts().0.repeat(500);
+                let _ = transport::send(client, &bytes, &[], Wait::No);
+            }
+        }
+    }
+    panic!("the last one was never served");
+}
+
+/// There may be hundreds of them, who would keep the daemon busy until there is.
+#[test]
+fn who_has_gone_while_there_is_no_room_is_told_of_once() {
+    let (_folder, mut server) = server_with(Options { fds_max: 100, ..Options::default() });
+    let places = |count| Amounts::of(Resource::Connections, 2).with(Resource::Arriving, count);
+    server.hold.ledger.resize(places(0));
+    let (token, client) = connect(&mut server);
+    store(&client, 1, &File::open("/dev/null").unwrap());
+    server.serve(token, Instant::now());
+    assert!(server.peers[token].again().is_some() && server.held() == 0);
+    drop(client);
+    let told = |server: &Server| {
+        let mut events = Vec::with_capacity(4);
+        let now = Timespec::default();
+        epoll::wait(&server.epoll, spare_capacity(&mut events), Some(&now)).unwrap();
+        events
+    };
+    told(&server);
+    assert!(told(&server).is_empty());
+    // It is served all the same.
+    server.hold.ledger.resize(places(1000));
+    let start = Instant::now();
+    while server.peers.contains(token) {
+        assert!(start.elapsed() < Duration::from_secs(30), "it was never served");
+        let events = told(&server);
+        server.take_turn(&events);
+    }
+    assert_eq!(server.held(), 1);
 }
 
 #[test]

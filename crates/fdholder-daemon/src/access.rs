@@ -45,7 +45,7 @@ impl fmt::Display for User {
 }
 
 /// Which identifiers an operation is allowed for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub enum Ids {
     /// None.
     #[default]
@@ -88,7 +88,7 @@ impl fmt::Display for Ids {
 }
 
 /// What a connected client may do.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rights {
     /// Identifiers it may store and delete.
     pub store: Ids,
@@ -395,7 +395,7 @@ impl Rules {
         }
         self.told.try_again();
         let (decision, read) = self.source.decide(user, own, self.settled);
-        let decision = decision.map(|(_key, rights)| Arc::new(rights));
+        let decision = decision.map(|(_key, rights)| self.shared(user, rights));
         // What is broken may be so for a moment only, and nothing would show when it is not any
         // more.
         if matches!(decision, Err(Refusal::Broken { .. } | Refusal::NotNow { .. })) {
@@ -408,6 +408,15 @@ impl Rules {
         self.remembered
             .insert(user, Remembered { decision: decision.clone(), read, held_at: None });
         decision
+    }
+
+    /// Those that the user's other connections have, if they are the same: expressions take ten
+    /// or twenty kilobytes, and what has just been written is read again for each connection.
+    fn shared(&self, user: User, rights: Rights) -> Arc<Rights> {
+        match self.remembered.get(&user).map(|remembered| &remembered.decision) {
+            Some(Ok(before)) if **before == rights => Arc::clone(before),
+            _ => Arc::new(rights),
+        }
     }
 
     /// Like [`rights`](Self::rights), afresh, and with the key of the rule that decided.

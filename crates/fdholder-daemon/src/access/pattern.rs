@@ -18,6 +18,15 @@ pub struct Pattern {
     source: CString,
 }
 
+/// What is compiled from the same is the same.
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl Eq for Pattern {}
+
 // SAFETY: a compiled expression is plain memory that only regexec and regfree touch;
 // POSIX lets threads share one in regexec, and regfree runs once, in `drop`.
 unsafe impl Send for Pattern {}

@@ -122,3 +122,26 @@ fn only_so_many_users_are_remembered() {
     let _ = rules.rights(user(u32::MAX), user(0));
     assert_eq!(rules.remembered.len(), 1);
 }
+
+/// Each connection has its rights for as long as it lasts, and there may be thousands.
+#[test]
+fn what_says_the_same_is_had_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let rule = folder.path().join("uid/1000");
+    std::fs::create_dir_all(rule.join("env")).unwrap();
+    std::fs::write(rule.join("allow"), "").unwrap();
+    let write = |regex: &str| {
+        std::fs::write(rule.join("env/S6_FDHOLDER_STORE_REGEX"), regex).unwrap();
+    };
+    let (user, own) = (User { uid: 1000, gid: 1000 }, User { uid: 0, gid: 0 });
+    // What was written a moment ago is read each time.
+    let mut rules = Rules::in_dir(folder.path());
+    write("^a");
+    let first = rules.rights(user, own).unwrap();
+    write("^b");
+    let second = rules.rights(user, own).unwrap();
+    let third = rules.rights(user, own).unwrap();
+    assert!(Arc::ptr_eq(&second, &third) && !Arc::ptr_eq(&first, &second));
+    let b = Identifier::new("b").unwrap();
+    assert!(second.may_store(&b) && !first.may_store(&b));
+}

@@ -37,6 +37,7 @@ pub mod privileges;
 mod reading;
 mod replication;
 mod room;
+mod rota;
 mod same_file;
 mod server;
 mod shares;

@@ -19,7 +19,7 @@ use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
 use crate::closing::{self, Bell, ClientFd};
 use crate::courier::Crew;
-use crate::deadlines::{Deadlines, Turns};
+use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
 use crate::fdstore::{Notifier, Past};
@@ -28,12 +28,13 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT, READ_LEN,
-    SERIALS_SKIPPED, TURN_LEN,
+    SERIALS_SKIPPED,
 };
 use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
 use crate::replication::Mirrors;
 use crate::room::Room;
+use crate::rota::Rota;
 use crate::shares::Ledger;
 use crate::signals::Signals;
 use crate::tally::Tally;
@@ -136,14 +137,10 @@ pub struct Server {
     closing: Closing,
     /// For whom all clients were looked at, and when.
     swept_at: HashMap<u32, Instant>,
-    /// How long one user's clients are served in this turn of the loop.
-    span: Duration,
-    /// How long each user's were.
-    served: HashMap<u32, Duration>,
     /// When clients in the middle of something are dropped.
     deadlines: Deadlines,
-    /// When clients are served again although nothing happens.
-    turns: Turns,
+    /// Whose turn it is.
+    rota: Rota,
     options: Options,
     accepting: Accepting,
     /// When the last attempt to let one in has failed, which was said.
@@ -345,10 +342,8 @@ impl Server {
             borrowers: BTreeSet::new(),
             closing: Closing { waiting: BTreeSet::new(), bell, some_is_closed: false },
             swept_at: HashMap::new(),
-            span: TURN_LEN,
-            served: HashMap::new(),
             deadlines: Deadlines::default(),
-            turns: Turns::default(),
+            rota: Rota::default(),
             options: Options { connections_max: room.connections_max, ..options },
             accepting: Accepting::Yes,
             accept_failed_at: None,
@@ -490,9 +485,7 @@ impl Server {
 
     /// A turn of the loop, in which this has happened.
     fn take_turn(&mut self, events: &[epoll::Event]) {
-        self.served.clear();
-        // Before what has come since, so that nobody is put off again and again.
-        self.serve_whose_turn_it_is(Instant::now());
+        self.rota.begin_turn(Instant::now());
         // When little happens a single client has come: to find that nobody else has takes
         // half as long as to let one in.
         let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
@@ -522,6 +515,7 @@ impl Server {
         }
         self.hold.expire(Timestamp::now());
         let now = Instant::now();
+        self.serve_whose_turn_it_is(now);
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
     }
@@ -593,7 +587,7 @@ impl Server {
         let followers = self.followers_deadline();
         let watchdog = self.watchdog.as_ref().map(Watchdog::due);
         let left_out = self.left_out_due();
-        let (deadline, turn) = (self.deadlines.next(), self.turns.next());
+        let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
         let undecided = self.may_decide().then(Instant::now);
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];

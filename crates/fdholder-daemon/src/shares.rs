@@ -294,6 +294,11 @@ impl Ledger {
         *charged = now;
     }
 
+    /// How many users have something, be it a connection.
+    pub fn users(&self) -> usize {
+        self.users.len()
+    }
+
     /// What everybody has of something.
     pub fn taken(&self, resource: Resource) -> usize {
         self.taken.get(resource)

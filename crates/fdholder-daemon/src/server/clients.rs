@@ -6,7 +6,7 @@ use crate::peer::{Gone, Peer};
 use fdholder::Errno;
 use rustix::event::epoll;
 use std::collections::hash_map::Entry;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::debug;
 
 impl Server {
@@ -28,29 +28,43 @@ impl Server {
         }
     }
 
-    /// Serves a client now, unless its user's clients have had their time in this turn of the
-    /// loop: then in one of the next, behind those of its user that were put off before. Returns
-    /// whether it was.
+    /// Serves a client now, unless others come first, or its user's clients have had their time in
+    /// this turn of the loop: then when its turn comes. Returns whether it was served.
     pub(super) fn serve_in_turn(&mut self, token: usize, now: Instant) -> bool {
-        let Some(uid) = self.peers.get(token).map(|peer| peer.who.user.uid) else { return false };
-        if self.has_had_its_time(uid) {
-            let peer = &mut self.peers[token];
-            // It keeps the place that it has.
-            if peer.turn.is_none_or(|turn| turn > now) {
-                self.turns.set(uid, token, &mut peer.turn, Some(now));
-            }
-            return false;
+        let Some(peer) = self.peers.get_mut(token) else { return false };
+        let uid = peer.who.user.uid;
+        let is_alone = self.hold.ledger.users() < 2;
+        let goes_first = self.rota.first_of(uid, now).is_none()
+            && (is_alone || !self.rota.has_had_its_part(uid, now));
+        if let Some(left) = self.rota.left(uid).filter(|_| goes_first) {
+            self.serve_for(token, uid, now, left);
+            return true;
         }
-        let served = self.served.get(&uid).copied().unwrap_or_default();
-        let left = self.span.saturating_sub(served);
-        self.serve_until(token, now, now + left);
-        *self.served.entry(uid).or_default() += now.elapsed();
-        true
+        self.rota.put_off(uid, token, &mut peer.turn, now);
+        false
     }
 
-    /// Whether a user's clients have been served for as long as they may in one turn.
-    fn has_had_its_time(&self, uid: u32) -> bool {
-        self.served.get(&uid).is_some_and(|served| *served >= self.span)
+    /// Serves those who were put off, and those to try again.
+    pub(super) fn serve_whose_turn_it_is(&mut self, now: Instant) {
+        for uid in self.rota.users(now) {
+            while let Some(token) = self.rota.first_of(uid, now) {
+                let Some(left) = self.rota.left(uid) else { break };
+                self.rota.set(uid, token, &mut self.peers[token].turn, None);
+                if !self.pauses(token) {
+                    self.serve_for(token, uid, Instant::now(), left);
+                }
+            }
+            self.rota.has_served(uid);
+            // The others are the first in the next turn.
+            if now.elapsed() >= TURN_LEN {
+                break;
+            }
+        }
+    }
+
+    fn serve_for(&mut self, token: usize, uid: u32, now: Instant, left: Duration) {
+        self.serve_until(token, now, now + left);
+        self.rota.note(uid, now, now.elapsed());
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has
@@ -104,7 +118,7 @@ impl Server {
             self.closing.waiting.insert(token);
         }
         let (uid, waits_for_readers) = (peer.who.user.uid, peer.waits_for_readers());
-        self.turns.set(uid, token, &mut peer.turn, again);
+        self.rota.set(uid, token, &mut peer.turn, again);
         if peer.take_progress(now) || peer.deadline.is_none() {
             self.restart_clock(token, now);
         }
@@ -281,27 +295,9 @@ impl Server {
         let mut peer = self.peers.remove(token);
         peer.discharge(&mut self.hold.ledger);
         self.deadlines.set(token, &mut peer.deadline, None);
-        self.turns.set(peer.who.user.uid, token, &mut peer.turn, None);
+        self.rota.set(peer.who.user.uid, token, &mut peer.turn, None);
         self.notice_offspring(token);
         peer
-    }
-
-    /// Serves those who were put off before, and those to try again, as long as their user has
-    /// time in this turn of the loop.
-    pub(super) fn serve_whose_turn_it_is(&mut self, now: Instant) {
-        let users = self.turns.users(now);
-        self.span = TURN_LEN / (users.len() as u32).max(1); // At most CONNECTIONS_MAX.
-        for uid in users {
-            while let Some(token) = self.turns.first_of(uid, now) {
-                if self.has_had_its_time(uid) {
-                    break;
-                }
-                self.turns.set(uid, token, &mut self.peers[token].turn, None);
-                if !self.pauses(token) {
-                    self.serve_in_turn(token, Instant::now());
-                }
-            }
-        }
     }
 
     /// Does what has become due: clients to drop, to let in.

@@ -12,7 +12,7 @@ impl Server {
         if let Some(peer) = self.peers.get_mut(token) {
             peer.tell_status(&status);
             let uid = peer.who.user.uid;
-            self.turns.set(uid, token, &mut peer.turn, Some(Instant::now()));
+            self.rota.set(uid, token, &mut peer.turn, Some(Instant::now()));
         }
     }
 

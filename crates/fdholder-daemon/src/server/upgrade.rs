@@ -107,7 +107,7 @@ impl Server {
         for (token, peer) in &mut self.peers {
             if peer.awaits_upgrade() {
                 peer.upgrade_ended(Err(why));
-                self.turns.set(peer.who.user.uid, token, &mut peer.turn, Some(now));
+                self.rota.set(peer.who.user.uid, token, &mut peer.turn, Some(now));
             }
         }
     }

@@ -63,9 +63,20 @@ impl AsFd for ClientFd {
 
 impl Drop for ClientFd {
     fn drop(&mut self) {
-        if let Some(fd) = self.fd.take() {
-            hand_over(fd, self.owner);
+        let Some(fd) = self.fd.take() else { return };
+        if !MAY_START.load(Ordering::SeqCst) {
+            return drop(fd);
         }
+        let mut one = Some((fd, self.owner));
+        // Not while this thread ends: then nobody asks it any more.
+        let _ = DROPPED.try_with(|dropped| {
+            let mut dropped = dropped.borrow_mut();
+            dropped.gathered.extend(one.take());
+            if !dropped.gathers {
+                dropped.hand_over();
+            }
+        });
+        hand_over(one.into_iter());
     }
 }
 
@@ -75,13 +86,6 @@ pub(crate) struct Closes(Vec<Range<u64>>);
 
 impl Closes {
     const NONE: Self = Self(Vec::new());
-
-    fn push(&mut self, number: u64) {
-        match self.0.last_mut() {
-            Some(last) if last.end == number => last.end += 1,
-            _ => self.0.push(number..number + 1),
-        }
-    }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
@@ -104,14 +108,63 @@ pub(crate) fn take_ended<T>(closing: &mut Vec<(T, Closes)>) -> Vec<T> {
     ended.map(|(what, _)| what).collect()
 }
 
-thread_local! {
-    /// What this thread has handed over since it was asked last.
-    static BEGUN: RefCell<Closes> = const { RefCell::new(Closes::NONE) };
+/// What a thread has dropped.
+struct Dropped {
+    /// Handed over since it was asked last.
+    begun: Closes,
+    /// To be handed over together; the user is who is kept waiting by it.
+    gathered: Vec<(OwnedFd, u32)>,
+    gathers: bool,
 }
 
-/// What this thread has dropped since it asked last.
+thread_local! {
+    static DROPPED: RefCell<Dropped> = const {
+        RefCell::new(Dropped { begun: Closes::NONE, gathered: Vec::new(), gathers: false })
+    };
+}
+
+/// What this thread has dropped since it asked last; it is being closed from now on.
 pub(crate) fn begun() -> Closes {
-    BEGUN.with_borrow_mut(std::mem::take)
+    DROPPED.with_borrow_mut(|dropped| {
+        dropped.hand_over();
+        std::mem::take(&mut dropped.begun)
+    })
+}
+
+/// Has this thread hand over what it drops together: when it asks what was [begun], who is
+/// [leaving], and when this is dropped. It has to ask before it waits for anything. A set that
+/// replaces hundreds would have it wait for each behind those who close them.
+pub(crate) struct Gathering(());
+
+impl Gathering {
+    /// From now on.
+    pub fn begin() -> Self {
+        DROPPED.with_borrow_mut(|dropped| dropped.gathers = true);
+        Self(())
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        // If this thread ends there is nobody to ask.
+        let _ = DROPPED.try_with(|dropped| {
+            let mut dropped = dropped.borrow_mut();
+            dropped.gathers = false;
+            dropped.hand_over();
+        });
+    }
+}
+
+impl Dropped {
+    fn hand_over(&mut self) {
+        if !self.gathered.is_empty() {
+            let Some(numbers) = hand_over(self.gathered.drain(..)) else { return };
+            match self.begun.0.last_mut() {
+                Some(last) if last.end == numbers.start => last.end = numbers.end,
+                _ => self.begun.0.push(numbers),
+            }
+        }
+    }
 }
 
 /// Wakes a loop when something was closed, once each time that is wanted. Whoever watches it by
@@ -218,6 +271,17 @@ impl State {
         self.turns.iter().position(may_come)
     }
 
+    fn push(&mut self, fd: OwnedFd, user: u32) {
+        let number = self.next;
+        self.next += 1;
+        self.open.insert(number);
+        let queue = self.queues.entry(user).or_default();
+        queue.push_back((number, fd));
+        if queue.len() == 1 {
+            self.turns.push_back(user);
+        }
+    }
+
     fn take(&mut self) -> Option<(u32, u64, OwnedFd)> {
         let user = self.turns.remove(self.next_turn()?)?;
         let queue = self.queues.get_mut(&user)?;
@@ -263,6 +327,7 @@ impl State {
 
 /// How many are not closed yet, and how many of those are a user's.
 pub(crate) fn leaving(user: u32) -> Leaving {
+    DROPPED.with_borrow_mut(Dropped::hand_over);
     let state = lock();
     if state.open.is_empty() {
         return Leaving { user, ..Leaving::default() };
@@ -275,6 +340,7 @@ pub(crate) fn leaving(user: u32) -> Leaving {
 /// What nobody has begun to close: it is left to the program that this process is about to become,
 /// which would not begin before all of it is closed.
 pub(crate) fn leave() -> Vec<ClientFd> {
+    DROPPED.with_borrow_mut(Dropped::hand_over);
     let mut state = lock();
     state.turns.clear();
     let mut left = Vec::new();
@@ -295,19 +361,16 @@ pub(crate) fn begin() {
 
 static MAY_START: AtomicBool = AtomicBool::new(false);
 
-fn hand_over(fd: OwnedFd, user: u32) {
-    if !MAY_START.load(Ordering::SeqCst) {
-        return drop(fd);
-    }
+/// Has others close these, and returns their numbers.
+fn hand_over(fds: impl Iterator<Item = (OwnedFd, u32)>) -> Option<Range<u64>> {
+    let mut fds = fds.peekable();
+    fds.peek()?;
     let mut state = lock();
-    let number = state.next;
-    state.next += 1;
-    state.open.insert(number);
-    let queue = state.queues.entry(user).or_default();
-    queue.push_back((number, fd));
-    if queue.len() == 1 {
-        state.turns.push_back(user);
+    let first = state.next;
+    for (fd, user) in fds {
+        state.push(fd, user);
     }
+    let numbers = first..state.next;
     let wakes = state.idle > 0 && !std::mem::replace(&mut state.is_waking, true);
     if state.idle == 0 {
         state.alert();
@@ -320,8 +383,7 @@ fn hand_over(fd: OwnedFd, user: u32) {
     if is_to_start {
         start();
     }
-    // Not while this thread ends: then nobody asks it any more.
-    let _ = BEGUN.try_with(|begun| begun.borrow_mut().push(number));
+    Some(numbers)
 }
 
 /// Starts the first two, or what could not be started of them before. Without threads everything
@@ -329,7 +391,7 @@ fn hand_over(fd: OwnedFd, user: u32) {
 fn start() {
     if lock().closers == 0 && !start_closer(close_for_ever) {
         lock().has_standby = false;
-        while close_next(lock()).is_none() {}
+        drop(close_all(lock()));
     } else if !start_closer(stand_by) {
         lock().has_standby = false;
     }
@@ -350,33 +412,30 @@ fn start_closer(what: fn()) -> bool {
     has_started
 }
 
-/// Closes one; gives back the lock when there is none to close.
-fn close_next(mut state: MutexGuard<'static, State>) -> Option<MutexGuard<'static, State>> {
-    let Some((user, number, fd)) = state.take() else { return Some(state) };
-    drop(state);
-    drop(fd);
-    lock().has_closed(user, number);
-    None
+/// Closes all, one after the other.
+fn close_all(mut state: MutexGuard<'static, State>) -> MutexGuard<'static, State> {
+    while let Some((user, number, fd)) = state.take() {
+        drop(state);
+        drop(fd);
+        state = lock();
+        state.has_closed(user, number);
+    }
+    state
 }
 
 /// Closes what there is. One that has nothing to do waits; a second one ends.
 fn close_for_ever() {
     let mut state = lock();
     loop {
-        match close_next(state) {
-            None => state = lock(),
-            Some(unused) => {
-                state = unused;
-                if state.idle > 0 {
-                    state.closers -= 1;
-                    return;
-                }
-                state.idle += 1;
-                state = WORK.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.idle -= 1;
-                state.is_waking = false;
-            }
+        state = close_all(state);
+        if state.idle > 0 {
+            state.closers -= 1;
+            return;
         }
+        state.idle += 1;
+        state = WORK.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.idle -= 1;
+        state.is_waking = false;
     }
 }
 
@@ -500,6 +559,42 @@ pub(crate) mod tests {
         wait_for(&closing[0].1);
         assert_eq!(take_ended(&mut closing), ["long"]);
         assert!(closing.is_empty());
+    }
+
+    #[test]
+    fn what_is_gathered_is_closed_when_it_is_asked_for() {
+        begin();
+        let pairs = || {
+            let pairs = (0..10).map(|_| UnixStream::pair().unwrap());
+            pairs.map(|(ours, other)| (ClientFd::new(ours.into(), 6_000_000), other))
+        };
+        let is_open = |other: &UnixStream| {
+            let mut ready = [rustix::event::PollFd::new(other, rustix::event::PollFlags::IN)];
+            let now = rustix::event::Timespec::default();
+            rustix::event::poll(&mut ready, Some(&now)) == Ok(0)
+        };
+        let gathering = Gathering::begin();
+        for asks in [false, true] {
+            let (fds, others): (Vec<_>, Vec<_>) = pairs().unzip();
+            drop(fds);
+            assert!(others.iter().all(is_open));
+            if asks {
+                assert!(leaving(6_000_000).own <= 10);
+            }
+            let closes = begun();
+            assert!(!closes.is_empty());
+            wait_for(&closes);
+            assert!(others.iter().all(is_closed) && begun().is_empty());
+        }
+        let (fds, others): (Vec<_>, Vec<_>) = pairs().unzip();
+        drop(fds);
+        drop(gathering);
+        assert!(others.iter().all(is_closed));
+        // And as before.
+        let (fds, others): (Vec<_>, Vec<_>) = pairs().unzip();
+        drop(fds);
+        assert!(others.iter().all(is_closed));
+        wait_for(&begun());
     }
 
     #[test]

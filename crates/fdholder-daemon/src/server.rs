@@ -17,7 +17,7 @@ mod watchdog;
 
 use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
-use crate::closing::{self, Bell, ClientFd};
+use crate::closing::{self, Bell, ClientFd, Gathering};
 use crate::courier::Crew;
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
@@ -454,11 +454,10 @@ impl Server {
     /// Only when the loop itself cannot go on.
     pub fn run(mut self) -> io::Result<Ended> {
         let mut events = Vec::with_capacity(256);
+        let _gathering = Gathering::begin();
         self.tell_systemd();
         self.resume_handed();
         loop {
-            // Nobody waits for what was closed between requests.
-            drop(closing::begun());
             self.look_after_wards();
             self.tend_followers();
             self.let_leave();
@@ -470,6 +469,8 @@ impl Server {
             }
             self.expiry_timer.set(self.hold.store.next_expiry());
             let timeout = self.timeout();
+            // Nobody waits for what was closed between requests, but it is closed now.
+            drop(closing::begun());
             events.clear();
             match epoll::wait(
                 &self.epoll,

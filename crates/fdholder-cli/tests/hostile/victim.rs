@@ -32,7 +32,8 @@ impl Victim {
         let number = || words[0].parse::<usize>().unwrap();
         match what {
             "keep" => self.keep(number()),
-            "measure" => self.measure(number()),
+            "measure" => self.measure(number(), true),
+            "measure-connected" => self.measure(number(), false),
             "verify" => self.verify(),
             "store" => self.store(words[0]),
             "delete" => self.delete(words[0]),
@@ -90,8 +91,9 @@ impl Victim {
     }
 
     /// Asks so many times each, and returns the nanoseconds of the 99th percentile of each,
-    /// in the order of [`KINDS`], then those of all.
-    fn measure(&mut self, rounds: usize) -> String {
+    /// in the order of [`KINDS`], then those of all. What is last, to connect, is left out if
+    /// that is said.
+    fn measure(&mut self, rounds: usize, connects: bool) -> String {
         let mut times = [(); KINDS.len()].map(|()| Vec::with_capacity(rounds));
         let name = self.id("measured");
         let (fd, path) = self.make("measured");
@@ -108,6 +110,9 @@ impl Victim {
                 assert_eq!(path_of(client.retrieve(&name, deadline()).unwrap()), path);
             }));
             times[2].push(time(|| client.delete(&name, deadline()).unwrap()));
+            if !connects {
+                continue;
+            }
             let mut other = None;
             times[3].push(time(|| {
                 let mut client = Client::connect(&self.path, deadline()).unwrap();
@@ -116,7 +121,8 @@ impl Victim {
             }));
         }
         let mut all = times.concat();
-        let each = times.iter_mut().map(|times| percentile(times)).collect::<Vec<_>>();
+        let kinds = if connects { KINDS.len() } else { KINDS.len() - 1 };
+        let each = times[..kinds].iter_mut().map(|times| percentile(times)).collect::<Vec<_>>();
         let words = each.into_iter().chain([percentile(&mut all)]);
         words.map(|time| time.as_nanos().to_string()).collect::<Vec<_>>().join(" ")
     }

@@ -478,9 +478,8 @@ impl<F> Store<F> {
     /// returned with the place.
     fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
         let is_cared_for = self.needs_care(&entry);
-        let Self { slots, by_id, hasher, by_limit, lent, by_owner, .. } = self;
-        let limit = entry.limit.moment();
-        *by_owner.entry(entry.origin.owner).or_default() += 1;
+        let Self { slots, by_id, hasher, by_limit, lent, .. } = self;
+        let (limit, owner) = (entry.limit.moment(), entry.origin.owner);
         let found = by_id.entry(
             hash,
             |&slot| slots[slot as usize].id == entry.id,
@@ -508,8 +507,12 @@ impl<F> Store<F> {
         if is_cared_for || replaced.as_ref().is_some_and(|replaced| self.needs_care(replaced)) {
             self.touched.insert(slot);
         }
-        if let Some(replaced) = &replaced {
-            self.has_one_less(replaced.origin.owner);
+        let replaced_owner = replaced.as_ref().map(|replaced| replaced.origin.owner);
+        if replaced_owner != Some(owner) {
+            *self.by_owner.entry(owner).or_default() += 1;
+            if let Some(other) = replaced_owner {
+                self.has_one_less(other);
+            }
         }
         (slot, replaced)
     }

@@ -9,6 +9,7 @@ use fdholder::{Entry, Identifier, Limit};
 use rustix::buffer::spare_capacity;
 use rustix::event::{poll, PollFd, PollFlags};
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 /// A server, and the folder that its socket is in.

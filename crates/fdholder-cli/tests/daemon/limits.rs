@@ -195,3 +195,24 @@ fn rules_that_cannot_be_read_for_now_refuse_nobody() {
         assert!(fs::read_to_string(trace).unwrap().contains("(INJECTED)"));
     }
 }
+
+/// While there are several threads the kernel has to wait for all processors to make it larger.
+#[test]
+fn the_table_of_descriptors_is_grown_before_there_are_threads() {
+    let (_folder, daemon) = serve(&["-n", "5000", "-c", "500"]);
+    let status = |field: &str| -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim_start_matches(':').trim().parse().unwrap()
+    };
+    let size = status("FDSize");
+    assert!(size >= 5500 && status("Threads") == 1, "{size}");
+    let null = File::open("/dev/null").unwrap();
+    let mut client = daemon.client();
+    for number in 0..3 {
+        let id = id(&number.to_string());
+        client.store(&id, Limit::never(), &null, deadline()).unwrap();
+        client.delete(&id, deadline()).unwrap();
+    }
+    assert!(status("Threads") > 1 && status("FDSize") == size);
+}

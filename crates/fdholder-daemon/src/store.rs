@@ -184,8 +184,8 @@ impl<F> Store<F> {
             if limit > now {
                 break;
             }
-            let id = self.slots[slot as usize].id.clone();
-            changes.extend(self.remove(&id).map(Change::Released));
+            let record = Arc::clone(&self.slots[slot as usize]);
+            changes.extend(self.remove(&record.id).map(Change::Released));
         }
         self.expired += changes.len() as u64;
         changes

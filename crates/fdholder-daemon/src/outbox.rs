@@ -212,6 +212,7 @@ mod tests {
         outbox.push(reply_of(TOGETHER_MAX - 7));
         outbox.push(reply_of(7));
         outbox.push(reply_of(7));
+        assert_eq!(outbox.waiting(), (2, TOGETHER_MAX + 7));
         assert_eq!(front(&mut outbox), Some((TOGETHER_MAX, vec![])));
         outbox.advance(TOGETHER_MAX);
         assert_eq!(front(&mut outbox), Some((7, vec![])));
@@ -220,6 +221,17 @@ mod tests {
         assert!(!outbox.is_empty());
         outbox.advance(1);
         assert!(outbox.is_empty() && outbox.bytes == 0);
+    }
+
+    #[test]
+    fn refusals_are_counted_and_the_last_one_is_known() {
+        let mut outbox: Outbox<u32> = Outbox::default();
+        outbox.push(reply::status(Ok(())));
+        assert_eq!((outbox.refusals(), outbox.last_refusal()), (0, None));
+        outbox.push(reply::status(Err(Errno::BUSY)));
+        outbox.push(reply::status(Err(Errno::NOENT)));
+        outbox.push(reply::status(Ok(())));
+        assert_eq!((outbox.refusals(), outbox.last_refusal()), (2, Some(Errno::NOENT)));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use crate::deadlines::Deadlines;
 use crate::limits::TURN_LEN;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// For how long it counts at most that a user has had more than its part.
@@ -30,14 +30,14 @@ pub(crate) struct Rota {
     /// When clients are served again although nothing happens, by user.
     waiting: BTreeMap<u32, Deadlines>,
     /// Those who were served lately.
-    had: HashMap<u32, Had>,
+    had: BTreeMap<u32, Had>,
     /// Whose clients are the next in the queue: the user with this number, or a higher one.
     next: u32,
 }
 
 impl Rota {
-    /// A turn of the loop begins.
-    pub fn begin_turn(&mut self, now: Instant) {
+    /// A turn of the loop has ended.
+    pub fn end_turn(&mut self, now: Instant) {
         self.had.retain(|_, had| {
             had.served = Duration::ZERO;
             had.lasts_until > now
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!((rota.left(1), rota.left(2)), (Some(9 * BIT), Some(TURN_LEN)));
         rota.note(1, now, 9 * BIT);
         assert_eq!((rota.left(1), rota.left(2)), (None, Some(TURN_LEN)));
-        rota.begin_turn(now);
+        rota.end_turn(now);
         assert_eq!(rota.left(1), Some(TURN_LEN));
     }
 
@@ -176,7 +176,7 @@ mod tests {
         rota.note(3, now, Duration::from_secs(10));
         rota.note(3, now, Duration::from_secs(10));
         assert!(rota.has_had_its_part(3, now + REMEMBERED / 2));
-        rota.begin_turn(now + REMEMBERED);
+        rota.end_turn(now + REMEMBERED);
         assert!(!rota.has_had_its_part(3, now + REMEMBERED) && rota.had.is_empty());
     }
 }

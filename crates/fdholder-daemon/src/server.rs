@@ -280,7 +280,6 @@ impl Server {
 
     /// A turn of the loop, in which this has happened.
     fn take_turn(&mut self, events: &[epoll::Event]) {
-        self.rota.begin_turn(Instant::now());
         // When little happens a single client has come: to find that nobody else has takes
         // half as long as to let one in.
         let accepts = if events.len() > 2 { ACCEPTS_PER_TURN } else { 1 };
@@ -313,6 +312,7 @@ impl Server {
         self.serve_whose_turn_it_is(now);
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
+        self.rota.end_turn(now);
     }
 
     /// A lame duck ends when nobody is in the middle of anything, or its time is up.

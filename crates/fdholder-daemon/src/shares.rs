@@ -6,7 +6,7 @@
 //! rest, and however many there are, something is left for one more.
 
 use fdholder::Errno;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// How much of something a user may have.
@@ -235,14 +235,14 @@ pub struct Ledger {
     /// What takes places of those that arrive.
     leaving: Leaving,
     /// Only those that have something: at most one for each connection.
-    users: HashMap<u32, Amounts>,
+    users: BTreeMap<u32, Amounts>,
 }
 
 impl Ledger {
     /// Nobody has anything of what there is.
     pub fn new(sizes: Amounts) -> Self {
         let (taken, leaving) = (Amounts::default(), Leaving::default());
-        Self { sizes, taken, leaving, users: HashMap::new() }
+        Self { sizes, taken, leaving, users: BTreeMap::new() }
     }
 
     /// There is more of everything than anybody takes: for tests, simulators and fuzzers.

@@ -135,16 +135,19 @@ mod tests {
     struct Folder(tempfile::TempDir);
 
     impl Folder {
+        /// In a folder of its own: what others delete beside it would be told, too.
         fn new() -> Self {
-            Self(tempfile::tempdir().unwrap())
+            let folder = Self(tempfile::tempdir().unwrap());
+            fs::create_dir(folder.path()).unwrap();
+            folder
         }
 
         fn path(&self) -> PathBuf {
-            self.0.path().to_owned()
+            self.0.path().join("rules")
         }
 
         fn write(&self, file: &str, content: &str) -> &Self {
-            let path = self.0.path().join(file);
+            let path = self.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
             self

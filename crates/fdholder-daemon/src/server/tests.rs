@@ -144,7 +144,7 @@ fn who_has_waited_for_followers_is_served_in_turn() {
     }
     assert_eq!((server.gated.len(), answered(&clients)), (50, 0));
     server.hold.mirrors.get_mut(mirror).unwrap().is_told(u64::MAX);
-    server.rota.begin_turn(Instant::now());
+    server.rota.end_turn(Instant::now());
     assert!(server.serve_gated());
     are_served_in_turn(&mut server, &clients);
 }
@@ -174,7 +174,7 @@ fn who_has_waited_for_closes_is_served_in_turn() {
     while server.peers.iter().any(|(_, peer)| !peer.closes_have_ended(&server.hold.mirrors)) {
         std::thread::yield_now();
     }
-    server.rota.begin_turn(Instant::now());
+    server.rota.end_turn(Instant::now());
     server.closing.some_is_closed = true;
     server.serve_closed();
     are_served_in_turn(&mut server, &clients);

@@ -189,6 +189,8 @@ pub fn threads_that_close_come_when_they_can() {
     let mut command = Command::new("bash");
     command.args(["-c", script]).arg(&binary).arg(&rules.dir).arg(&path).uid(uid).gid(uid);
     let daemon = Daemon::spawn(command, &path);
+    let tasks = || fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().count();
+    support::eventually("threads that it needs to start have ended", || tasks() == 1);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let _theirs = listener.accept().unwrap();
@@ -209,8 +211,7 @@ pub fn threads_that_close_come_when_they_can() {
         client.delete(&id("y"), deadline())
     };
     in_progress(store_and_delete());
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-    assert_eq!(tasks.count(), 2);
+    assert_eq!(tasks(), 2);
     for mut other in others {
         other.kill().unwrap();
         other.wait().unwrap();

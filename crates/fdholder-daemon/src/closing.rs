@@ -386,10 +386,19 @@ fn hand_over(fds: impl Iterator<Item = (OwnedFd, u32)>) -> Option<Range<u64>> {
     Some(numbers)
 }
 
+/// How often it is tried to start the first closer before all is closed where it is dropped.
+const FIRST_TRIES: usize = 50;
+
 /// Starts the first two, or what could not be started of them before. Without threads everything
 /// is closed here: late is better than never.
 fn start() {
-    if lock().closers == 0 && !start_closer(close_for_ever) {
+    // What has its place may be gone in a moment; what is closed here may take for ever.
+    let try_again = |_| {
+        std::thread::sleep(CLOSE_SLOW);
+        start_closer(close_for_ever)
+    };
+    let is_first = lock().closers == 0;
+    if is_first && !start_closer(close_for_ever) && !(0..FIRST_TRIES).any(try_again) {
         lock().has_standby = false;
         drop(close_all(lock()));
     } else if !start_closer(stand_by) {

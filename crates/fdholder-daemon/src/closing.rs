@@ -157,12 +157,10 @@ impl Drop for Gathering {
 
 impl Dropped {
     fn hand_over(&mut self) {
-        if !self.gathered.is_empty() {
-            let Some(numbers) = hand_over(self.gathered.drain(..)) else { return };
-            match self.begun.0.last_mut() {
-                Some(last) if last.end == numbers.start => last.end = numbers.end,
-                _ => self.begun.0.push(numbers),
-            }
+        let Some(numbers) = hand_over(self.gathered.drain(..)) else { return };
+        match self.begun.0.last_mut() {
+            Some(last) if last.end == numbers.start => last.end = numbers.end,
+            _ => self.begun.0.push(numbers),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is to be done with clients, and when.
+//! When something is to be done with clients: the earliest first.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

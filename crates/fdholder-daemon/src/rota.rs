@@ -87,8 +87,7 @@ impl Rota {
 
     /// A user was served.
     pub fn note(&mut self, uid: u32, now: Instant, took: Duration) {
-        let others = self.had.len() as u32; // At most CONNECTIONS_MAX.
-        let users = others.max(1);
+        let users = self.had.len().max(1) as u32; // At most CONNECTIONS_MAX.
         let nothing = Had { served: Duration::ZERO, lasts_until: now };
         let had = self.had.entry(uid).or_insert(nothing);
         had.served += took;

@@ -351,10 +351,19 @@ pub(crate) fn leave() -> Vec<ClientFd> {
     left
 }
 
-/// Threads may be started from here on. Before, while nobody is served and the process may have
-/// to be alone to give up what it can do, everything is closed where it is dropped.
-pub(crate) fn begin() {
+/// Starts the first who closes; others are started when they are needed. Before, while nobody is
+/// served and the process may have to be alone to give up what it can do, everything is closed
+/// where it is dropped.
+///
+/// # Errors
+///
+/// EAGAIN: the user may have no more threads, or there is no memory.
+pub(crate) fn begin() -> Result<(), Errno> {
+    if lock().closers == 0 {
+        start_closer(close_for_ever)?;
+    }
     MAY_START.store(true, Ordering::SeqCst);
+    Ok(())
 }
 
 static MAY_START: AtomicBool = AtomicBool::new(false);
@@ -378,45 +387,26 @@ fn hand_over(fds: impl Iterator<Item = (OwnedFd, u32)>) -> Option<Range<u64>> {
     if wakes {
         WORK.notify_one();
     }
-    if is_to_start {
-        start();
+    if is_to_start && start_closer(stand_by).is_err() {
+        // The next who drops something tries again.
+        lock().has_standby = false;
     }
     Some(numbers)
 }
 
-/// How often it is tried to start the first closer before all is closed where it is dropped.
-const FIRST_TRIES: usize = 50;
-
-/// Starts the first two, or what could not be started of them before. Without threads everything
-/// is closed here: late is better than never.
-fn start() {
-    // What has its place may be gone in a moment; what is closed here may take for ever.
-    let try_again = |_| {
-        std::thread::sleep(CLOSE_SLOW);
-        start_closer(close_for_ever)
-    };
-    let is_first = lock().closers == 0;
-    if is_first && !start_closer(close_for_ever) && !(0..FIRST_TRIES).any(try_again) {
-        lock().has_standby = false;
-        drop(close_all(lock()));
-    } else if !start_closer(stand_by) {
-        lock().has_standby = false;
-    }
-}
-
-fn start_closer(what: fn()) -> bool {
+fn start_closer(what: fn()) -> Result<(), Errno> {
     let mut state = lock();
     if state.closers >= CLOSERS_MAX {
-        return false;
+        return Err(Errno::AGAIN);
     }
     state.closers += 1;
     drop(state);
     let closer = Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_LEN);
-    let has_started = closer.spawn(what).is_ok();
-    if !has_started {
+    let started = closer.spawn(what);
+    if started.is_err() {
         lock().closers -= 1;
     }
-    has_started
+    started.map(drop).map_err(|_| Errno::AGAIN) // pthread_create(3) knows no other.
 }
 
 /// Closes all, one after the other.
@@ -460,7 +450,7 @@ fn stand_by() {
         let is_needed = state.idle == 0 && state.next_turn().is_some();
         state.is_alert = false;
         drop(state);
-        if is_needed && !start_closer(close_for_ever) {
+        if is_needed && start_closer(close_for_ever).is_err() {
             // Nobody else may say so again.
             lock().is_alert = true;
         }

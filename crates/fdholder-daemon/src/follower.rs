@@ -146,7 +146,7 @@ impl Follower {
     ///
     /// [`FollowError`].
     pub fn begin(socket: OwnedFd, capacity: usize) -> Result<Self, FollowError> {
-        closing::begin();
+        closing::begin().map_err(FollowError::System)?;
         let capacity_told = u32::try_from(capacity).unwrap_or(u32::MAX);
         let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
         let mut bytes = ask(Extension::Hello(VERSION)).into_parts().0;

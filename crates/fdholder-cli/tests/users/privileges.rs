@@ -6,7 +6,7 @@ use std::fs::{self, File, Permissions};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Child, Command};
 
 fn status_of(pid: u32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -172,6 +172,23 @@ pub fn privileged_takeover() {
     assert_eq!(stdout(&run_as(1001, 9, &binary, &["list", operand])), "x\n");
 }
 
+/// Something that takes a place among the processes that a user may have.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn of(uid: u32) -> Self {
+        Self(Command::new("sleep").arg("600").uid(uid).spawn().unwrap())
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        // The next who runs as that user has its place.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What takes long to close keeps nobody waiting for longer than there was no other thread.
 pub fn threads_that_close_come_when_they_can() {
     let uid = 16_385;
@@ -182,15 +199,20 @@ pub fn threads_that_close_come_when_they_can() {
         .allow("uid/0")
         .regexes("uid/0", ".*", ".*")
         .may("uid/0", &["LIST", "GETDUMP", "SETDUMP"]);
-    // The loop, one that closes, and these, which take the places of others.
-    let sleep = |_| Command::new("sleep").arg("600").uid(uid).spawn().unwrap();
-    let others: Vec<_> = (0..2).map(sleep).collect();
+    // The loop, the first who closes, and these, which take the places of others.
+    let mut others: Vec<_> = (0..3).map(|_| Sleeper::of(uid)).collect();
     let script = "ulimit -u 4; exec \"$0\" serve -1 -i \"$1\" \"$2\"";
     let mut command = Command::new("bash");
     command.args(["-c", script]).arg(&binary).arg(&rules.dir).arg(&path).uid(uid).gid(uid);
+    // Who has nobody to close what clients give does not begin.
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert_exit(&output, 111);
+    assert!(said.contains("no thread can be started (see ulimit -u)"), "{said}");
+    others.pop();
     let daemon = Daemon::spawn(command, &path);
     let tasks = || fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().count();
-    support::eventually("threads that it needs to start have ended", || tasks() == 1);
+    support::eventually("threads that it needs to start have ended", || tasks() == 2);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let _theirs = listener.accept().unwrap();
@@ -212,9 +234,6 @@ pub fn threads_that_close_come_when_they_can() {
     };
     in_progress(store_and_delete());
     assert_eq!(tasks(), 2);
-    for mut other in others {
-        other.kill().unwrap();
-        other.wait().unwrap();
-    }
+    drop(others);
     store_and_delete().unwrap();
 }

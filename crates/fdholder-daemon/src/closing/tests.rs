@@ -30,7 +30,7 @@ fn wait_for(closes: &Closes) {
 /// Everybody of these tests has users of their own.
 #[test]
 fn who_lingers_keeps_nobody_else_waiting() {
-    begin();
+    begin().unwrap();
     let mut kept = Vec::new();
     for user in 0..4 {
         for _ in 0..3 * CLOSERS_PER_USER {
@@ -60,7 +60,7 @@ fn who_lingers_keeps_nobody_else_waiting() {
 
 #[test]
 fn the_bell_rings_for_who_wants_it() {
-    begin();
+    begin().unwrap();
     let bell = Bell::new().unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let fd = ClientFd::new(ours.into(), 3_000_000);
@@ -80,7 +80,7 @@ fn the_bell_rings_for_who_wants_it() {
 /// What lingers does not keep from being told what is closed.
 #[test]
 fn what_has_ended_is_taken_out() {
-    begin();
+    begin().unwrap();
     let (long, theirs) = lingering();
     let (short, _other) = UnixStream::pair().unwrap();
     let drop_one = |fd: OwnedFd| {
@@ -99,7 +99,7 @@ fn what_has_ended_is_taken_out() {
 
 #[test]
 fn what_is_gathered_is_closed_when_it_is_asked_for() {
-    begin();
+    begin().unwrap();
     let pairs = || {
         let pairs = (0..10).map(|_| UnixStream::pair().unwrap());
         pairs.map(|(ours, other)| (ClientFd::new(ours.into(), 6_000_000), other))

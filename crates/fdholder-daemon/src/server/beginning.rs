@@ -113,7 +113,10 @@ impl Server {
         }
         let epoll = insist(is_heir, || epoll::create(epoll::CreateFlags::CLOEXEC))?;
         room.grow_descriptor_table(&epoll);
-        closing::begin();
+        insist(is_heir, closing::begin).map_err(|errno| {
+            let errno = strerror(errno);
+            io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
+        })?;
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
         let bell = insist(is_heir, Bell::new)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;

@@ -286,7 +286,7 @@ impl Auditor {
                     let held = slots.iter().filter_map(|&slot| store.at(slot));
                     held.for_each(|record| self.done(who, came, &record.id, at));
                 }
-                // Nothing else can be done with what has expired: that is released first.
+                // Whatever was done, it was gone.
                 Change::Released(record) if record.limit.expired(now) => {
                     self.note_expiry(record, at);
                 }

@@ -332,10 +332,10 @@ impl<F> Connection<F> {
     }
 
     /// It has taken the reply, or never will: what it was lent is gone, or back.
-    pub fn settle(&mut self, taken: bool, store: &mut Store<F>, now: Timestamp) -> Vec<Change<F>> {
+    pub fn settle(&mut self, taken: bool, store: &mut Store<F>) -> Vec<Change<F>> {
         let Some(loan) = self.loan.take() else { return Vec::new() };
         if taken {
-            return store.release(std::iter::once(&loan), now);
+            return store.release(std::iter::once(&loan));
         }
         store.give_back(&loan);
         Vec::new()
@@ -465,35 +465,34 @@ impl<F> Connection<F> {
                 self.fall_short(Short::Loans)
             }
             Request::Retrieve { id, delete } => {
-                let Outcome { answer, changes } =
-                    if delete { store.lend(&id, now) } else { store.retrieve(&id, now) };
+                let answer = if delete { store.lend(&id, now) } else { store.retrieve(&id, now) };
                 if delete {
                     self.loan = answer.as_ref().ok().cloned();
                 }
                 self.outbox.push(answer.map_or_else(refusal, reply::retrieved));
-                changes
+                Vec::new()
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
             Request::List if self.lacks_bytes(store.id_bytes() + store.len(), ledger) => {
                 self.fall_short_of_bytes()
             }
             Request::List => {
-                let (entries, changes) = store.dump(now);
+                let entries = store.dump(now);
                 self.outbox.push(reply::list(entries.iter().map(|entry| &entry.id)));
-                changes
+                Vec::new()
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
             Request::Getdump if self.lacks_bytes(store.len() * size_of::<usize>(), ledger) => {
                 self.fall_short_of_bytes()
             }
             Request::Getdump => {
-                let (entries, changes) = store.dump(now);
+                let entries = store.dump(now);
                 self.outbox.push(reply::getdump_head(entries.len() as u32)); // At most FDS_MAX.
                 self.outbox.push_dump(entries);
-                changes
+                Vec::new()
             }
             Request::Setdump(_) if !rights.setdump => self.refuse(Errno::PERM),
-            Request::Setdump(count) => self.begin_set(count, store, ledger),
+            Request::Setdump(count) => self.begin_set(count, store, ledger, now),
             Request::SetdumpData(entries) => self.add_to_set(entries, store, now)?,
             Request::Extension(extension) => self.extend(extension, &rights, store, ledger, now),
         })
@@ -529,12 +528,18 @@ impl<F> Connection<F> {
         }
     }
 
-    fn begin_set(&mut self, count: u32, store: &Store<F>, ledger: &Ledger) -> Vec<Change<F>> {
+    fn begin_set(
+        &mut self,
+        count: u32,
+        store: &Store<F>,
+        ledger: &Ledger,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
         let announced = count as usize;
         if !store.could_hold(announced) {
             return self.fall_short(Short::Full { capacity: store.capacity() });
         }
-        let unused = store.capacity() - store.len();
+        let unused = store.capacity() - store.count(now);
         if ledger.room_beside(&self.claimant(), Resource::Arriving, unused) < announced {
             return self.fall_short(Short::Arriving);
         }

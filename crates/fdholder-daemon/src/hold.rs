@@ -26,9 +26,9 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Releases what has expired.
-    pub fn expire(&mut self, now: Timestamp) {
-        let expired = self.store.expire(now);
+    /// Tells the store the time, and releases so much of what has expired.
+    pub fn expire(&mut self, now: Timestamp, most: usize) {
+        let expired = self.store.expire(now, most);
         if !expired.is_empty() {
             self.mirrors.record(&expired, &self.store);
             self.auditor.expired(&expired, Instant::now());

@@ -72,6 +72,10 @@ pub const TURN_LEN: Duration = Duration::from_micros(100);
 /// of thousands counts as many.
 pub const WORK_PER_REQUEST: usize = 256;
 
+/// Descriptors that have expired and are released in one turn of the loop: thousands may at once,
+/// and each takes half a microsecond. Those that wait for the next turn nobody sees.
+pub const EXPIRED_PER_TURN: usize = 64;
+
 /// Messages sent to one client in one turn, for the same reason: one that reads as fast as
 /// it is sent a dump would otherwise have the daemon to itself.
 pub const MESSAGES_PER_TURN: usize = 128;

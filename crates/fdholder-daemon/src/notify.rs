@@ -101,8 +101,7 @@ pub fn heed<F>(
     store: &mut Store<F>,
     now: Timestamp,
 ) -> Heeded<F> {
-    let changes = store.expire(now);
-    let mut heeded = Heeded { changes, refused: Vec::new(), left: Vec::new(), work: 1 };
+    let mut heeded = Heeded { changes: Vec::new(), refused: Vec::new(), left: Vec::new(), work: 1 };
     if message.removes {
         if let Some(name) = message.name.as_deref() {
             remove(service, name, sender, store, now, &mut heeded);
@@ -125,14 +124,14 @@ pub fn heed<F>(
     }
     let tenure = Tenure::from(now);
     let tenure = if message.polls { tenure.with_peer() } else { tenure };
-    let mut held: Vec<_> = in_service(store, service).map(Arc::clone).collect();
+    let mut held: Vec<_> = in_service(store, service, now).map(Arc::clone).collect();
     for fd in fds {
         heeded.work += held.len();
         if held.iter().any(|record| is_same(&record.fd, &fd)) {
             heeded.left.push(fd);
             continue;
         }
-        let id = match ids.free(store, &mut heeded.work) {
+        let id = match ids.free(store, &mut heeded.work, now) {
             Ok(id) if sender.rights.may_store(&id) => id,
             denied => {
                 let errno = denied.as_ref().err().copied().unwrap_or(Errno::PERM);
@@ -156,8 +155,10 @@ pub fn heed<F>(
 fn in_service<'a, F>(
     store: &'a Store<F>,
     service: &'a [u8],
+    now: Timestamp,
 ) -> impl Iterator<Item = &'a Arc<Record<F>>> {
-    store.iter().filter(move |record| fd_name(service, &record.id).is_some())
+    let is_held = move |record: &&Arc<Record<F>>| !record.limit.expired(now);
+    store.iter().filter(is_held).filter(move |record| fd_name(service, &record.id).is_some())
 }
 
 /// Whether something is held for the sake of a service, not by it: a door, or a status.
@@ -198,10 +199,15 @@ impl Ids<'_> {
     }
 
     /// The next under which nothing is held.
-    fn free<F>(&mut self, store: &Store<F>, work: &mut usize) -> Answer<Identifier> {
+    fn free<F>(
+        &mut self,
+        store: &Store<F>,
+        work: &mut usize,
+        now: Timestamp,
+    ) -> Answer<Identifier> {
         loop {
             let id = self.candidate()?;
-            if store.find_held(&id).is_none() {
+            if store.find_held(&id).is_none_or(|record| record.limit.expired(now)) {
                 return Ok(id);
             }
             self.next += 1;
@@ -219,7 +225,7 @@ fn remove<F>(
     now: Timestamp,
     heeded: &mut Heeded<F>,
 ) {
-    let named = in_service(store, service)
+    let named = in_service(store, service, now)
         .filter(|record| fd_name(service, &record.id) == Some(name.as_bytes()));
     let ids: Vec<_> = named.map(|record| record.id.clone()).collect();
     heeded.work += store.len();

@@ -333,7 +333,8 @@ impl Peer {
 
     fn end_loan(&mut self, taken: bool, hold: &mut Hold) {
         let now = Timestamp::now();
-        let changes = self.connection.settle(taken, &mut hold.store, now);
+        hold.expire(now, 0);
+        let changes = self.connection.settle(taken, &mut hold.store);
         hold.mirrors.record(&changes, &hold.store);
         let (who, operation) = (Who::from(self.who), Operation::Take);
         hold.auditor.changed(who, operation, &changes, &hold.store, now, Instant::now());

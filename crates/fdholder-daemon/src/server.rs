@@ -24,7 +24,9 @@ use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
 use crate::hold::Hold;
 use crate::launch::Launch;
-use crate::limits::{ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, FDS_MAX_DEFAULT};
+use crate::limits::{
+    ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, EXPIRED_PER_TURN, FDS_MAX_DEFAULT,
+};
 use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
 use crate::room::Room;
@@ -307,7 +309,7 @@ impl Server {
                 }
             }
         }
-        self.hold.expire(Timestamp::now());
+        self.hold.expire(Timestamp::now(), EXPIRED_PER_TURN);
         let now = Instant::now();
         self.serve_whose_turn_it_is(now);
         self.attend_to_clocks(now);

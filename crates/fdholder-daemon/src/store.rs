@@ -3,6 +3,9 @@
 //! Pure: `now` is an argument, nothing is read or closed here but by dropping, and each
 //! call returns what it changed, for whoever mirrors or records it.
 
+mod expiry;
+
+use self::expiry::has_expired;
 use crate::notify::service_of;
 use crate::shares::{Allowance, Claimant};
 use fdholder::extension::{OnConflict, Taken};
@@ -59,7 +62,6 @@ pub enum Change<F> {
     /// A set is now held, each entry in the place of what its identifier had.
     HeldAll {
         /// Where, for [`Store::at`]; several of the set under one identifier have one place.
-        /// Nothing stands where a limit had passed already: that is released, next.
         slots: Vec<u32>,
         /// What gave way, be it of the same set.
         replaced: Vec<Arc<Record<F>>>,
@@ -75,7 +77,7 @@ pub struct Outcome<T, F> {
     /// For the client.
     pub answer: Answer<T>,
     /// In the order they happened. A refusal changes nothing, but what had expired
-    /// before it was released all the same.
+    /// before may have been released.
     pub changes: Vec<Change<F>>,
 }
 
@@ -115,6 +117,8 @@ pub struct Store<F> {
     capacity: usize,
     /// How many have expired.
     expired: u64,
+    /// The time that it was told last.
+    now: Option<Timestamp>,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
     /// Everything goes when its peer does.
@@ -135,13 +139,14 @@ impl<F> Store<F> {
             lent: BTreeSet::new(),
             next_serial: 1,
             expired: 0,
+            now: None,
             touched: BTreeSet::new(),
             is_with_peers: false,
             capacity: capacity.min(crate::limits::FDS_MAX),
         }
     }
 
-    /// How many descriptors are held, those that have expired unnoticed included.
+    /// How many descriptors are held, those that have expired and are not released yet included.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
@@ -172,30 +177,6 @@ impl<F> Store<F> {
         self.id_bytes
     }
 
-    /// When the next descriptor expires.
-    pub fn next_expiry(&self) -> Option<Timestamp> {
-        self.by_limit.first().map(|(limit, _)| *limit)
-    }
-
-    /// Releases what has expired.
-    pub fn expire(&mut self, now: Timestamp) -> Vec<Change<F>> {
-        let mut changes = Vec::new();
-        while let Some(&(limit, slot)) = self.by_limit.first() {
-            if limit > now {
-                break;
-            }
-            let record = Arc::clone(&self.slots[slot as usize]);
-            changes.extend(self.remove(&record.id).map(Change::Released));
-        }
-        self.expired += changes.len() as u64;
-        changes
-    }
-
-    /// How many have expired here, ever.
-    pub fn expired(&self) -> u64 {
-        self.expired
-    }
-
     /// Holds what a user gives. ENFILE when the store is full, or the user may not have more
     /// held; EBUSY when the identifier is taken.
     pub fn store(
@@ -216,7 +197,10 @@ impl<F> Store<F> {
         now: Timestamp,
     ) -> Outcome<(), F> {
         let owner = owner.into();
-        let mut changes = self.expire(now);
+        let mut changes = self.make_room(1, owner, now);
+        if self.is_overdue(now) {
+            changes.extend(self.clear(self.slot_of(&entry.id), now));
+        }
         let answer = if self.room_for(owner) == 0 {
             Err(Errno::NFILE)
         } else if self.slot_of(&entry.id).is_some() {
@@ -227,38 +211,40 @@ impl<F> Store<F> {
             self.put(staged);
             Ok(())
         };
-        changes.append(&mut self.expire(now)); // A limit may have passed already.
         Outcome { answer, changes }
     }
 
     /// Releases what is held under an identifier. ENOENT when nothing is.
     pub fn delete(&mut self, id: &Identifier, now: Timestamp) -> Outcome<(), F> {
-        let mut changes = self.expire(now);
-        let answer = self.seen(id).map(drop).ok_or(Errno::NOENT);
-        if answer.is_ok() {
-            changes.extend(self.remove(id).map(Change::Released));
+        if self.seen(id, now).is_none() {
+            return Outcome { answer: Err(Errno::NOENT), changes: Vec::new() };
         }
-        Outcome { answer, changes }
+        let changes = self.remove(id).map(Change::Released).into_iter().collect();
+        Outcome { answer: Ok(()), changes }
     }
 
-    /// What is held under an identifier. ENOENT when nothing is.
-    pub fn retrieve(&mut self, id: &Identifier, now: Timestamp) -> Outcome<Arc<Record<F>>, F> {
-        let changes = self.expire(now);
-        let slot = self.seen(id).ok_or(Errno::NOENT);
-        let answer = slot.map(|slot| Arc::clone(&self.slots[slot as usize]));
-        Outcome { answer, changes }
+    /// What is held under an identifier.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT when nothing is.
+    pub fn retrieve(&self, id: &Identifier, now: Timestamp) -> Answer<Arc<Record<F>>> {
+        let slot = self.seen(id, now).ok_or(Errno::NOENT)?;
+        Ok(Arc::clone(&self.slots[slot as usize]))
     }
 
     /// The same for a client that is to have it alone: nobody sees it any more, until it is
     /// known whether the client has it. Then it is [released](Self::release), or
     /// [given back](Self::give_back). Meanwhile its identifier is taken, its limit holds,
     /// and a set may replace it.
-    pub fn lend(&mut self, id: &Identifier, now: Timestamp) -> Outcome<Arc<Record<F>>, F> {
-        let outcome = self.retrieve(id, now);
-        if outcome.answer.is_ok() {
-            self.lent.extend(self.slot_of(id));
-        }
-        outcome
+    ///
+    /// # Errors
+    ///
+    /// ENOENT when nothing is held under its identifier.
+    pub fn lend(&mut self, id: &Identifier, now: Timestamp) -> Answer<Arc<Record<F>>> {
+        let slot = self.seen(id, now).ok_or(Errno::NOENT)?;
+        self.lent.insert(slot);
+        Ok(Arc::clone(&self.slots[slot as usize]))
     }
 
     /// A client has not taken what it was lent. If that is still held, it is seen again.
@@ -271,14 +257,16 @@ impl<F> Store<F> {
     }
 
     /// Everything that is seen, as it is at this instant.
-    pub fn dump(&mut self, now: Timestamp) -> (Vec<Arc<Record<F>>>, Vec<Change<F>>) {
-        let changes = self.expire(now);
-        let seen = |slot: usize| self.lent.is_empty() || !self.lent.contains(&(slot as u32));
-        let seen = self.slots.iter().filter(|(slot, _)| seen(*slot));
-        (seen.map(|(_, entry)| Arc::clone(entry)).collect(), changes)
+    pub fn dump(&self, now: Timestamp) -> Vec<Arc<Record<F>>> {
+        let is_lent = |slot: usize| !self.lent.is_empty() && self.lent.contains(&(slot as u32));
+        let is_overdue = self.is_overdue(now);
+        let has_expired = |record: &Record<F>| is_overdue && has_expired(record, now);
+        let all = self.slots.iter();
+        let seen = all.filter(|(slot, record)| !(is_lent(*slot) || has_expired(record)));
+        seen.map(|(_, record)| Arc::clone(record)).collect()
     }
 
-    /// What is held under an identifier, be it lent or expired unnoticed.
+    /// What is held under an identifier, be it lent or expired.
     pub fn find_held(&self, id: &Identifier) -> Option<&Arc<Record<F>>> {
         self.slot_of(id).map(|slot| &self.slots[slot as usize])
     }
@@ -311,7 +299,7 @@ impl<F> Store<F> {
         }
     }
 
-    /// Everything that is held, what is lent and what has expired unnoticed included.
+    /// Everything that is held, what is lent and what has expired included.
     pub fn all(&self) -> Vec<Arc<Record<F>>> {
         self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect()
     }
@@ -339,7 +327,13 @@ impl<F> Store<F> {
         owner: impl Into<Owner>,
         now: Timestamp,
     ) -> Outcome<Taken, F> {
-        let mut changes = self.expire(now);
+        let owner = owner.into();
+        let mut changes = self.make_room(set.len(), owner, now);
+        if self.is_overdue(now) {
+            for staged in &set {
+                changes.extend(self.clear(self.find(staged.hash, &staged.entry.id), now));
+            }
+        }
         let mut kept = Vec::new();
         let is_held = |staged: &Staged<F>| self.find(staged.hash, &staged.entry.id).is_some();
         match on_conflict {
@@ -357,7 +351,7 @@ impl<F> Store<F> {
             }
             OnConflict::Replace | OnConflict::Fail => {}
         }
-        if !(self.has_room_for(&set) && self.may_have(&set, owner.into())) {
+        if !(self.has_room_for(&set) && self.may_have(&set, owner)) {
             return Outcome { answer: Err(Errno::NFILE), changes };
         }
         let (put, held_before) = (set.len(), self.len());
@@ -374,7 +368,6 @@ impl<F> Store<F> {
         let added = self.len() - held_before;
         // Each is at most FDS_MAX.
         let taken = Taken { added: added as u32, replaced: (put - added) as u32, kept };
-        changes.append(&mut self.expire(now));
         Outcome { answer: Ok(taken), changes }
     }
 
@@ -414,16 +407,20 @@ impl<F> Store<F> {
         held.is_some_and(|held| Arc::ptr_eq(held, entry))
     }
 
+    /// Whether this very entry is held and has not expired.
+    pub fn still_holds(&self, entry: &Arc<Record<F>>, now: Timestamp) -> bool {
+        !has_expired(entry, now) && self.holds(entry)
+    }
+
     /// Releases entries, where they are still what is held under their identifiers.
     pub fn release<'a>(
         &mut self,
         entries: impl Iterator<Item = &'a Arc<Record<F>>>,
-        now: Timestamp,
     ) -> Vec<Change<F>>
     where
         F: 'a,
     {
-        let mut changes = self.expire(now);
+        let mut changes = Vec::new();
         for entry in entries {
             if self.holds(entry) {
                 changes.extend(self.remove(&entry.id).map(Change::Released));
@@ -464,9 +461,11 @@ impl<F> Store<F> {
         self.by_id.find(hash, |&slot| self.slots[slot as usize].id == *id).copied()
     }
 
-    /// Where something stands that is not lent.
-    fn seen(&self, id: &Identifier) -> Option<u32> {
-        self.slot_of(id).filter(|slot| !self.lent.contains(slot))
+    /// Where something stands that is not lent and has not expired.
+    fn seen(&self, id: &Identifier, now: Timestamp) -> Option<u32> {
+        let slot = self.slot_of(id)?;
+        let is_hidden = self.lent.contains(&slot) || has_expired(&self.slots[slot as usize], now);
+        (!is_hidden).then_some(slot)
     }
 
     /// What stands in a place that a change has named.

@@ -194,11 +194,13 @@ fn changes_are_told_of_with_those_whose_they_are() {
     let lines = changed(Operation::Setdump, &set, &store, now);
     assert_eq!(lines, [line("b op=setdump"), line("c op=setdump")].concat());
     // One that expires is its owner's, whoever comes by.
-    let gone = store.delete(&id("b"), soon).changes;
-    let lines = changed(Operation::Delete, &gone, &store, soon);
+    let again = store.store(entry("a", Limit::never()), 7, soon).changes;
+    let lines = changed(Operation::Store, &again, &store, soon);
     let expired = vec!["id=a op=expire result=ok uid=5".to_owned()];
-    assert_eq!(lines, [expired, line("b op=delete")].concat());
-    assert_eq!(changed(Operation::Notify, &gone[1..], &store, soon), line("b op=notify_remove"));
+    assert_eq!(lines, [expired, line("a op=store")].concat());
+    let gone = store.delete(&id("b"), soon).changes;
+    assert_eq!(changed(Operation::Delete, &gone, &store, soon), line("b op=delete"));
+    assert_eq!(changed(Operation::Notify, &gone, &store, soon), line("b op=notify_remove"));
 }
 
 #[test]

@@ -40,7 +40,10 @@ impl<F> Connection<F> {
             {
                 self.fall_short_of_bytes()
             }
-            Extension::Snapshot { entries } => self.take_snapshot(entries, rights, store, now),
+            Extension::Snapshot { entries } => {
+                self.take_snapshot(entries, rights, store, now);
+                Vec::new()
+            }
             Extension::Deliver { .. } if !rights.getdump => self.refuse(Errno::PERM),
             Extension::Deliver { runs, to } => match self.positions(runs) {
                 Some(runs) => {
@@ -85,10 +88,10 @@ impl<F> Connection<F> {
                 Vec::new()
             }
             Extension::Inspect => {
-                let (entries, changes) = store.dump(now);
+                let entries = store.dump(now);
                 let told = entries.iter().map(|entry| (&entry.id, entry.limit, entry.origin));
                 self.outbox.push(extension::inspected(told));
-                changes
+                Vec::new()
             }
             Extension::Status => {
                 self.asks_status = true;
@@ -103,20 +106,13 @@ impl<F> Connection<F> {
         }
     }
 
-    fn take_snapshot(
-        &mut self,
-        entries: bool,
-        rights: &Rights,
-        store: &mut Store<F>,
-        now: Timestamp,
-    ) -> Vec<Change<F>> {
+    fn take_snapshot(&mut self, entries: bool, rights: &Rights, store: &Store<F>, now: Timestamp) {
         if !(entries || rights.getdump) {
-            let changes = store.expire(now);
-            let (count, capacity) = (store.len() as u32, store.capacity() as u32); // FDS_MAX.
+            let (count, capacity) = (store.count(now) as u32, store.capacity() as u32); // FDS_MAX.
             self.outbox.push(extension::snapshot(count, capacity, std::iter::empty()));
-            return changes;
+            return;
         }
-        let (snapshot, changes) = store.dump(now);
+        let snapshot = store.dump(now);
         let (count, capacity) = (snapshot.len() as u32, store.capacity() as u32); // FDS_MAX.
         let listed = if entries { &snapshot[..] } else { &[] };
         let listed = listed.iter().map(|entry| (&entry.id, entry.limit));
@@ -124,7 +120,6 @@ impl<F> Connection<F> {
         if rights.getdump {
             self.snapshot = Arc::new(snapshot);
         }
-        changes
     }
 
     /// Checks positions against the snapshot. They ascend, so that none comes twice and a
@@ -153,11 +148,8 @@ impl<F> Connection<F> {
         if !entries().all(|entry| rights.may_store(&entry.id)) {
             return self.refuse(Errno::PERM);
         }
-        let mut changes = store.expire(now);
-        let count = entries().filter(|entry| store.holds(entry)).count() as u32; // FDS_MAX.
-        if !only_ask {
-            changes.append(&mut store.release(entries(), now));
-        }
+        let count = entries().filter(|entry| store.still_holds(entry, now)).count() as u32; // FDS_MAX.
+        let changes = if only_ask { Vec::new() } else { store.release(entries()) };
         self.outbox.push(extension::released(count));
         changes
     }

@@ -127,7 +127,7 @@ fn who_waits_sends_no_more_descriptors_than_announced() {
     client.receive(b"x", 0..253, false);
     assert!(!client.wants_input());
     assert_eq!(step(&mut client, &mut store), None);
-    client.settle(true, &mut store, now());
+    client.settle(true, &mut store);
     assert!(client.step(&mut store, &Ledger::ample(), now()).is_err());
 }
 
@@ -211,7 +211,7 @@ fn a_loan_is_hidden_until_it_is_settled() {
         assert_eq!(answer(&mut other, &mut store, Request::List), b"\0\0\0\0\x010\0");
         let busy = [Errno::BUSY.raw_os_error() as u8];
         assert_eq!(answer(&mut other, &mut store, Request::Store(entry(1))), busy);
-        let changes = client.settle(taken, &mut store, now());
+        let changes = client.settle(taken, &mut store);
         assert_eq!((changes.len(), store.len()), if taken { (1, 1) } else { (0, 2) });
         assert!(!client.is_borrowing());
         let then = answer(&mut other, &mut store, retrieve(false));
@@ -230,8 +230,8 @@ fn a_loan_that_was_replaced_is_over() {
         answer(&mut other, &mut store, Request::Setdump(1));
         let new = Entry { fd: 99, ..entry(1) };
         assert_eq!(answer(&mut other, &mut store, Request::SetdumpData(vec![new])), b"\0");
-        client.settle(taken, &mut store, now());
-        assert_eq!(store.retrieve(&one(), now()).answer.unwrap().fd, 99);
+        client.settle(taken, &mut store);
+        assert_eq!(store.retrieve(&one(), now()).unwrap().fd, 99);
         store.check();
     }
 }

@@ -183,8 +183,8 @@ impl Peer {
     fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize, until: Instant) {
         while *budget > 0 && self.broken.is_none() && self.awaited.is_none() {
             let now = Timestamp::now();
-            // What others have given, and is over, is not what this one has dropped.
-            hold.expire(now);
+            hold.expire(now, 0);
+            // What was dropped before is not what this one has dropped.
             drop(closing::begun());
             match self.connection.step(&mut hold.store, &hold.ledger, now) {
                 Ok(Step::Did { changes, cost, deed }) => {

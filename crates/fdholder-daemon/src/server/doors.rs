@@ -103,8 +103,9 @@ impl Server {
         // Half of what was sent is of no use.
         let fds = if datagram.fds_lost { Vec::new() } else { fds };
         let is_same = |a: &ClientFd, b: &ClientFd| are_one(a, b).unwrap_or(false);
-        let (store, now) = (&mut self.hold.store, Timestamp::now());
-        let heeded = heed(service, &message, fds, &by, is_same, store, now);
+        let now = Timestamp::now();
+        self.hold.expire(now, 0);
+        let heeded = heed(service, &message, fds, &by, is_same, &mut self.hold.store, now);
         *work += heeded.work;
         let Hold { mirrors, auditor, store, .. } = &mut self.hold;
         mirrors.record(&heeded.changes, store);

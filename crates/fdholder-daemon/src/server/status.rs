@@ -2,7 +2,7 @@
 
 use super::Server;
 use crate::offspring::Offspring;
-use fdholder::{Standby, Status};
+use fdholder::{Standby, Status, Timestamp};
 use std::time::{Instant, UNIX_EPOCH};
 
 impl Server {
@@ -24,9 +24,9 @@ impl Server {
             pid: std::process::id(),
             uid: user.uid,
             started: started.unwrap_or_default().as_secs(),
-            held: hold.store.len() as u32,          // At most FDS_MAX.
-            capacity: hold.store.capacity() as u32, // As above.
-            connections: peers.len() as u32,        // At most CONNECTIONS_MAX.
+            held: hold.store.count(Timestamp::now()) as u32, // At most FDS_MAX.
+            capacity: hold.store.capacity() as u32,          // As above.
+            connections: peers.len() as u32,                 // At most CONNECTIONS_MAX.
             connections_max: options.connections_max as u32, // As above.
             standby: self.standby_state(),
             fdstore: self.shelf.is_some(),

@@ -186,7 +186,7 @@ impl Server {
     fn let_go_of(&mut self, record: &Arc<Record<ClientFd>>) {
         let Hold { store, mirrors, auditor, .. } = &mut self.hold;
         let now = Timestamp::now();
-        let changes = store.release(std::iter::once(record), now);
+        let changes = store.release(std::iter::once(record));
         mirrors.record(&changes, store);
         let who = Who::owner(record.origin.owner);
         auditor.changed(who, Operation::HangUp, &changes, store, now, Instant::now());

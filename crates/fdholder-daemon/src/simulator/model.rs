@@ -21,6 +21,8 @@ pub struct Model {
     by_limit: BTreeMap<Timestamp, BTreeSet<Identifier>>,
     /// What nobody sees.
     lent: BTreeSet<Identifier>,
+    /// What has expired, by descriptor.
+    expired: BTreeMap<u32, Held>,
     capacity: usize,
     log: VecDeque<Change>,
     /// How many changes there were, ever.
@@ -30,7 +32,15 @@ pub struct Model {
 impl Model {
     pub fn new(capacity: usize) -> Self {
         let (held, by_limit, lent) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { held, by_limit, lent, capacity, log: VecDeque::new(), changes: 0 }
+        Self {
+            held,
+            by_limit,
+            lent,
+            expired: BTreeMap::new(),
+            capacity,
+            log: VecDeque::new(),
+            changes: 0,
+        }
     }
 
     /// How many changes there were.
@@ -82,22 +92,33 @@ impl Model {
     }
 
     /// Goes back to where this was held, not behind what is settled; false when it never was.
+    /// What has expired may have been released or not: if the clock was set back before that was
+    /// told to who holds this, it is back.
     pub fn go_back_to(&mut self, held: &BTreeMap<Identifier, Held>) -> bool {
         self.lent.clear();
-        let all: BTreeSet<_> = held.keys().chain(self.held.keys()).cloned().collect();
-        let mut differs: BTreeSet<_> =
-            all.into_iter().filter(|id| held.get(id) != self.held.get(id)).collect();
+        let expired = std::mem::take(&mut self.expired);
+        let live = |it: Option<&Held>| it.copied().filter(|it| expired.get(&it.fd) != Some(it));
+        let is_as_held =
+            |id: &Identifier, stands: Option<&Held>| live(held.get(id)) == live(stands);
+        let all = |held_here: &BTreeMap<Identifier, Held>| -> BTreeSet<_> {
+            held.keys().chain(held_here.keys()).cloned().collect()
+        };
+        let mut differs = all(&self.held);
+        differs.retain(|id| !is_as_held(id, self.held.get(id)));
         while !differs.is_empty() {
             let Some(change) = self.log.pop_back() else { return false };
             self.changes -= 1;
             for (id, before) in change.into_iter().rev() {
                 self.set(&id, before);
-                if before.as_ref() == held.get(&id) {
+                if is_as_held(&id, before.as_ref()) {
                     differs.remove(&id);
                 } else {
                     differs.insert(id);
                 }
             }
+        }
+        for id in all(&self.held) {
+            self.set(&id, held.get(&id).copied());
         }
         true
     }
@@ -108,6 +129,7 @@ impl Model {
                 break;
             }
             let Some(id) = ids.first().cloned() else { break };
+            self.expired.extend(self.held.get(&id).map(|held| (held.fd, *held)));
             self.change(vec![(id, None)]);
         }
     }

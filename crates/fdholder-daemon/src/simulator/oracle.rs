@@ -177,9 +177,11 @@ impl Oracle {
         session.expected.push_back(Expected { due, changes, deleted, is_loan, is_last: true });
     }
 
-    /// What a daemon does when its timer rings.
-    pub fn expires(&mut self, now: Timestamp) {
-        self.model.expire(now);
+    /// Whoever serves notices what has expired.
+    pub fn expires(&mut self, pid: u32, now: Timestamp) {
+        if self.serving == Some(pid) {
+            self.model.expire(now);
+        }
     }
 
     /// A daemon has found out whether a client has taken what it was lent.

@@ -120,6 +120,7 @@ impl Server {
         budget: &mut usize,
         turn: &mut Turn<'_>,
     ) -> Result<(), Gone> {
+        self.expire(0, turn);
         let peer = &mut self.peers[token];
         let Some(wire) = peer.socket.socket().map(|socket| socket.wire.number) else {
             return Ok(());
@@ -211,8 +212,9 @@ impl Server {
         if !peer.connection.is_borrowing() || self.table.is_dead() {
             return;
         }
-        let changes = peer.connection.settle(has_it, &mut self.store, turn.now);
-        if let Some(socket) = peer.socket.socket() {
+        self.expire(0, turn);
+        let changes = self.peers[token].connection.settle(has_it, &mut self.store);
+        if let Some(socket) = self.peers[token].socket.socket() {
             turn.oracle.ends_loan(socket.wire.number, has_it, turn.now);
         }
         self.mirrors.record(&changes, &self.store);

@@ -160,8 +160,15 @@ impl Server {
                 self.serve(tokens[turn.random.below(tokens.len())], turn);
             }
         }
-        let expired = self.store.expire(turn.now);
-        turn.oracle.expires(turn.now);
+        // Some of it, or all.
+        let most = [0, 1, 2, usize::MAX][turn.random.below(4)];
+        self.expire(most, turn);
+    }
+
+    /// See `Hold::expire`.
+    pub(super) fn expire(&mut self, most: usize, turn: &mut Turn<'_>) {
+        let expired = self.store.expire(turn.now, most);
+        turn.oracle.expires(self.table.pid, turn.now);
         self.mirrors.record(&expired, &self.store);
     }
 

@@ -32,6 +32,8 @@ enum Op {
     Snapshot,
     /// Releases some of what was remembered.
     Release(u8),
+    /// Releases some of what has expired.
+    Expire(u8),
     Wait(u8),
 }
 
@@ -48,6 +50,7 @@ fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(on_conflict, set)| Op::Setdump(on_conflict, set)),
         Just(Op::Snapshot),
         any::<u8>().prop_map(Op::Release),
+        (0u8..3).prop_map(Op::Expire),
         (0u8..4).prop_map(Op::Wait),
     ]
 }
@@ -102,7 +105,7 @@ impl Model {
                 }
                 Ok(vec![])
             }
-            Op::Wait(_) => Ok(vec![]),
+            Op::Expire(_) | Op::Wait(_) => Ok(vec![]),
         };
         self.expire(now);
         answer
@@ -154,16 +157,15 @@ fn apply(
         }
         Op::Retrieve(number, delete) => {
             let id = id(*number);
-            let mut done = if *delete { store.lend(&id, now) } else { store.retrieve(&id, now) };
-            if let Some(entry) = done.answer.iter().find(|_| *delete) {
-                done.changes.append(&mut store.release([entry].into_iter(), now));
-            }
-            (done.answer.map(|entry| vec![entry.fd]), done.changes)
+            let answer = if *delete { store.lend(&id, now) } else { store.retrieve(&id, now) };
+            let taken = answer.iter().filter(|_| *delete);
+            let changes = store.release(taken);
+            (answer.map(|entry| vec![entry.fd]), changes)
         }
         Op::Dump => {
-            let (mut entries, changes) = store.dump(now);
+            let mut entries = store.dump(now);
             entries.sort_by(|a, b| a.id.cmp(&b.id));
-            (Ok(entries.iter().map(|entry| entry.fd).collect()), changes)
+            (Ok(entries.iter().map(|entry| entry.fd).collect()), vec![])
         }
         Op::Setdump(on_conflict, set) => {
             let stage = |(index, (number, secs)): (usize, &(u8, u8))| {
@@ -175,21 +177,23 @@ fn apply(
             (done.answer.map(counts), done.changes)
         }
         Op::Snapshot => {
-            let (mut entries, changes) = store.dump(now);
+            let mut entries = store.dump(now);
             entries.sort_by(|a, b| a.id.cmp(&b.id));
             *remembered = entries;
-            (Ok(vec![]), changes)
+            (Ok(vec![]), vec![])
         }
         Op::Release(mask) => {
             let entries = chosen(*mask, remembered).map(|(_, entry)| entry);
-            (Ok(vec![]), store.release(entries, now))
+            (Ok(vec![]), store.release(entries))
         }
+        Op::Expire(most) => (Ok(vec![]), store.expire(now, usize::from(*most))),
         Op::Wait(_) => unreachable!("it is no call"),
     }
 }
 
 proptest! {
-    /// The store answers as the map does, and its changes rebuild what it holds.
+    /// The store answers as the map does, as if all that has expired were gone at once, and its
+    /// changes rebuild what it holds.
     #[test]
     fn it_behaves_like_a_plain_map(ops in proptest::collection::vec(any_op(), 0..120)) {
         let (mut store, mut model) = (Store::new(CAPACITY), Model::default());
@@ -215,18 +219,21 @@ proptest! {
                         }
                     }
                     Change::Released(entry) => {
-                        // One of a set that had expired before is not known here; what it
-                        // replaced is.
-                        mirror.remove(&entry.id);
+                        prop_assert_eq!(mirror.remove(&entry.id), Some(entry.fd));
                     }
                 }
             }
             store.check();
-            let held = |(id, (_, fd)): (&Identifier, &(Limit, u32))| (id.clone(), *fd);
-            prop_assert_eq!(&mirror, &model.held.iter().map(held).collect());
-            let next = model.held.values().filter_map(|(limit, _)| limit.moment()).min();
+            let held: BTreeMap<_, _> = store.iter().map(|it| (it.id.clone(), it.fd)).collect();
+            prop_assert_eq!(&mirror, &held);
+            prop_assert_eq!(store.count(now), model.held.len());
+            let next = store.iter().filter_map(|it| it.limit.moment()).min();
             prop_assert_eq!(store.next_expiry(), next);
         }
+        store.expire(at(secs), usize::MAX);
+        model.expire(at(secs));
+        let held: BTreeMap<_, _> = store.iter().map(|it| (it.id.clone(), (it.limit, it.fd))).collect();
+        prop_assert_eq!(held, model.held);
     }
 }
 
@@ -241,18 +248,18 @@ fn a_set_that_only_replaces_needs_no_room() {
     let taken = Taken { replaced: 2, ..Taken::default() };
     let set = set.collect();
     assert_eq!(store.setdump(set, OnConflict::Replace, 7, at(1)).answer, Ok(taken));
-    assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 10);
+    assert_eq!(store.retrieve(&id(0), at(1)).unwrap().fd, 10);
 }
 
 #[test]
 fn a_reply_keeps_what_it_sends() {
     let mut store = Store::new(2);
     store.store(Entry { id: id(0), limit: limit(0), fd: 1 }, 7, at(1));
-    let first = store.retrieve(&id(0), at(1)).answer.unwrap();
+    let first = store.retrieve(&id(0), at(1)).unwrap();
     assert_eq!(store.delete(&id(0), at(1)).answer, Ok(()));
     store.store(Entry { id: id(0), limit: limit(0), fd: 2 }, 7, at(1));
     assert_eq!(first.fd, 1);
-    assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 2);
+    assert_eq!(store.retrieve(&id(0), at(1)).unwrap().fd, 2);
 }
 
 /// 200,000 stores under one limit: n log n takes well under a second, n squared hours.
@@ -264,7 +271,7 @@ fn equal_limits_cost_nothing_extra() {
         store.store(Entry { id, limit: limit(9), fd: number }, 7, at(1));
     }
     assert_eq!(store.len(), 200_000);
-    assert_eq!(store.expire(at(9)).len(), 200_000);
+    assert_eq!(store.expire(at(9), usize::MAX).len(), 200_000);
 }
 
 fn hold(store: &mut Store<u32>, number: u8, secs: u8, fd: u32) -> Answer<()> {
@@ -275,27 +282,27 @@ fn hold(store: &mut Store<u32>, number: u8, secs: u8, fd: u32) -> Answer<()> {
 #[test]
 fn what_is_lent_is_hidden_until_it_is_given_back() {
     let mut store = Store::new(2);
-    assert!(store.is_empty() && store.lend(&id(0), at(1)).answer.is_err());
+    assert!(store.is_empty() && store.lend(&id(0), at(1)).is_err());
     hold(&mut store, 0, 0, 1).unwrap();
     hold(&mut store, 1, 0, 2).unwrap();
-    let loan = store.lend(&id(0), at(1)).answer.unwrap();
+    let loan = store.lend(&id(0), at(1)).unwrap();
     let fds = |entries: Vec<Arc<Record<u32>>>| entries.iter().map(|it| it.fd).collect::<Vec<_>>();
-    assert_eq!(fds(store.dump(at(1)).0), [2]);
+    assert_eq!(fds(store.dump(at(1))), [2]);
     assert_eq!(fds(store.all()), [1, 2]);
     assert!(store.iter().map(|it| it.fd).eq([1, 2]) && !store.is_empty());
     assert_eq!(store.find_held(&id(0)).map(|it| it.fd), Some(1));
-    assert_eq!(store.retrieve(&id(0), at(1)).answer.err(), Some(Errno::NOENT));
+    assert_eq!(store.retrieve(&id(0), at(1)).err(), Some(Errno::NOENT));
     assert_eq!(store.delete(&id(0), at(1)).answer, Err(Errno::NOENT));
     store.give_back(&loan);
-    assert_eq!(store.retrieve(&id(0), at(1)).answer.unwrap().fd, 1);
+    assert_eq!(store.retrieve(&id(0), at(1)).unwrap().fd, 1);
     // Once a set has replaced it, nothing of it is left to give back.
-    let loan = store.lend(&id(0), at(1)).answer.unwrap();
+    let loan = store.lend(&id(0), at(1)).unwrap();
     let entry = Entry { id: id(0), limit: limit(0), fd: 3 };
     let set = vec![store.stage(entry, 7, Tenure::from_bits(0))];
     store.setdump(set, OnConflict::Replace, 7, at(1)).answer.unwrap();
-    let second = store.lend(&id(0), at(1)).answer.unwrap();
+    let second = store.lend(&id(0), at(1)).unwrap();
     store.give_back(&loan);
-    assert_eq!(fds(store.dump(at(1)).0), [2]);
+    assert_eq!(fds(store.dump(at(1))), [2]);
     assert!(store.holds(&second) && !store.holds(&loan));
     store.check();
 }
@@ -306,9 +313,61 @@ fn what_expires_is_counted() {
     hold(&mut store, 0, 9, 1).unwrap();
     hold(&mut store, 1, 9, 2).unwrap();
     hold(&mut store, 2, 10, 3).unwrap();
-    assert_eq!((store.expire(at(8)).len(), store.expired()), (0, 0));
-    assert_eq!((store.expire(at(9)).len(), store.expired()), (2, 2));
-    assert_eq!((store.expire(at(10)).len(), store.expired()), (1, 3));
+    let mut expire = |secs, most| (store.expire(at(secs), most).len(), store.expired());
+    assert_eq!(expire(8, 9), (0, 0));
+    assert_eq!(expire(9, 9), (2, 2));
+    assert_eq!(expire(10, 9), (1, 3));
+}
+
+/// However many have expired, nobody waits for more than some of them to be released, and they are
+/// in nobody's way.
+#[test]
+fn what_has_expired_is_released_by_and_by() {
+    let mut store = Store::new(4);
+    for number in 0..4 {
+        hold(&mut store, number, if number == 3 { 0 } else { 9 - number }, number.into()).unwrap();
+    }
+    let gone = |changes: Vec<Change<u32>>| {
+        let fd = |change: &Change<u32>| match change {
+            Change::Released(record) => record.fd,
+            other => panic!("{other:?}"),
+        };
+        changes.iter().map(fd).collect::<Vec<_>>()
+    };
+    assert_eq!(gone(store.expire(at(9), 1)), [2], "the first first");
+    assert_eq!((store.len(), store.count(at(9)), store.next_expiry()), (3, 1, Some(at(8))));
+    assert_eq!(store.retrieve(&id(0), at(9)).err(), Some(Errno::NOENT));
+    assert_eq!(store.lend(&id(0), at(9)).err(), Some(Errno::NOENT));
+    assert_eq!(store.delete(&id(0), at(9)).answer, Err(Errno::NOENT));
+    assert!(store.dump(at(9)).iter().map(|it| it.fd).eq([3]));
+    let [two, three, four] = [0, 4, 5].map(|number| {
+        let entry = Entry { id: id(number), limit: limit(0), fd: 10 + u32::from(number) };
+        store.store(entry, 7, at(9))
+    });
+    assert_eq!([two.answer, three.answer, four.answer], [Ok(()); 3]);
+    assert_eq!(store.expired(), 3);
+    assert_eq!(hold(&mut store, 6, 0, 6), Err(Errno::NFILE));
+    let seen = store.dump(at(9)).iter().map(|it| it.fd).collect::<BTreeSet<_>>();
+    assert!(seen.into_iter().eq([3, 10, 14, 15]));
+    store.check();
+}
+
+/// Whatever has expired stays so when the clock is set back, be it not released yet.
+#[test]
+fn what_has_expired_does_not_come_back() {
+    let mut store = Store::new(4);
+    for number in 0..3 {
+        hold(&mut store, number, 5 + 3 * number, number.into()).unwrap();
+    }
+    assert_eq!(store.expire(at(9), 0).len(), 0);
+    let hidden = store.lend(&id(1), at(9)).err();
+    assert_eq!(hidden, Some(Errno::NOENT));
+    assert_eq!(store.expire(at(2), 0).len(), 2, "all at once, before anybody asks");
+    assert!(store.dump(at(2)).iter().map(|it| it.fd).eq([2]));
+    // What is given then has all its time.
+    hold(&mut store, 1, 8, 7).unwrap();
+    assert_eq!(store.expire(at(2), 9).len(), 0);
+    assert_eq!(store.expire(at(8), 9).len(), 1);
 }
 
 /// No number is given twice, neither here nor by a daemon before or after this one.

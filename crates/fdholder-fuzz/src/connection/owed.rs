@@ -22,6 +22,7 @@ impl World {
         let is_seen = |number: u32| self.clients.iter().all(|client| client.loan != Some(number));
         self.store
             .iter()
+            .filter(|record| !has_expired(record, self.now))
             .map(|record| (record.fd.number(), record.id.clone()))
             .filter(move |(number, _)| is_seen(*number))
     }
@@ -144,7 +145,7 @@ impl World {
             Extension::Snapshot { entries } => {
                 let seen: Vec<_> = self.seen().collect();
                 let is_counted_only = !(entries || rights.getdump);
-                let count = if is_counted_only { self.store.len() } else { seen.len() };
+                let count = if is_counted_only { self.store.count(self.now) } else { seen.len() };
                 let ids = entries.then(|| self.seen_ids());
                 if rights.getdump {
                     self.clients[who].snapshot = seen;
@@ -167,7 +168,9 @@ impl World {
                 Some(all) if only_ask => {
                     let is_held = |copy: &&Copy| {
                         let held = self.store.find_held(&copy.1);
-                        held.is_some_and(|record| record.fd.number() == copy.0)
+                        held.is_some_and(|it| {
+                            it.fd.number() == copy.0 && !has_expired(it, self.now)
+                        })
                     };
                     Due::Released(all.iter().filter(is_held).count() as u32)
                 }

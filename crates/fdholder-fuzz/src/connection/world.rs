@@ -172,7 +172,7 @@ impl World {
 
     fn end_loan(&mut self, who: usize, taken: bool) {
         let client = &mut self.clients[who];
-        let changes = client.connection.settle(taken, &mut self.store, self.now);
+        let changes = client.connection.settle(taken, &mut self.store);
         let Some(number) = client.loan.take() else { return };
         self.record(&changes);
         let held = self.store.iter().any(|record| record.fd.number() == number);
@@ -197,7 +197,8 @@ impl World {
         } else {
             self.now.saturating_add(Duration::from_secs(secs.unsigned_abs().into()))
         };
-        let changes = self.store.expire(self.now);
+        // What is left has expired all the same.
+        let changes = self.store.expire(self.now, 1);
         self.record(&changes);
     }
 

@@ -225,6 +225,8 @@ struct State {
     /// Numbers of what is not closed yet.
     open: BTreeSet<u64>,
     next: u64,
+    /// How many were closed, ever.
+    closed: u64,
     /// All threads, the one that stands by included.
     closers: usize,
     /// There is one that stands by, or is about to be.
@@ -244,6 +246,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     busy: BTreeMap::new(),
     open: BTreeSet::new(),
     next: 0,
+    closed: 0,
     closers: 0,
     has_standby: false,
     idle: 0,
@@ -309,6 +312,7 @@ impl State {
 
     fn has_closed(&mut self, user: u32, number: u64) {
         self.open.remove(&number);
+        self.closed += 1;
         if let Some(busy) = self.busy.get_mut(&user) {
             *busy -= 1;
             if *busy == 0 {
@@ -409,11 +413,20 @@ fn start_closer(what: fn()) -> Result<(), Errno> {
     started.map(drop).map_err(|_| Errno::AGAIN) // pthread_create(3) knows no other.
 }
 
+/// How many are closed before those are let run who may wait for the processor: the loop, or
+/// whoever it has answered. Otherwise they wait until the kernel thinks that it is their turn, some
+/// milliseconds.
+const CLOSES_PER_TURN: usize = 16;
+
 /// Closes all, one after the other.
 fn close_all(mut state: MutexGuard<'static, State>) -> MutexGuard<'static, State> {
-    while let Some((user, number, fd)) = state.take() {
+    for count in 1.. {
+        let Some((user, number, fd)) = state.take() else { break };
         drop(state);
         drop(fd);
+        if count % CLOSES_PER_TURN == 0 {
+            std::thread::yield_now();
+        }
         state = lock();
         state.has_closed(user, number);
     }
@@ -437,21 +450,24 @@ fn close_for_ever() {
 }
 
 /// Waits until all who close are kept waiting, and then starts another, or tries to: what keeps
-/// it from that may be over soon.
+/// it from that may be over soon. While anything is closed, those who do it are enough: more of
+/// them would only take turns with the loop, and have it wait for their lock.
 fn stand_by() {
     loop {
         let mut state = lock();
         while !state.is_alert {
             state = ALERT.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let closed = state.closed;
         drop(state);
         std::thread::sleep(CLOSE_SLOW);
         let mut state = lock();
-        let is_needed = state.idle == 0 && state.next_turn().is_some();
-        state.is_alert = false;
+        let is_due = state.idle == 0 && state.next_turn().is_some();
+        let is_needed = is_due && state.closed == closed;
+        // Nobody else may say so again.
+        state.is_alert = is_due && !is_needed;
         drop(state);
         if is_needed && start_closer(close_for_ever).is_err() {
-            // Nobody else may say so again.
             lock().is_alert = true;
         }
     }

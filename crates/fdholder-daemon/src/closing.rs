@@ -240,20 +240,7 @@ struct State {
     bells: Vec<Weak<Bell>>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State {
-    queues: BTreeMap::new(),
-    turns: VecDeque::new(),
-    busy: BTreeMap::new(),
-    open: BTreeSet::new(),
-    next: 0,
-    closed: 0,
-    closers: 0,
-    has_standby: false,
-    idle: 0,
-    is_waking: false,
-    is_alert: false,
-    bells: Vec::new(),
-});
+static STATE: Mutex<State> = Mutex::new(State::new());
 
 /// There is something to close.
 static WORK: Condvar = Condvar::new();
@@ -266,6 +253,23 @@ fn lock() -> MutexGuard<'static, State> {
 }
 
 impl State {
+    const fn new() -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            turns: VecDeque::new(),
+            busy: BTreeMap::new(),
+            open: BTreeSet::new(),
+            next: 0,
+            closed: 0,
+            closers: 0,
+            has_standby: false,
+            idle: 0,
+            is_waking: false,
+            is_alert: false,
+            bells: Vec::new(),
+        }
+    }
+
     /// Users who keep less than their part of the closers waiting.
     fn next_turn(&self) -> Option<usize> {
         let may_come = |user| self.busy.get(user).is_none_or(|busy| *busy < CLOSERS_PER_USER);
@@ -297,6 +301,18 @@ impl State {
             self.alert();
         }
         Some((user, number, fd))
+    }
+
+    /// Whether somebody waits and has nobody to wait for.
+    fn is_due(&self) -> bool {
+        self.idle == 0 && self.next_turn().is_some()
+    }
+
+    /// Whether that has to be another, as nothing was closed since so much was. While anything is,
+    /// those who do it are enough: more of them would only take turns with the loop, and have it
+    /// wait for their lock.
+    fn needs_another(&self, closed: u64) -> bool {
+        self.is_due() && self.closed == closed
     }
 
     /// Has whoever stands by look whether it is needed.
@@ -450,8 +466,7 @@ fn close_for_ever() {
 }
 
 /// Waits until all who close are kept waiting, and then starts another, or tries to: what keeps
-/// it from that may be over soon. While anything is closed, those who do it are enough: more of
-/// them would only take turns with the loop, and have it wait for their lock.
+/// it from that may be over soon.
 fn stand_by() {
     loop {
         let mut state = lock();
@@ -462,10 +477,9 @@ fn stand_by() {
         drop(state);
         std::thread::sleep(CLOSE_SLOW);
         let mut state = lock();
-        let is_due = state.idle == 0 && state.next_turn().is_some();
-        let is_needed = is_due && state.closed == closed;
+        let is_needed = state.needs_another(closed);
         // Nobody else may say so again.
-        state.is_alert = is_due && !is_needed;
+        state.is_alert = state.is_due() && !is_needed;
         drop(state);
         if is_needed && start_closer(close_for_ever).is_err() {
             lock().is_alert = true;

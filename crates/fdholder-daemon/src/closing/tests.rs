@@ -1,5 +1,6 @@
 use super::*;
 use rustix::net::sockopt::set_socket_linger;
+use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -56,6 +57,32 @@ fn who_lingers_keeps_nobody_else_waiting() {
     while (0..4).any(|user| leaving(1_000_000 + user).own > 0) {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn another_is_needed_while_nothing_is_closed() {
+    let mut state = State::new();
+    let push =
+        |state: &mut State, user| state.push(File::open("/dev/null").unwrap().into(), user);
+    assert!(!state.needs_another(0));
+    for user in [1, 1, 1, 2] {
+        push(&mut state, user);
+    }
+    assert!(state.needs_another(0));
+    state.idle = 1;
+    assert!(!state.needs_another(0), "there is one who has nothing to do");
+    state.idle = 0;
+    let taken: Vec<_> = (0..3).map_while(|_| state.take()).collect();
+    assert!(taken.iter().map(|(user, ..)| *user).eq([1, 2, 1]));
+    assert!(!state.needs_another(0), "user 1 has as many as it may");
+    push(&mut state, 3);
+    assert!(state.needs_another(0));
+    for (user, number, fd) in taken {
+        drop(fd);
+        state.has_closed(user, number);
+    }
+    assert!(!state.needs_another(0), "they are not all kept waiting");
+    assert!(state.needs_another(3), "or not since");
 }
 
 #[test]

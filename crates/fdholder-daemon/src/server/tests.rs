@@ -72,6 +72,44 @@ fn are_served_in_turn(server: &mut Server, clients: &[(usize, UnixStream)]) {
     assert_eq!(answered(clients), clients.len());
 }
 
+/// Another user's, in the place of ours.
+fn connect_as(server: &mut Server, uid: u32) -> (usize, UnixStream) {
+    let (token, client) = connect(server);
+    let (peer, ledger) = (&mut server.peers[token], &mut server.hold.ledger);
+    peer.discharge(ledger);
+    peer.who.user.uid = uid;
+    peer.recharge(ledger);
+    (token, client)
+}
+
+/// However many others' requests came before.
+#[test]
+fn who_asks_for_little_is_served_first() {
+    let (_folder, mut server) = server();
+    let null = File::open("/dev/null").unwrap();
+    let mut clients: Vec<_> = (0..20).map(|_| connect_as(&mut server, 1)).collect();
+    clients.push(connect_as(&mut server, 2));
+    for (number, (_, client)) in clients.iter().enumerate() {
+        store(client, number, &null);
+    }
+    let event = |(token, _): &(usize, UnixStream)| epoll::Event {
+        flags: epoll::EventFlags::IN,
+        data: epoll::EventData::new_u64(*token as u64),
+    };
+    let events: Vec<_> = clients.iter().map(event).collect();
+    let later = Instant::now() + Duration::from_secs(3600);
+    server.rota.note(1, later, Duration::from_secs(1));
+    server.rota.end_turn(Instant::now());
+    server.take_turn(&events);
+    let first = server.hold.store.iter().min_by_key(|record| record.origin.serial).unwrap();
+    assert_eq!(first.id, id(20));
+    // The others are after it, and nobody is forgotten.
+    for _ in 0..100 * clients.len() {
+        server.take_turn(&[]);
+    }
+    assert_eq!(server.held(), clients.len());
+}
+
 /// What has come is told in the same order all the time, and the first have always more to do.
 #[test]
 fn nobody_is_put_off_again_and_again() {
@@ -136,13 +174,14 @@ fn who_has_gone_while_there_is_no_room_is_told_of_once() {
 fn who_has_waited_for_followers_is_served_in_turn() {
     let (_folder, mut server) = server();
     let mirror = server.hold.mirrors.add_shelf();
-    let clients: Vec<_> = (0..50).map(|_| connect(&mut server)).collect();
+    // More than twice as many as can be answered in a turn.
+    let clients: Vec<_> = (0..200).map(|_| connect(&mut server)).collect();
     for (number, (token, client)) in clients.iter().enumerate() {
         store(client, number, client);
         ask_much(client);
         server.serve(*token, Instant::now());
     }
-    assert_eq!((server.gated.len(), answered(&clients)), (50, 0));
+    assert_eq!((server.gated.len(), answered(&clients)), (200, 0));
     server.hold.mirrors.get_mut(mirror).unwrap().is_told(u64::MAX);
     server.rota.end_turn(Instant::now());
     assert!(server.serve_gated());
@@ -178,6 +217,26 @@ fn who_has_waited_for_closes_is_served_in_turn() {
     server.closing.some_is_closed = true;
     server.serve_closed();
     are_served_in_turn(&mut server, &clients);
+}
+
+/// Nobody waits for more than some of them.
+#[test]
+fn what_expires_at_once_is_released_in_many_turns() {
+    let (_folder, mut server) = server();
+    let now = Timestamp::now();
+    for number in 0..=2 * EXPIRED_PER_TURN {
+        let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
+        let entry = Entry { id: id(number), limit: Limit::at(now), fd };
+        server.hold.store.store(entry, 1, now).answer.unwrap();
+    }
+    for left in [EXPIRED_PER_TURN + 1, 1, 0] {
+        // The timer rings at once for what is left.
+        server.expiry_timer.set(server.hold.store.next_expiry());
+        let mut events = Vec::with_capacity(4);
+        epoll::wait(&server.epoll, spare_capacity(&mut events), None).unwrap();
+        server.take_turn(&events);
+        assert_eq!(server.held(), left);
+    }
 }
 
 #[test]

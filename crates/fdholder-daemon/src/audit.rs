@@ -286,7 +286,7 @@ impl Auditor {
                     let held = slots.iter().filter_map(|&slot| store.at(slot));
                     held.for_each(|record| self.done(who, came, &record.id, at));
                 }
-                // Whatever was done, it was gone.
+                // Whatever was done, it was gone at once.
                 Change::Released(record) if record.limit.expired(now) => {
                     self.note_expiry(record, at);
                 }

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 /// A descriptor that a client has given, or a client's connection. When it is dropped,
 /// another thread closes it.
@@ -86,6 +87,11 @@ pub(crate) struct Closes(Vec<Range<u64>>);
 
 impl Closes {
     const NONE: Self = Self(Vec::new());
+
+    /// These and those.
+    pub fn join(&mut self, mut others: Self) {
+        self.0.append(&mut others.0);
+    }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
@@ -218,15 +224,14 @@ impl AsFd for Bell {
 struct State {
     /// By user.
     queues: BTreeMap<u32, VecDeque<(u64, OwnedFd)>>,
-    /// Users with something in their queue, the one whose turn it is first.
-    turns: VecDeque<u32>,
     /// How many closers are busy with each user's.
     busy: BTreeMap<u32, usize>,
+    /// How long each user has kept closers busy: whoever has the least is the next. Only those who
+    /// have something to close, or have had more than one of these.
+    spent: BTreeMap<u32, Duration>,
     /// Numbers of what is not closed yet.
     open: BTreeSet<u64>,
     next: u64,
-    /// How many were closed, ever.
-    closed: u64,
     /// All threads, the one that stands by included.
     closers: usize,
     /// There is one that stands by, or is about to be.
@@ -256,11 +261,10 @@ impl State {
     const fn new() -> Self {
         Self {
             queues: BTreeMap::new(),
-            turns: VecDeque::new(),
             busy: BTreeMap::new(),
+            spent: BTreeMap::new(),
             open: BTreeSet::new(),
             next: 0,
-            closed: 0,
             closers: 0,
             has_standby: false,
             idle: 0,
@@ -270,49 +274,59 @@ impl State {
         }
     }
 
-    /// Users who keep less than their part of the closers waiting.
-    fn next_turn(&self) -> Option<usize> {
-        let may_come = |user| self.busy.get(user).is_none_or(|busy| *busy < CLOSERS_PER_USER);
-        self.turns.iter().position(may_come)
+    /// The user who is the next, of those who keep less than their part of the closers busy.
+    fn next_user(&self) -> Option<u32> {
+        let may_come = |user: &&u32| self.busy.get(user).is_none_or(|it| *it < CLOSERS_PER_USER);
+        let spent = |user: &&u32| self.spent.get(user).copied().unwrap_or_default();
+        self.queues.keys().filter(may_come).min_by_key(spent).copied()
+    }
+
+    /// The number of what is closed next.
+    fn next_number(&self) -> Option<u64> {
+        let queue = self.queues.get(&self.next_user()?)?;
+        queue.front().map(|(number, _)| *number)
     }
 
     fn push(&mut self, fd: OwnedFd, user: u32) {
         let number = self.next;
         self.next += 1;
         self.open.insert(number);
-        let queue = self.queues.entry(user).or_default();
-        queue.push_back((number, fd));
-        if queue.len() == 1 {
-            self.turns.push_back(user);
+        if !self.queues.contains_key(&user) {
+            self.comes(user);
         }
+        self.queues.entry(user).or_default().push_back((number, fd));
+    }
+
+    /// A user who comes has no more to its credit than those who are there.
+    fn comes(&mut self, user: u32) {
+        let others = self.queues.keys().chain(self.busy.keys());
+        let spent = |other| self.spent.get(other).copied().unwrap_or_default();
+        let Some(least) = others.map(spent).min() else { return self.spent.clear() };
+        let spent = self.spent.entry(user).or_default();
+        *spent = least.max(*spent);
+        // Those who have gone and would come back as they are now need not be remembered.
+        let Self { queues, busy, spent, .. } = self;
+        let is_here = |user: &u32| queues.contains_key(user) || busy.contains_key(user);
+        spent.retain(|other, spent| *other == user || *spent > least || is_here(other));
     }
 
     fn take(&mut self) -> Option<(u32, u64, OwnedFd)> {
-        let user = self.turns.remove(self.next_turn()?)?;
+        let user = self.next_user()?;
         let queue = self.queues.get_mut(&user)?;
         let (number, fd) = queue.pop_front()?;
         if queue.is_empty() {
             self.queues.remove(&user);
-        } else {
-            self.turns.push_back(user);
         }
         *self.busy.entry(user).or_default() += 1;
-        if self.idle == 0 && !self.turns.is_empty() {
+        if self.idle == 0 && !self.queues.is_empty() {
             self.alert();
         }
         Some((user, number, fd))
     }
 
-    /// Whether somebody waits and has nobody to wait for.
-    fn is_due(&self) -> bool {
-        self.idle == 0 && self.next_turn().is_some()
-    }
-
-    /// Whether that has to be another, as nothing was closed since so much was. While anything is,
-    /// those who do it are enough: more of them would only take turns with the loop, and have it
-    /// wait for their lock.
-    fn needs_another(&self, closed: u64) -> bool {
-        self.is_due() && self.closed == closed
+    /// The number of what waits for somebody who closes it, if nobody has nothing to do.
+    fn due(&self) -> Option<u64> {
+        self.next_number().filter(|_| self.idle == 0)
     }
 
     /// Has whoever stands by look whether it is needed.
@@ -326,9 +340,9 @@ impl State {
         closes.0.iter().all(|numbers| self.open.range(numbers.clone()).next().is_none())
     }
 
-    fn has_closed(&mut self, user: u32, number: u64) {
+    fn has_closed(&mut self, user: u32, number: u64, took: Duration) {
         self.open.remove(&number);
-        self.closed += 1;
+        *self.spent.entry(user).or_default() += took;
         if let Some(busy) = self.busy.get_mut(&user) {
             *busy -= 1;
             if *busy == 0 {
@@ -360,7 +374,6 @@ pub(crate) fn leaving(user: u32) -> Leaving {
 pub(crate) fn leave() -> Vec<ClientFd> {
     DROPPED.with_borrow_mut(Dropped::hand_over);
     let mut state = lock();
-    state.turns.clear();
     let mut left = Vec::new();
     for (user, queue) in std::mem::take(&mut state.queues) {
         for (number, fd) in queue {
@@ -439,12 +452,16 @@ fn close_all(mut state: MutexGuard<'static, State>) -> MutexGuard<'static, State
     for count in 1.. {
         let Some((user, number, fd)) = state.take() else { break };
         drop(state);
+        let begun = Instant::now();
         drop(fd);
-        if count % CLOSES_PER_TURN == 0 {
-            std::thread::yield_now();
-        }
+        let took = begun.elapsed();
         state = lock();
-        state.has_closed(user, number);
+        state.has_closed(user, number, took);
+        if count % CLOSES_PER_TURN == 0 && !state.queues.is_empty() {
+            drop(state);
+            std::thread::yield_now();
+            state = lock();
+        }
     }
     state
 }
@@ -466,20 +483,22 @@ fn close_for_ever() {
 }
 
 /// Waits until all who close are kept waiting, and then starts another, or tries to: what keeps
-/// it from that may be over soon.
+/// it from that may be over soon. They are when what is next was not begun for a while; more of
+/// them than that takes would only take turns with the loop, and have it wait for their lock.
 fn stand_by() {
     loop {
         let mut state = lock();
         while !state.is_alert {
             state = ALERT.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let closed = state.closed;
+        let due = state.due();
         drop(state);
         std::thread::sleep(CLOSE_SLOW);
         let mut state = lock();
-        let is_needed = state.needs_another(closed);
+        let still_due = state.due();
+        let is_needed = still_due.is_some() && still_due == due;
         // Nobody else may say so again.
-        state.is_alert = state.is_due() && !is_needed;
+        state.is_alert = still_due.is_some() && !is_needed;
         drop(state);
         if is_needed && start_closer(close_for_ever).is_err() {
             lock().is_alert = true;

@@ -473,7 +473,7 @@ impl<F> Connection<F> {
                 Vec::new()
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
-            Request::List if self.lacks_bytes(store.id_bytes() + store.len(), ledger) => {
+            Request::List if self.lacks_bytes(store.id_bytes(now) + store.count(now), ledger) => {
                 self.fall_short_of_bytes()
             }
             Request::List => {
@@ -482,7 +482,7 @@ impl<F> Connection<F> {
                 Vec::new()
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
-            Request::Getdump if self.lacks_bytes(store.len() * size_of::<usize>(), ledger) => {
+            Request::Getdump if self.lacks_bytes(store.count(now) * size_of::<usize>(), ledger) => {
                 self.fall_short_of_bytes()
             }
             Request::Getdump => {
@@ -531,7 +531,7 @@ impl<F> Connection<F> {
     fn begin_set(
         &mut self,
         count: u32,
-        store: &Store<F>,
+        store: &mut Store<F>,
         ledger: &Ledger,
         now: Timestamp,
     ) -> Vec<Change<F>> {
@@ -539,7 +539,8 @@ impl<F> Connection<F> {
         if !store.could_hold(announced) {
             return self.fall_short(Short::Full { capacity: store.capacity() });
         }
-        let unused = store.capacity() - store.count(now);
+        store.make_places(announced, now);
+        let unused = store.capacity() - store.len();
         if ledger.room_beside(&self.claimant(), Resource::Arriving, unused) < announced {
             return self.fall_short(Short::Arriving);
         }

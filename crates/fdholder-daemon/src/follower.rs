@@ -146,7 +146,9 @@ impl Follower {
     ///
     /// [`FollowError`].
     pub fn begin(socket: OwnedFd, capacity: usize) -> Result<Self, FollowError> {
-        closing::begin().map_err(FollowError::System)?;
+        // Who goes on where another was lost must not fail for that; until it serves, it closes by
+        // itself then.
+        let _ = closing::begin();
         let capacity_told = u32::try_from(capacity).unwrap_or(u32::MAX);
         let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
         let mut bytes = ask(Extension::Hello(VERSION)).into_parts().0;

@@ -26,7 +26,8 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Tells the store the time, and releases so much of what has expired.
+    /// Tells the store the time, and releases so much of what has expired, besides what was in the
+    /// way.
     pub fn expire(&mut self, now: Timestamp, most: usize) {
         let expired = self.store.expire(now, most);
         if !expired.is_empty() {

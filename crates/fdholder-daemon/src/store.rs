@@ -5,7 +5,7 @@
 
 mod expiry;
 
-use self::expiry::has_expired;
+use self::expiry::{has_expired, Need};
 use crate::notify::service_of;
 use crate::shares::{Allowance, Claimant};
 use fdholder::extension::{OnConflict, Taken};
@@ -62,6 +62,7 @@ pub enum Change<F> {
     /// A set is now held, each entry in the place of what its identifier had.
     HeldAll {
         /// Where, for [`Store::at`]; several of the set under one identifier have one place.
+        /// Nothing stands where a limit had passed already: that is released, next.
         slots: Vec<u32>,
         /// What gave way, be it of the same set.
         replaced: Vec<Arc<Record<F>>>,
@@ -76,8 +77,8 @@ pub enum Change<F> {
 pub struct Outcome<T, F> {
     /// For the client.
     pub answer: Answer<T>,
-    /// In the order they happened. A refusal changes nothing, but what had expired
-    /// before may have been released.
+    /// In the order they happened. A refusal changes nothing. What had expired and was in the way
+    /// was released before: [`Store::expire`] tells.
     pub changes: Vec<Change<F>>,
 }
 
@@ -119,6 +120,8 @@ pub struct Store<F> {
     expired: u64,
     /// The time that it was told last.
     now: Option<Timestamp>,
+    /// What had expired, and was released as it was in the way, of which nobody was told yet.
+    in_the_way: Vec<Change<F>>,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
     /// Everything goes when its peer does.
@@ -140,6 +143,7 @@ impl<F> Store<F> {
             next_serial: 1,
             expired: 0,
             now: None,
+            in_the_way: Vec::new(),
             touched: BTreeSet::new(),
             is_with_peers: false,
             capacity: capacity.min(crate::limits::FDS_MAX),
@@ -166,17 +170,6 @@ impl<F> Store<F> {
         self.by_owner.get(&uid).copied().unwrap_or_default() as usize
     }
 
-    /// How many more a user may have held.
-    pub fn room_for(&self, owner: impl Into<Owner>) -> usize {
-        let Owner { uid, may_hold } = owner.into();
-        may_hold.room(self.held_by(uid), self.len(), self.capacity)
-    }
-
-    /// Bytes of the identifiers of all that is held.
-    pub fn id_bytes(&self) -> usize {
-        self.id_bytes
-    }
-
     /// Holds what a user gives. ENFILE when the store is full, or the user may not have more
     /// held; EBUSY when the identifier is taken.
     pub fn store(
@@ -197,18 +190,21 @@ impl<F> Store<F> {
         now: Timestamp,
     ) -> Outcome<(), F> {
         let owner = owner.into();
-        let mut changes = self.make_room(1, owner, now);
+        let need = Need::of(1);
         if self.is_overdue(now) {
-            changes.extend(self.clear(self.slot_of(&entry.id), now));
+            self.clear(self.slot_of(&entry.id), now);
+            self.make_room(need, owner, now);
         }
-        let answer = if self.room_for(owner) == 0 {
+        let mut changes = Vec::new();
+        let answer = if !self.has_room(need, owner) {
             Err(Errno::NFILE)
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
             let staged = self.stage(entry, owner.uid, tenure);
             changes.push(Change::Held(Arc::clone(&staged.entry)));
-            self.put(staged);
+            let (slot, _) = self.put(staged);
+            changes.append(&mut self.release_stillborn(std::iter::once(slot), now));
             Ok(())
         };
         Outcome { answer, changes }
@@ -328,10 +324,9 @@ impl<F> Store<F> {
         now: Timestamp,
     ) -> Outcome<Taken, F> {
         let owner = owner.into();
-        let mut changes = self.make_room(set.len(), owner, now);
         if self.is_overdue(now) {
             for staged in &set {
-                changes.extend(self.clear(self.find(staged.hash, &staged.entry.id), now));
+                self.clear(self.find(staged.hash, &staged.entry.id), now);
             }
         }
         let mut kept = Vec::new();
@@ -347,12 +342,17 @@ impl<F> Store<F> {
                 });
             }
             OnConflict::Fail if set.iter().any(is_held) => {
-                return Outcome { answer: Err(Errno::EXIST), changes };
+                return Outcome { answer: Err(Errno::EXIST), changes: Vec::new() };
             }
             OnConflict::Replace | OnConflict::Fail => {}
         }
-        if !(self.has_room_for(&set) && self.may_have(&set, owner)) {
-            return Outcome { answer: Err(Errno::NFILE), changes };
+        let need = Need::of(set.len());
+        if !self.has_room(need, owner) {
+            let need = self.need(&set, owner);
+            self.make_room(need, owner, now);
+            if !self.has_room(need, owner) {
+                return Outcome { answer: Err(Errno::NFILE), changes: Vec::new() };
+            }
         }
         let (put, held_before) = (set.len(), self.len());
         let Self { by_id, slots, hasher, .. } = self;
@@ -364,8 +364,10 @@ impl<F> Store<F> {
             places.push(slot);
             replaced.extend(gave_way);
         }
-        changes.push(Change::HeldAll { slots: places, replaced });
         let added = self.len() - held_before;
+        let mut stillborn = self.release_stillborn(places.iter().copied(), now);
+        let mut changes = vec![Change::HeldAll { slots: places, replaced }];
+        changes.append(&mut stillborn);
         // Each is at most FDS_MAX.
         let taken = Taken { added: added as u32, replaced: (put - added) as u32, kept };
         Outcome { answer: Ok(taken), changes }
@@ -429,24 +431,22 @@ impl<F> Store<F> {
         changes
     }
 
-    /// Whether what is new in a set fits. Seldom does it have to be counted.
-    fn has_room_for(&self, set: &[Staged<F>]) -> bool {
-        let room = self.capacity - self.len();
-        let is_new = |staged: &&Staged<F>| self.find(staged.hash, &staged.entry.id).is_none();
-        let new = || set.iter().filter(is_new).map(|staged| &staged.entry.id);
-        set.len() <= room || new().collect::<HashSet<_>>().len() <= room
-    }
-
-    /// Whether a user may have what is in a set held besides what it has.
-    fn may_have(&self, set: &[Staged<F>], owner: Owner) -> bool {
-        let (used, left) = (self.held_by(owner.uid), self.capacity - self.len());
-        let allows = |gained| owner.may_hold.allows(gained, used, left);
-        let is_gained = |staged: &&Staged<F>| {
-            let slot = self.find(staged.hash, &staged.entry.id);
-            slot.is_none_or(|slot| self.slots[slot as usize].origin.owner != owner.uid)
-        };
-        let gained = || set.iter().filter(is_gained).map(|staged| &staged.entry.id);
-        allows(set.len()) || allows(gained().collect::<HashSet<_>>().len())
+    /// How much room a set needs, as each identifier counts once, and only if it is new to the
+    /// store, or to its owner.
+    fn need(&self, set: &[Staged<F>], owner: Owner) -> Need {
+        let (mut new, mut gained) = (HashSet::new(), HashSet::new());
+        for staged in set {
+            let id = &staged.entry.id;
+            match self.find(staged.hash, id).map(|slot| self.slots[slot as usize].origin.owner) {
+                Some(other) if other == owner.uid => {}
+                Some(_) => drop(gained.insert(id)),
+                None => {
+                    new.insert(id);
+                    gained.insert(id);
+                }
+            }
+        }
+        Need { places: new.len(), owned: gained.len() }
     }
 
     fn hash(&self, id: &Identifier) -> u64 {
@@ -530,6 +530,7 @@ impl<F> Store<F> {
         let found = self.by_id.find_entry(hash, |&slot| self.slots[slot as usize].id == *id);
         let (slot, _) = found.ok()?.remove();
         let entry = self.slots.remove(slot as usize);
+        self.expired += u64::from(self.now.is_some_and(|now| has_expired(&entry, now)));
         self.has_one_less(entry.origin.owner);
         self.id_bytes -= id.as_bytes().len();
         if self.needs_care(&entry) {

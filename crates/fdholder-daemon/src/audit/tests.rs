@@ -193,11 +193,11 @@ fn changes_are_told_of_with_those_whose_they_are() {
     let set = store.setdump(staged.into(), OnConflict::Replace, 7, now).changes;
     let lines = changed(Operation::Setdump, &set, &store, now);
     assert_eq!(lines, [line("b op=setdump"), line("c op=setdump")].concat());
-    // One that expires is its owner's, whoever comes by.
-    let again = store.store(entry("a", Limit::never()), 7, soon).changes;
-    let lines = changed(Operation::Store, &again, &store, soon);
-    let expired = vec!["id=a op=expire result=ok uid=5".to_owned()];
-    assert_eq!(lines, [expired, line("a op=store")].concat());
+    // One that expires is its owner's, whoever has done what.
+    let stillborn = store.store(entry("d", Limit::at(now)), 5, soon).changes;
+    let lines = changed(Operation::Store, &stillborn, &store, soon);
+    let expired = vec!["id=d op=expire result=ok uid=5".to_owned()];
+    assert_eq!(lines, [line("d op=store"), expired].concat());
     let gone = store.delete(&id("b"), soon).changes;
     assert_eq!(changed(Operation::Delete, &gone, &store, soon), line("b op=delete"));
     assert_eq!(changed(Operation::Notify, &gone, &store, soon), line("b op=notify_remove"));

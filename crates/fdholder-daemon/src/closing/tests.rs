@@ -59,30 +59,57 @@ fn who_lingers_keeps_nobody_else_waiting() {
     }
 }
 
+fn push(state: &mut State, user: u32) {
+    state.push(File::open("/dev/null").unwrap().into(), user);
+}
+
 #[test]
-fn another_is_needed_while_nothing_is_closed() {
+fn what_waits_is_due_while_nobody_has_nothing_to_do() {
     let mut state = State::new();
-    let push =
-        |state: &mut State, user| state.push(File::open("/dev/null").unwrap().into(), user);
-    assert!(!state.needs_another(0));
+    assert_eq!(state.due(), None);
     for user in [1, 1, 1, 2] {
         push(&mut state, user);
     }
-    assert!(state.needs_another(0));
+    assert_eq!(state.due(), Some(0));
     state.idle = 1;
-    assert!(!state.needs_another(0), "there is one who has nothing to do");
+    assert_eq!(state.due(), None, "there is one who has nothing to do");
     state.idle = 0;
     let taken: Vec<_> = (0..3).map_while(|_| state.take()).collect();
-    assert!(taken.iter().map(|(user, ..)| *user).eq([1, 2, 1]));
-    assert!(!state.needs_another(0), "user 1 has as many as it may");
+    assert!(taken.iter().map(|(user, ..)| *user).eq([1, 1, 2]));
+    assert_eq!(state.due(), None, "user 1 has as many as it may");
     push(&mut state, 3);
-    assert!(state.needs_another(0));
-    for (user, number, fd) in taken {
+    assert_eq!(state.due(), Some(4));
+}
+
+/// However slowly a user's are closed, and however often it comes: others' come first until they
+/// have taken as long.
+#[test]
+fn who_has_kept_them_busy_is_behind_the_others() {
+    let mut state = State::new();
+    let close = |state: &mut State, took| {
+        let (user, number, fd) = state.take().unwrap();
         drop(fd);
-        state.has_closed(user, number);
+        state.has_closed(user, number, Duration::from_micros(took));
+        user
+    };
+    push(&mut state, 1);
+    push(&mut state, 1);
+    assert_eq!(close(&mut state, 1900), 1);
+    for _ in 0..5 {
+        push(&mut state, 2);
     }
-    assert!(!state.needs_another(0), "they are not all kept waiting");
-    assert!(state.needs_another(3), "or not since");
+    // Who comes has as much as the others that are there: user 1, that is.
+    assert_eq!(close(&mut state, 1900), 1);
+    assert_eq!(close(&mut state, 1), 2);
+    // User 1 has gone, and comes again.
+    push(&mut state, 1);
+    assert!((0..4).all(|_| close(&mut state, 1) == 2));
+    assert_eq!(close(&mut state, 1900), 1);
+    // When nobody waits nothing is remembered.
+    push(&mut state, 2);
+    assert!(state.spent.is_empty());
+    push(&mut state, 1);
+    assert_eq!((close(&mut state, 1), close(&mut state, 1)), (1, 2));
 }
 
 #[test]

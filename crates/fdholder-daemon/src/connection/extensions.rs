@@ -36,7 +36,10 @@ impl<F> Connection<F> {
                 self.refuse(Errno::PERM)
             }
             Extension::Snapshot { .. } | Extension::Inspect
-                if self.lacks_bytes(store.id_bytes() + store.len() * TOLD_PER_ENTRY, ledger) =>
+                if self.lacks_bytes(
+                    store.id_bytes(now) + store.count(now) * TOLD_PER_ENTRY,
+                    ledger,
+                ) =>
             {
                 self.fall_short_of_bytes()
             }

@@ -3,7 +3,7 @@
 use super::awaited::Awaited;
 use super::{Gone, Peer};
 use crate::audit::{Event, Verdict, Who};
-use crate::closing::{self, ClientFd};
+use crate::closing::{self, ClientFd, Closes};
 use crate::connection::{Deed, Step};
 use crate::hold::Hold;
 use crate::limits::{
@@ -188,6 +188,13 @@ impl Peer {
             drop(closing::begun());
             match self.connection.step(&mut hold.store, &hold.ledger, now) {
                 Ok(Step::Did { changes, cost, deed }) => {
+                    let mut closes = Closes::default();
+                    if hold.store.has_cleared_the_way() {
+                        // This is nothing that the client has dropped.
+                        closes = closing::begun();
+                        hold.expire(now, 0);
+                        drop(closing::begun());
+                    }
                     hold.tally.count(deed.operation, deed.refused.is_some());
                     hold.mirrors.record(&changes, &hold.store);
                     let releases = hold.mirrors.released(&changes);
@@ -199,7 +206,8 @@ impl Peer {
                     if self.connection.has_request() && Instant::now() >= until {
                         *budget = 0;
                     }
-                    self.awaited = Awaited::new(closing::begun(), releases);
+                    closes.join(closing::begun());
+                    self.awaited = Awaited::new(closes, releases);
                     if self.awaited.is_none() {
                         self.connection.has_closed(true);
                     }

@@ -107,6 +107,7 @@ impl Server {
         self.hold.expire(now, 0);
         let heeded = heed(service, &message, fds, &by, is_same, &mut self.hold.store, now);
         *work += heeded.work;
+        self.hold.expire(now, 0);
         let Hold { mirrors, auditor, store, .. } = &mut self.hold;
         mirrors.record(&heeded.changes, store);
         auditor.changed(who, Operation::Notify, &heeded.changes, store, now, at);
@@ -158,8 +159,7 @@ impl Server {
         if !by.rights.may_store(&id) {
             return Err(failed(Some(id), Errno::PERM));
         }
-        let Hold { store, mirrors, auditor, .. } = &mut self.hold;
-        let before = store.find_held(&id).and_then(|record| status_file::read(&record.fd));
+        let before = self.said_in(&id, Timestamp::now());
         let before = before.unwrap_or_default();
         let after = Service {
             ready: message.ready.unwrap_or(before.ready),
@@ -170,27 +170,34 @@ impl Server {
         let created = status_file::create(&after);
         let fd = created.map_err(|errno| failed(Some(id.clone()), errno))?;
         let now = Timestamp::now();
+        self.hold.expire(now, 0);
+        let store = &mut self.hold.store;
         let fd = ClientFd::new(fd, by.claimant.uid);
         let entry = Entry { id: id.clone(), limit: Limit::never(), fd };
         let staged = store.stage(entry, by.claimant.uid, Tenure::from(now));
         let outcome = store.setdump(vec![staged], OnConflict::Replace, &by.claimant, now);
+        self.hold.expire(now, 0);
+        let Hold { store, mirrors, auditor, .. } = &mut self.hold;
         mirrors.record(&outcome.changes, store);
         auditor.changed(who, operation, &outcome.changes, store, now, Instant::now());
         outcome.answer.map(|_taken| ()).map_err(|errno| failed(Some(id), errno))
     }
 
+    fn said_in(&self, id: &Identifier, now: Timestamp) -> Option<Service> {
+        let file = self.hold.store.find_held(id).filter(|file| !file.limit.expired(now))?;
+        status_file::read(&file.fd)
+    }
+
     /// What services that have a door say of themselves.
     pub(super) fn services(&self) -> Vec<Service> {
-        let doors = self.wards.all.iter().filter_map(|(_, door)| service_of(&door.id));
-        let mut names: Vec<_> = doors.collect();
+        let now = Timestamp::now();
+        let doors = self.wards.all.iter().filter(|(_, door)| !door.limit.expired(now));
+        let mut names: Vec<_> = doors.filter_map(|(_, door)| service_of(&door.id)).collect();
         names.sort_unstable();
         names.truncate(SERVICES_TOLD_MAX);
-        let said = |name: &[u8]| {
-            let file = self.hold.store.find_held(&status_id(name)?)?;
-            status_file::read(&file.fd)
-        };
         let service = |name: &[u8]| {
-            let said = said(name).unwrap_or_default();
+            let said = status_id(name).and_then(|id| self.said_in(&id, now));
+            let said = said.unwrap_or_default();
             Service { name: name.escape_ascii().to_string(), ..said }
         };
         names.into_iter().map(service).collect()

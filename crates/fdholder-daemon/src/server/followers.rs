@@ -14,7 +14,7 @@ use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::{self, Heard};
 use fdholder::transport::{self, Wait};
-use fdholder::{strerror, Errno};
+use fdholder::{strerror, Errno, Timestamp};
 use rustix::event::epoll;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -105,6 +105,8 @@ impl Server {
         if takes_over || self.links.len() >= FOLLOWERS_MAX {
             return Err(Errno::BUSY);
         }
+        // It need not have room for what goes anyway.
+        self.hold.expire(Timestamp::now(), usize::MAX);
         let held = self.hold.store.len();
         if (capacity as usize) < held {
             return Err(Errno::NFILE);

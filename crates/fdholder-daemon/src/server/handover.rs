@@ -6,7 +6,7 @@ use super::Server;
 use crate::exchange::{Broken, Exchange};
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::peer::Gone;
-use fdholder::Errno;
+use fdholder::{Errno, Timestamp};
 use std::time::Instant;
 use tracing::warn;
 
@@ -45,6 +45,8 @@ impl Server {
         self.leave_standby();
         self.leave_successor();
         self.cut_off_busy_clients();
+        // Whoever is next does not know how late it was here, if the clock was set back.
+        self.hold.expire(Timestamp::now(), usize::MAX);
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
             return Err(Broken::Gone);
         };

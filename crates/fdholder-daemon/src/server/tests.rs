@@ -224,10 +224,11 @@ fn who_has_waited_for_closes_is_served_in_turn() {
 fn what_expires_at_once_is_released_in_many_turns() {
     let (_folder, mut server) = server();
     let now = Timestamp::now();
+    let before = Timestamp::new(now.label() - 1, 0).unwrap();
     for number in 0..=2 * EXPIRED_PER_TURN {
         let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
         let entry = Entry { id: id(number), limit: Limit::at(now), fd };
-        server.hold.store.store(entry, 1, now).answer.unwrap();
+        server.hold.store.store(entry, 1, before).answer.unwrap();
     }
     for left in [EXPIRED_PER_TURN + 1, 1, 0] {
         // The timer rings at once for what is left.
@@ -237,6 +238,24 @@ fn what_expires_at_once_is_released_in_many_turns() {
         server.take_turn(&events);
         assert_eq!(server.held(), left);
     }
+}
+
+/// What had expired and was in the way is nothing that the client has dropped.
+#[test]
+fn nobody_waits_until_what_has_expired_is_closed() {
+    let (_folder, mut server) = server_with(Options { fds_max: 1, ..Options::default() });
+    let now = Timestamp::now();
+    let before = Timestamp::new(now.label() - 1, 0).unwrap();
+    let (ours, _theirs) = lingering();
+    let fd = ClientFd::new(ours, 7_000_000);
+    let entry = Entry { id: id(1), limit: Limit::at(now), fd };
+    server.hold.store.store(entry, 1, before).answer.unwrap();
+    let client = connect(&mut server);
+    store(&client.1, 2, &client.1);
+    server.serve(client.0, Instant::now());
+    assert_eq!(answered(&[client]), 1);
+    assert_eq!(server.held(), 1);
+    assert!(server.hold.store.find_held(&id(2)).is_some());
 }
 
 #[test]

@@ -122,6 +122,10 @@ impl Server {
     /// or of the next in its place: either is harmless.
     pub(super) fn hear_ward(&mut self, key: usize) {
         let Some(record) = self.wards.all.get(key).map(Arc::clone) else { return };
+        // It goes, by and by.
+        if record.limit.expired(Timestamp::now()) {
+            return;
+        }
         let Some(service) = service_of(&record.id) else { return self.peer_has_gone(&record) };
         if !self.may_read_doors() {
             return self.rest(key, &record);

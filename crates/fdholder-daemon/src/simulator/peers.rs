@@ -136,6 +136,8 @@ impl Server {
                     if changes.iter().any(is_large) {
                         self.mid_set = turn.step + 50;
                     }
+                    let cleared = self.store.expire(turn.now, 0);
+                    self.mirrors.record(&cleared, &self.store);
                     self.mirrors.record(&changes, &self.store);
                     peer.awaited = self.mirrors.released(&changes);
                     if peer.awaited.is_empty() {

@@ -3,6 +3,22 @@
 
 use super::{Change, Owner, Record, Store};
 use fdholder::Timestamp;
+use std::collections::BTreeSet;
+
+/// How much room is needed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need {
+    /// Places.
+    pub places: usize,
+    /// How many more are its owner's.
+    pub owned: usize,
+}
+
+impl Need {
+    pub fn of(count: usize) -> Self {
+        Self { places: count, owned: count }
+    }
+}
 
 impl<F> Store<F> {
     /// When the next descriptor expires. In the past: some have that are not released yet.
@@ -10,14 +26,24 @@ impl<F> Store<F> {
         self.by_limit.first().map(|(limit, _)| *limit)
     }
 
-    /// Releases what has expired, the first first, at most so many. Those that are left nobody
-    /// sees, nor are they in anybody's way. To be told whenever the store is asked something at
-    /// another time than before: if the clock was set back, all that had expired by then goes, as
-    /// it must not come back.
+    /// Releases what has expired, the first first, at most so many, and tells of what was released
+    /// since it was in the way. Those that are left nobody sees, nor are they in anybody's way. To
+    /// be told whenever the store is asked something at another time than before: if the clock was
+    /// set back, all that had expired by then goes, as it must not come back.
     pub fn expire(&mut self, now: Timestamp, most: usize) -> Vec<Change<F>> {
         let before = self.now.replace(now).filter(|&before| now < before);
         let (until, most) = before.map_or((now, most), |before| (before, usize::MAX));
-        (0..most).map_while(|_| self.expire_first(until)).collect()
+        for _ in 0..most {
+            let Some(slot) = self.first_overdue(until) else { break };
+            self.let_expire(slot);
+        }
+        std::mem::take(&mut self.in_the_way)
+    }
+
+    /// Whether something was released as it was in the way, of which [`expire`](Self::expire) is to
+    /// tell before what came in its place is told of.
+    pub fn has_cleared_the_way(&self) -> bool {
+        !self.in_the_way.is_empty()
     }
 
     /// How many have expired here and were released, ever.
@@ -27,29 +53,70 @@ impl<F> Store<F> {
 
     /// How many descriptors are held, but for those that have expired.
     pub fn count(&self, now: Timestamp) -> usize {
-        let has_expired = |(limit, _): &&(Timestamp, u32)| *limit <= now;
-        self.len() - self.by_limit.iter().take_while(has_expired).count()
+        self.len() - self.overdue(now).count()
     }
 
-    /// Releases what has expired while a user has no room for so many more.
-    pub(super) fn make_room(
-        &mut self,
-        count: usize,
-        owner: Owner,
-        now: Timestamp,
-    ) -> Vec<Change<F>> {
-        let mut changes = Vec::new();
-        while self.room_for(owner) < count {
-            let Some(change) = self.expire_first(now) else { break };
-            changes.push(change);
+    /// Bytes of the identifiers of those.
+    pub fn id_bytes(&self, now: Timestamp) -> usize {
+        let id_len = |slot| self.slots[slot as usize].id.as_bytes().len();
+        self.id_bytes - self.overdue(now).map(id_len).sum::<usize>()
+    }
+
+    /// Releases what has expired while there are not as many places, if that helps.
+    pub fn make_places(&mut self, count: usize, now: Timestamp) {
+        while self.capacity - self.len() < count {
+            let Some(slot) = self.first_overdue(now) else { break };
+            self.let_expire(slot);
         }
-        changes
+    }
+
+    /// Releases what has expired until there is room for a user, its own first, if there is then.
+    pub(super) fn make_room(&mut self, need: Need, owner: Owner, now: Timestamp) {
+        if self.has_room(need, owner) || !self.is_overdue(now) {
+            return;
+        }
+        let is_own = |slot: &u32| self.slots[*slot as usize].origin.owner == owner.uid;
+        let (own, others): (Vec<_>, Vec<_>) = self.overdue(now).partition(is_own);
+        let used = self.held_by(owner.uid) - own.len();
+        let left = self.capacity - self.len() + own.len() + others.len();
+        if need.places > left || !owner.may_hold.allows(need.owned, used, left) {
+            return;
+        }
+        for slot in own.into_iter().chain(others) {
+            if self.has_room(need, owner) {
+                break;
+            }
+            self.let_expire(slot);
+        }
+    }
+
+    pub(super) fn has_room(&self, need: Need, owner: Owner) -> bool {
+        let left = self.capacity - self.len();
+        let used = self.held_by(owner.uid);
+        need.places <= left && owner.may_hold.allows(need.owned, used, left)
     }
 
     /// Releases what has expired and stands where something is to be held.
-    pub(super) fn clear(&mut self, slot: Option<u32>, now: Timestamp) -> Option<Change<F>> {
-        let slot = slot.filter(|&slot| has_expired(&self.slots[slot as usize], now))?;
-        self.expire_at(slot)
+    pub(super) fn clear(&mut self, slot: Option<u32>, now: Timestamp) {
+        if let Some(slot) = slot.filter(|&slot| has_expired(&self.slots[slot as usize], now)) {
+            self.let_expire(slot);
+        }
+    }
+
+    /// Releases those of a user's own that were given with a limit that had passed: what has
+    /// expired by and by stands before them in the queue, and is released first.
+    pub(super) fn release_stillborn(
+        &mut self,
+        slots: impl Iterator<Item = u32>,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        if !self.is_overdue(now) {
+            return Vec::new();
+        }
+        let is_stillborn = |slot: &u32| has_expired(&self.slots[*slot as usize], now);
+        // Several of a set may have had one place.
+        let slots: BTreeSet<_> = slots.filter(is_stillborn).collect();
+        slots.into_iter().filter_map(|slot| self.expire_at(slot)).collect()
     }
 
     /// Whether there is anything that has expired.
@@ -57,14 +124,21 @@ impl<F> Store<F> {
         self.next_expiry().is_some_and(|limit| limit <= now)
     }
 
-    fn expire_first(&mut self, now: Timestamp) -> Option<Change<F>> {
-        let (_, slot) = *self.by_limit.first().filter(|(limit, _)| *limit <= now)?;
-        self.expire_at(slot)
+    fn overdue(&self, now: Timestamp) -> impl Iterator<Item = u32> + '_ {
+        self.by_limit.iter().take_while(move |(limit, _)| *limit <= now).map(|(_, slot)| *slot)
+    }
+
+    fn first_overdue(&self, now: Timestamp) -> Option<u32> {
+        self.overdue(now).next()
+    }
+
+    fn let_expire(&mut self, slot: u32) {
+        let change = self.expire_at(slot);
+        self.in_the_way.extend(change);
     }
 
     fn expire_at(&mut self, slot: u32) -> Option<Change<F>> {
         let record = self.slots[slot as usize].clone();
-        self.expired += 1;
         self.remove(&record.id).map(Change::Released)
     }
 }

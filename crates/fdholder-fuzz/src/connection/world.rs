@@ -131,6 +131,8 @@ impl World {
                 let Ok(Some(parsed)) = client.next_request() else {
                     panic!("it has done what was not asked");
                 };
+                let cleared = self.store.expire(self.now, 0);
+                self.record(&cleared);
                 self.record(&changes);
                 let due = self.due(who, parsed, &changes);
                 assert_eq!(deed.refused.is_some(), due.iter().any(Due::is_refusal), "{due:?}");

@@ -1,16 +1,18 @@
 //! One client, without its socket: bytes and descriptors in, replies out.
 
 mod extensions;
+mod sets;
 #[cfg(test)]
 mod tests;
 
+use self::sets::Set;
 use crate::access::Rights;
 use crate::audit;
 use crate::delivery::{Delivery, Held};
 use crate::limits::{MEMORY_PER_FD, WORK_PER_REQUEST};
 use crate::outbox::Outbox;
 use crate::shares::{Amounts, Claimant, Ledger, Quotas, Resource, Short};
-use crate::store::{Change, Outcome, Record, Staged, Store};
+use crate::store::{Change, Outcome, Record, Store};
 use crate::tally::Operation;
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
@@ -18,7 +20,7 @@ use fdholder::limits::{MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
 use fdholder::link::HandedClient;
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
-use fdholder::{Entry, Errno, Identifier, Malformed, Request, Status, Tenure, Timestamp};
+use fdholder::{Entry, Errno, Identifier, Malformed, Request, Status, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -81,14 +83,6 @@ enum Upgrading {
     Asked,
     /// It waits.
     Waits,
-}
-
-/// A set that is being given, until its last message commits it. Dropped, it is gone
-/// without a trace.
-#[derive(Debug)]
-struct Set<F> {
-    entries: Vec<Staged<F>>,
-    announced: usize,
 }
 
 /// A delivery of a client's. While there is one nothing else is done for it.
@@ -526,55 +520,6 @@ impl<F> Connection<F> {
             let full = Short::Full { capacity: store.capacity() };
             self.short = Some(if is_full { full } else { Short::Fds(who.may_hold()) });
         }
-    }
-
-    fn begin_set(
-        &mut self,
-        count: u32,
-        store: &mut Store<F>,
-        ledger: &Ledger,
-        now: Timestamp,
-    ) -> Vec<Change<F>> {
-        let announced = count as usize;
-        if !store.could_hold(announced) {
-            return self.fall_short(Short::Full { capacity: store.capacity() });
-        }
-        store.make_places(announced, now);
-        let unused = store.capacity() - store.len();
-        if ledger.room_beside(&self.claimant(), Resource::Arriving, unused) < announced {
-            return self.fall_short(Short::Arriving);
-        }
-        if announced > 0 {
-            // Not more than the store can hold, and memory is taken as it is filled.
-            self.set = Some(Set { entries: Vec::with_capacity(announced), announced });
-        }
-        self.outbox.push(reply::setdump_head(count));
-        Vec::new()
-    }
-
-    fn add_to_set(
-        &mut self,
-        entries: Vec<Entry<F>>,
-        store: &mut Store<F>,
-        now: Timestamp,
-    ) -> Result<Vec<Change<F>>, Malformed> {
-        let mut set = self.set.take().ok_or(Malformed::UNANNOUNCED_SET)?;
-        let (owner, tenure) = (self.standing.uid, Tenure::from(now));
-        set.entries.extend(entries.into_iter().map(|entry| store.stage(entry, owner, tenure)));
-        if set.entries.len() > set.announced {
-            return Err(Malformed::SET_TOO_LONG);
-        }
-        if set.entries.len() < set.announced {
-            self.set = Some(set);
-            self.outbox.push(reply::status(Err(Errno::AGAIN)));
-            return Ok(Vec::new());
-        }
-        let who = self.claimant();
-        let Outcome { answer, changes } = store.setdump(set.entries, self.on_conflict, &who, now);
-        self.note_enfile(&answer, store, &who);
-        self.outbox.push(reply::status(answer.as_ref().map(|_| ()).map_err(|errno| *errno)));
-        self.taken = answer.ok();
-        Ok(changes)
     }
 }
 

@@ -4,16 +4,17 @@
 //! call returns what it changed, for whoever mirrors or records it.
 
 mod expiry;
+mod sets;
 
 use self::expiry::{has_expired, Need};
+pub use self::sets::Staged;
 use crate::notify::service_of;
 use crate::shares::{Allowance, Claimant};
-use fdholder::extension::{OnConflict, Taken};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
 use hashbrown::hash_table::{Entry as TableEntry, HashTable};
 use slab::Slab;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -80,14 +81,6 @@ pub struct Outcome<T, F> {
     /// In the order they happened. A refusal changes nothing. What had expired and was in the way
     /// was released before: [`Store::expire`] tells.
     pub changes: Vec<Change<F>>,
-}
-
-/// An entry of a set that is put aside until the set is whole. What its place in the store
-/// needs is looked up while it is at hand, so that taking a set takes no longer than it must.
-#[derive(Debug)]
-pub struct Staged<F> {
-    hash: u64,
-    entry: Arc<Record<F>>,
 }
 
 /// The descriptors held.
@@ -300,79 +293,6 @@ impl<F> Store<F> {
         self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect()
     }
 
-    /// Whether a set of `count` could ever be held; what is known before it is.
-    pub fn could_hold(&self, count: usize) -> bool {
-        count <= self.capacity
-    }
-
-    /// Prepares an entry of a set for [`setdump`](Self::setdump).
-    pub fn stage(&mut self, entry: Entry<F>, owner: u32, tenure: Tenure) -> Staged<F> {
-        let origin = Origin { owner, tenure, serial: self.next_serial };
-        self.next_serial += 1;
-        Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, origin }) }
-    }
-
-    /// Adds a user's set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
-    /// when it has identifiers that are held and is to fail on those. Only new identifiers
-    /// count against the capacity, and of several entries of the set under one of those
-    /// the last stays; an earlier one counts as replaced.
-    pub fn setdump(
-        &mut self,
-        mut set: Vec<Staged<F>>,
-        on_conflict: OnConflict,
-        owner: impl Into<Owner>,
-        now: Timestamp,
-    ) -> Outcome<Taken, F> {
-        let owner = owner.into();
-        if self.is_overdue(now) {
-            for staged in &set {
-                self.clear(self.find(staged.hash, &staged.entry.id), now);
-            }
-        }
-        let mut kept = Vec::new();
-        let is_held = |staged: &Staged<F>| self.find(staged.hash, &staged.entry.id).is_some();
-        match on_conflict {
-            OnConflict::Keep => {
-                let mut positions = 0..;
-                set.retain(|staged| {
-                    let position = positions.next();
-                    let held = is_held(staged);
-                    kept.extend(position.filter(|_| held));
-                    !held
-                });
-            }
-            OnConflict::Fail if set.iter().any(is_held) => {
-                return Outcome { answer: Err(Errno::EXIST), changes: Vec::new() };
-            }
-            OnConflict::Replace | OnConflict::Fail => {}
-        }
-        let need = Need::of(set.len());
-        if !self.has_room(need, owner) {
-            let need = self.need(&set, owner);
-            self.make_room(need, owner, now);
-            if !self.has_room(need, owner) {
-                return Outcome { answer: Err(Errno::NFILE), changes: Vec::new() };
-            }
-        }
-        let (put, held_before) = (set.len(), self.len());
-        let Self { by_id, slots, hasher, .. } = self;
-        by_id.reserve(set.len(), |&slot| hasher.hash_one(&slots[slot as usize].id));
-        slots.reserve(set.len());
-        let (mut places, mut replaced) = (Vec::with_capacity(set.len()), Vec::new());
-        for staged in set {
-            let (slot, gave_way) = self.put(staged);
-            places.push(slot);
-            replaced.extend(gave_way);
-        }
-        let added = self.len() - held_before;
-        let mut stillborn = self.release_stillborn(places.iter().copied(), now);
-        let mut changes = vec![Change::HeldAll { slots: places, replaced }];
-        changes.append(&mut stillborn);
-        // Each is at most FDS_MAX.
-        let taken = Taken { added: added as u32, replaced: (put - added) as u32, kept };
-        Outcome { answer: Ok(taken), changes }
-    }
-
     /// Holds what a primary holds, in the place of what its identifier had; whether it has
     /// expired is for the primary to say.
     ///
@@ -429,24 +349,6 @@ impl<F> Store<F> {
             }
         }
         changes
-    }
-
-    /// How much room a set needs, as each identifier counts once, and only if it is new to the
-    /// store, or to its owner.
-    fn need(&self, set: &[Staged<F>], owner: Owner) -> Need {
-        let (mut new, mut gained) = (HashSet::new(), HashSet::new());
-        for staged in set {
-            let id = &staged.entry.id;
-            match self.find(staged.hash, id).map(|slot| self.slots[slot as usize].origin.owner) {
-                Some(other) if other == owner.uid => {}
-                Some(_) => drop(gained.insert(id)),
-                None => {
-                    new.insert(id);
-                    gained.insert(id);
-                }
-            }
-        }
-        Need { places: new.len(), owned: gained.len() }
     }
 
     fn hash(&self, id: &Identifier) -> u64 {

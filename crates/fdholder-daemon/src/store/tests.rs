@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::shares::Quotas;
+use fdholder::extension::{OnConflict, Taken};
 use fdholder::{Limit, Tenure};
 use proptest::prelude::*;
 use std::collections::BTreeMap;

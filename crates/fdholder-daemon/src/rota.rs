@@ -127,6 +127,12 @@ mod tests {
         for (token, turn) in turns.iter_mut().enumerate() {
             rota.put_off(7 + (token as u32 % 2), token, turn, now + BIT * (token as u32));
         }
+        // Whoever was to be tried again later has a place now.
+        let mut later = None;
+        rota.set(9, 4, &mut later, Some(now + 9 * BIT));
+        rota.put_off(9, 4, &mut later, now);
+        assert_eq!((rota.first_of(9, now), later), (Some(4), Some(now)));
+        rota.set(9, 4, &mut later, None);
         // Whoever is put off again does not lose its place.
         rota.put_off(7, 0, &mut turns[0], now + 9 * BIT);
         assert_eq!(rota.next(), Some(now));

@@ -292,16 +292,23 @@ impl Peer {
     }
 
     /// Whether it may be sent so many descriptors more before it reads. Whoever has read
-    /// everything may be sent one message, whatever the limit.
+    /// everything may be sent one message, whatever the limit. Who has not leaves one for each of
+    /// its user's other connections: that may wait for those before it reads this one.
     fn may_leave_unread(&mut self, count: usize, ledger: &mut Ledger) -> bool {
         self.recharge(ledger);
         let who = self.claimant();
-        if ledger.room(&who, Resource::Unread) >= count {
+        let fits = |peer: &Self, ledger: &Ledger| {
+            let has_some = peer.unread_fds > 0;
+            let connections = || ledger.used(who.uid, Resource::Connections);
+            let left_to_others = if has_some { connections().saturating_sub(1) } else { 0 };
+            ledger.room(&who, Resource::Unread) >= count + left_to_others
+        };
+        if fits(self, ledger) {
             return true;
         }
         self.look_at_unread();
         self.recharge(ledger);
-        ledger.room(&who, Resource::Unread) >= count || ledger.used(who.uid, Resource::Unread) == 0
+        fits(self, ledger) || ledger.used(who.uid, Resource::Unread) == 0
     }
 
     fn update_interest(&mut self, on_edge: bool) {

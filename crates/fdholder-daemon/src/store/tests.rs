@@ -412,6 +412,25 @@ fn places_are_made_by_what_has_expired_alone() {
     assert_eq!(store.expire(at(6), 0).len(), 2, "it is told of");
 }
 
+/// Others' count, too; and none goes when all of them are not enough.
+#[test]
+fn room_is_made_if_that_is_enough() {
+    let mut store = Store::new(3);
+    for (number, secs) in [(0, 0), (1, 5), (2, 5)] {
+        let entry = Entry { id: id(number), limit: limit(secs), fd: 1 };
+        store.store(entry, 8, at(1)).answer.unwrap();
+    }
+    let mut set = |numbers: &[u8]| {
+        let entry = |number: u8| Entry { id: id(number), limit: limit(0), fd: 2 };
+        let stage = |number: &u8| store.stage(entry(*number), 7, Tenure::from_bits(0));
+        let set = numbers.iter().map(stage).collect();
+        let answer = store.setdump(set, OnConflict::Replace, 7, at(6)).answer.map(drop);
+        (answer, store.has_cleared_the_way(), store.len())
+    };
+    assert_eq!(set(&[3, 4, 5]), (Err(Errno::NFILE), false, 3));
+    assert_eq!(set(&[3, 4]), (Ok(()), true, 3));
+}
+
 /// It stands before nothing that has expired by and by, and so keeps nobody waiting.
 #[test]
 fn what_has_expired_when_it_is_given_goes_at_once() {
@@ -433,7 +452,7 @@ fn what_has_expired_does_not_come_back() {
     for number in 0..3 {
         hold(&mut store, number, 5 + 3 * number, number.into()).unwrap();
     }
-    assert_eq!(store.expire(at(9), 0).len(), 0);
+    assert_eq!([store.expire(at(9), 0).len(), store.expire(at(9), 0).len()], [0, 0]);
     let hidden = store.lend(&id(1), at(9)).err();
     assert_eq!(hidden, Some(Errno::NOENT));
     assert_eq!(store.expire(at(2), 0).len(), 2, "all at once, before anybody asks");

@@ -230,7 +230,10 @@ impl Peer {
     /// Tells the ledger what it has.
     pub fn recharge(&mut self, ledger: &mut Ledger) {
         let now = self.connection.charges();
-        let now = now.with(Resource::Connections, 1).with(Resource::Unread, self.unread_fds);
+        let now = now
+            .with(Resource::Connections, 1)
+            .with(Resource::Unread, self.unread_fds)
+            .with(Resource::Behind, usize::from(self.unread_fds > 0));
         ledger.recharge(self.who.user.uid, &mut self.charged, now);
     }
 

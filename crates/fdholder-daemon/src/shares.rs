@@ -54,12 +54,14 @@ pub enum Resource {
     Bytes,
     /// Descriptors that were sent and not taken yet.
     Unread,
+    /// Connections with any of those: only counted.
+    Behind,
     /// Descriptors lent until it is known whether they were taken.
     Loans,
 }
 
 /// How many kinds there are.
-const COUNT: usize = 5;
+const COUNT: usize = 6;
 
 /// So much of each [`Resource`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -145,7 +147,7 @@ impl Claimant {
             Resource::Connections => self.quotas.connections,
             Resource::Bytes => self.quotas.bytes,
             Resource::Unread => self.quotas.unread,
-            Resource::Arriving | Resource::Loans => None,
+            Resource::Arriving | Resource::Behind | Resource::Loans => None,
         })
     }
 

@@ -293,14 +293,16 @@ impl Peer {
 
     /// Whether it may be sent so many descriptors more before it reads. Whoever has read
     /// everything may be sent one message, whatever the limit. Who has not leaves one for each of
-    /// its user's other connections: that may wait for those before it reads this one.
+    /// its user's connections that have: that may wait for those before it reads this one.
     fn may_leave_unread(&mut self, count: usize, ledger: &mut Ledger) -> bool {
         self.recharge(ledger);
         let who = self.claimant();
         let fits = |peer: &Self, ledger: &Ledger| {
-            let has_some = peer.unread_fds > 0;
-            let connections = || ledger.used(who.uid, Resource::Connections);
-            let left_to_others = if has_some { connections().saturating_sub(1) } else { 0 };
+            let count_of = |resource| ledger.used(who.uid, resource);
+            let left_to_others = match peer.unread_fds {
+                0 => 0,
+                _ => count_of(Resource::Connections).saturating_sub(count_of(Resource::Behind)),
+            };
             ledger.room(&who, Resource::Unread) >= count + left_to_others
         };
         if fits(self, ledger) {

@@ -3,11 +3,13 @@
 use super::*;
 use crate::closing::tests::lingering;
 use crate::shares::{Amounts, Resource};
+use fdholder::extension::{Extension, VERSION};
 use fdholder::request::Request;
 use fdholder::transport::{self, Wait};
 use fdholder::{Entry, Identifier, Limit};
 use rustix::buffer::spare_capacity;
 use rustix::event::{poll, PollFd, PollFlags};
+use rustix::io::ioctl_fionread;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -238,6 +240,35 @@ fn what_expires_at_once_is_released_in_many_turns() {
         server.take_turn(&events);
         assert_eq!(server.held(), left);
     }
+}
+
+/// A user may wait for the answer on any of its connections before it reads the others.
+#[test]
+fn one_connection_leaves_room_for_the_others_of_its_user() {
+    let (_folder, mut server) = server();
+    let plenty = [Resource::Connections, Resource::Arriving, Resource::Bytes, Resource::Loans];
+    let plenty = plenty.iter().fold(Amounts::default(), |all, kind| all.with(*kind, 1 << 20));
+    server.hold.ledger.resize(plenty.with(Resource::Unread, 5));
+    let clients = [(); 3].map(|()| connect(&mut server));
+    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
+    let entry = Entry { id: id(1), limit: Limit::never(), fd };
+    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+    for (token, client) in &clients {
+        // Who has not said hello is sent one at a time anyway.
+        say(client, Request::Extension(Extension::Hello(VERSION)));
+        server.serve(*token, Instant::now());
+        transport::receive(client, &mut [0; 64], Wait::No).unwrap();
+    }
+    let mut come = [0; 3];
+    for ((token, client), come) in clients.iter().zip(&mut come) {
+        for _ in 0..7 {
+            say(client, Request::Retrieve { id: id(1), delete: false });
+        }
+        server.serve(*token, Instant::now());
+        // Each answer has seven bytes.
+        *come = ioctl_fionread(client).unwrap() / 7;
+    }
+    assert_eq!(come, [3, 1, 1]);
 }
 
 /// What had expired and was in the way is nothing that the client has dropped.

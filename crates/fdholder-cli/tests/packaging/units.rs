@@ -259,10 +259,15 @@ pub fn systemd_socket_activate() {
     let mut activate = Command::new("systemd-socket-activate");
     activate.arg(format!("--listen={}", path.display())).arg(env!("CARGO_BIN_EXE_fdholder"));
     let mut activated = activate.arg("serve").arg(&path).spawn().unwrap();
-    eventually("systemd listens", || path.exists());
+    eventually("there is a socket", || path.exists());
     let inode = fs::metadata(&path).unwrap().ino();
-    // It becomes the holder when somebody connects.
-    let mut client = Client::connect(&path, deadline()).unwrap();
+    // It becomes the holder when somebody connects. Before it listens, all are refused.
+    let mut client = None;
+    eventually("systemd listens", || {
+        client = Client::connect(&path, deadline()).ok();
+        client.is_some()
+    });
+    let mut client = client.unwrap();
     assert!(client.list(deadline()).unwrap().is_empty());
     assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
     let comm = fs::read_to_string(format!("/proc/{}/comm", activated.id())).unwrap();

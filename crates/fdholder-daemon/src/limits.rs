@@ -64,7 +64,8 @@ pub const REPLY_BYTES_PENDING_MAX: usize = 256 * 1024;
 pub const REQUESTS_PER_TURN: usize = 128;
 
 /// How long those users who ask for more than can be done at once are served in one turn of the
-/// loop, all together, each with all its clients; and how long others are accepted. Whoever has
+/// loop, all together, each with all its clients, before those whom it has answered may have the
+/// processor and others are served first; and how long others are accepted. Whoever has
 /// asked for little does not wait for those who ask for much, over however many connections.
 pub const TURN_LEN: Duration = Duration::from_micros(100);
 

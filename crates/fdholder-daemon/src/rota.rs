@@ -102,6 +102,11 @@ impl Rota {
         after.chain(before).filter_map(waits).collect()
     }
 
+    /// This one comes before the others in the next turn, as it was not served for its part.
+    pub fn comes_first(&mut self, uid: u32) {
+        self.next = uid;
+    }
+
     /// The others come before this one again.
     pub fn has_served(&mut self, uid: u32) {
         self.next = uid.wrapping_add(1);
@@ -148,6 +153,8 @@ mod tests {
         assert_eq!(rota.users(later), [7, 8]);
         rota.has_served(u32::MAX);
         assert_eq!(rota.users(later), [7, 8]);
+        rota.comes_first(8);
+        assert_eq!(rota.users(later), [8, 7]);
         for (token, turn) in turns.iter_mut().enumerate() {
             rota.set(7 + (token as u32 % 2), token, turn, None);
         }

@@ -44,27 +44,46 @@ impl Server {
         false
     }
 
-    /// Serves those who were put off, and those to try again.
+    /// Serves those who were put off, and those to try again. Whoever was answered before that may
+    /// wait for the processor that the loop has, and would for milliseconds if the kernel has just
+    /// given it to the loop: a turn of the loop is much shorter than one of the kernel's.
     pub(super) fn serve_whose_turn_it_is(&mut self, now: Instant) {
+        let mut left = TURN_LEN;
         for uid in self.rota.users(now) {
-            while let Some(token) = self.rota.first_of(uid, now) {
-                let Some(left) = self.rota.left(uid) else { break };
-                self.rota.set(uid, token, &mut self.peers[token].turn, None);
-                if !self.pauses(token) {
-                    self.serve_for(token, uid, Instant::now(), left);
-                }
-            }
-            self.rota.has_served(uid);
-            // The others are the first in the next turn.
-            if now.elapsed() >= TURN_LEN {
+            std::thread::yield_now();
+            left = self.serve_put_off(uid, now, left);
+            if left.is_zero() {
                 break;
             }
         }
     }
 
-    fn serve_for(&mut self, token: usize, uid: u32, now: Instant, left: Duration) {
+    /// Serves those of a user who were put off, for no longer than is left of this turn of the
+    /// loop. Returns what is left of it then.
+    pub(super) fn serve_put_off(&mut self, uid: u32, now: Instant, left: Duration) -> Duration {
+        let mut left = left;
+        while let Some(token) = self.rota.first_of(uid, now) {
+            let Some(part) = self.rota.left(uid) else { break };
+            if left.is_zero() {
+                self.rota.comes_first(uid);
+                return left;
+            }
+            self.rota.set(uid, token, &mut self.peers[token].turn, None);
+            if !self.pauses(token) {
+                let took = self.serve_for(token, uid, Instant::now(), part.min(left));
+                left = left.saturating_sub(took);
+            }
+        }
+        self.rota.has_served(uid);
+        left
+    }
+
+    /// Serves a client, and returns how long that took.
+    fn serve_for(&mut self, token: usize, uid: u32, now: Instant, left: Duration) -> Duration {
         self.serve_until(token, now, now + left);
-        self.rota.note(uid, now, now.elapsed());
+        let took = now.elapsed();
+        self.rota.note(uid, now, took);
+        took
     }
 
     /// Does what there is to do for one client. An event may speak of a client that has

@@ -127,8 +127,8 @@ impl Peer {
                 self.carry_out(hold, &mut requests, until);
                 // A set has many messages, whose answers may leave together.
                 reads -= usize::from(has_read);
-                let goes_on = has_read && Instant::now() < until;
-                if !goes_on || self.broken.is_some() || !self.connection.is_mid_set() {
+                let goes_on = has_read && self.broken.is_none() && self.connection.is_mid_set();
+                if !goes_on || Instant::now() >= until {
                     break;
                 }
             }

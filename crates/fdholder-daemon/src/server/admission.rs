@@ -71,7 +71,7 @@ impl Server {
         if flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP) {
             self.lose_listener("it was shut down");
         } else {
-            self.accept(most, Some(Instant::now() + TURN_LEN));
+            self.accept(most, (most > 1).then(|| Instant::now() + TURN_LEN));
         }
     }
 
@@ -127,7 +127,8 @@ impl Server {
         let socket = ClientFd::new(socket, self.user.uid);
         let who = who(&socket)?;
         let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
-        self.admit(Peer::new(Arc::new(socket), who, standing, Instant::now()))
+        let now = Instant::now();
+        self.admit(Peer::new(Arc::new(socket), who, standing, now), now)
     }
 
     /// Whether somebody waits to be let in who may be now.
@@ -168,7 +169,7 @@ impl Server {
             self.turn_away(&socket, who, &claimant);
             return None;
         }
-        self.admit(Peer::new(socket, who, standing, now))
+        self.admit(Peer::new(socket, who, standing, now), now)
     }
 
     /// It has as many connections as it may.
@@ -222,7 +223,7 @@ impl Server {
             Err(LeftOut::Refused) => return,
             Err(LeftOut::NotNow(_)) => return self.handed.push(handed),
         };
-        if let Some(token) = self.admit(Peer::resume(handed, who, standing)) {
+        if let Some(token) = self.admit(Peer::resume(handed, who, standing), Instant::now()) {
             // It may have sent its next request already, or a part of it.
             self.serve(token, Instant::now());
         }
@@ -259,7 +260,7 @@ impl Server {
         self.hold.auditor.note(&Event { who, operation, id: None, verdict }, Instant::now());
     }
 
-    fn admit(&mut self, peer: Peer) -> Option<usize> {
+    fn admit(&mut self, peer: Peer, now: Instant) -> Option<usize> {
         let entry = self.peers.vacant_entry();
         let token = entry.key();
         let data = epoll::EventData::new_u64(token as u64);
@@ -272,7 +273,7 @@ impl Server {
         self.hold.tally.connections += 1;
         let peer = entry.insert(peer);
         peer.recharge(&mut self.hold.ledger);
-        let deadline = self.options.first_timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = self.options.first_timeout.map(|timeout| now + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
         Some(token)
     }

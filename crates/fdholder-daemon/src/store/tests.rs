@@ -392,6 +392,7 @@ fn no_more_is_released_than_is_in_the_way() {
     };
     assert_eq!(set([0, 1], 1), (Ok((0, 2)), 2));
     assert_eq!(set([0, 7], 1), (Err(Errno::NFILE), 2));
+    assert_eq!(set([0, 5], 1), (Err(Errno::NFILE), 2), "what was another's counts");
     assert_eq!(set([4, 7], 2), (Ok((2, 0)), 2));
     store.make_places(4, at(9));
     assert_eq!(store.len(), 6, "there are four");

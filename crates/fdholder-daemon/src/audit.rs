@@ -9,7 +9,7 @@ mod rate;
 mod tests;
 mod throttle;
 
-pub use rate::{Rate, RateLimit};
+pub use rate::RateLimit;
 pub use throttle::{Throttle, Unsaid};
 
 use crate::credentials::Credentials;

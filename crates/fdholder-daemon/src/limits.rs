@@ -1,7 +1,6 @@
 //! Every limit of the daemon on what a client can make grow, with its reason. Those of
 //! the protocol are in `fdholder::limits`.
 
-use crate::audit::Rate;
 use std::time::Duration;
 
 /// Descriptors held at most, by default. s6's default; `-n` changes it.
@@ -223,6 +222,22 @@ pub const RULES_LOOKED_AT_MAX: usize = 20_000;
 /// Users whose rights are remembered. Each is a few hundred bytes and a compiled regular
 /// expression; when more come, all are forgotten and read again.
 pub const RIGHTS_CACHED_MAX: usize = 1024;
+
+/// So many lines at once, and then one after each interval.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate {
+    /// How many at once.
+    pub burst: u32,
+    /// How long until there may be one more.
+    pub interval: Duration,
+}
+
+impl Rate {
+    /// How long it takes until there may be as many again as at first.
+    pub const fn span(self) -> Duration {
+        self.interval.saturating_mul(self.burst)
+    }
+}
 
 /// Lines of the audit that one user can cause: as many at once as a pipe, or the queue of a
 /// datagram socket, has room for while nobody reads; and then what can still be read by people.

@@ -11,9 +11,11 @@
 //! user: storing and removing takes the right to store under that very identifier.
 
 mod message;
+pub(crate) mod names;
 pub(crate) mod status_file;
 
 pub use message::Message;
+pub use names::{fd_name, is_reserved, service_of, status_id};
 
 use crate::access::Rights;
 use crate::audit::Operation;
@@ -22,22 +24,6 @@ use crate::store::{Change, Record, Store};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Limit, Tenure, Timestamp};
 use std::sync::Arc;
-
-/// What the identifier of a door ends in.
-const DOOR: &[u8] = b"/.notify";
-
-/// What that of what a service says of itself ends in.
-const STATUS: &[u8] = b"/.status";
-
-/// The service whose door is held under an identifier, if it is one.
-pub fn service_of(id: &Identifier) -> Option<&[u8]> {
-    id.as_bytes().strip_suffix(DOOR).filter(|name| !name.is_empty())
-}
-
-/// Under which what a service says of itself is held; `None` when its name is too long.
-pub fn status_id(service: &[u8]) -> Option<Identifier> {
-    Identifier::new([service, STATUS].concat()).ok()
-}
 
 /// Who has sent a datagram.
 #[derive(Debug)]
@@ -159,25 +145,6 @@ fn in_service<'a, F>(
 ) -> impl Iterator<Item = &'a Arc<Record<F>>> {
     let is_held = move |record: &&Arc<Record<F>>| !record.limit.expired(now);
     store.iter().filter(is_held).filter(move |record| fd_name(service, &record.id).is_some())
-}
-
-/// Whether something is held for the sake of a service, not by it: a door, or a status.
-pub fn is_reserved(id: &Identifier) -> bool {
-    id.as_bytes().ends_with(DOOR) || id.as_bytes().ends_with(STATUS)
-}
-
-/// The FDNAME of something that is held for a service.
-pub fn fd_name<'a>(service: &[u8], id: &'a Identifier) -> Option<&'a [u8]> {
-    let name = id.as_bytes().strip_prefix(service)?.strip_prefix(b"/")?;
-    if is_reserved(id) {
-        return None;
-    }
-    // The second under one name, and so on, has a number behind a colon.
-    let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-    match name[..name.len() - digits].strip_suffix(b":") {
-        Some(before) if digits > 0 => Some(before),
-        _ => Some(name),
-    }
 }
 
 /// `SERVICE/NAME`, `SERVICE/NAME:2`, and so on.

@@ -8,7 +8,7 @@ mod sets;
 
 use self::expiry::{has_expired, Need};
 pub use self::sets::Staged;
-use crate::notify::service_of;
+use crate::notify::names::service_of;
 use crate::shares::{Allowance, Claimant};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};

@@ -2,25 +2,9 @@
 //!
 //! No library: those that there are read clocks of their own, and remember every user.
 
-use crate::limits::RATED_USERS_MAX;
+use crate::limits::{Rate, RATED_USERS_MAX};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-/// So many lines at once, and then one after each interval.
-#[derive(Debug, Clone, Copy)]
-pub struct Rate {
-    /// How many at once.
-    pub burst: u32,
-    /// How long until there may be one more.
-    pub interval: Duration,
-}
-
-impl Rate {
-    /// How long it takes until there may be as many again as at first.
-    pub const fn span(self) -> Duration {
-        self.interval.saturating_mul(self.burst)
-    }
-}
 
 /// A bucket of permits. It is full again at one moment; how many are in it follows from that.
 #[derive(Debug, Default)]

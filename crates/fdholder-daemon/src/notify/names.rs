@@ -1,0 +1,38 @@
+//! Under which identifiers a service's door, its status, and what it has stored are held.
+
+use fdholder::Identifier;
+
+/// What the identifier of a door ends in.
+const DOOR: &[u8] = b"/.notify";
+
+/// What that of what a service says of itself ends in.
+const STATUS: &[u8] = b"/.status";
+
+/// The service whose door is held under an identifier, if it is one.
+pub fn service_of(id: &Identifier) -> Option<&[u8]> {
+    id.as_bytes().strip_suffix(DOOR).filter(|name| !name.is_empty())
+}
+
+/// Under which what a service says of itself is held; `None` when its name is too long.
+pub fn status_id(service: &[u8]) -> Option<Identifier> {
+    Identifier::new([service, STATUS].concat()).ok()
+}
+
+/// Whether something is held for the sake of a service, not by it: a door, or a status.
+pub fn is_reserved(id: &Identifier) -> bool {
+    id.as_bytes().ends_with(DOOR) || id.as_bytes().ends_with(STATUS)
+}
+
+/// The FDNAME of something that is held for a service.
+pub fn fd_name<'a>(service: &[u8], id: &'a Identifier) -> Option<&'a [u8]> {
+    let name = id.as_bytes().strip_prefix(service)?.strip_prefix(b"/")?;
+    if is_reserved(id) {
+        return None;
+    }
+    // The second under one name, and so on, has a number behind a colon.
+    let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    match name[..name.len() - digits].strip_suffix(b":") {
+        Some(before) if digits > 0 => Some(before),
+        _ => Some(name),
+    }
+}

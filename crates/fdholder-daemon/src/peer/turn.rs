@@ -156,6 +156,9 @@ impl Peer {
                 self.again = Some(Instant::now());
                 break;
             }
+            if self.connection.outbox().is_empty() && !self.connection.has_request() {
+                break;
+            }
         }
         if self.is_borrowing() {
             self.settle(hold)?;
@@ -181,9 +184,9 @@ impl Peer {
     /// What a request changed is dropped here, once it is taken down: descriptors that no
     /// reply carries, nor any message to a follower, close. What comes next waits for that.
     fn carry_out(&mut self, hold: &mut Hold, budget: &mut usize, until: Instant) {
+        let mut now = Timestamp::now();
+        hold.expire(now, 0);
         while *budget > 0 && self.broken.is_none() && self.awaited.is_none() {
-            let now = Timestamp::now();
-            hold.expire(now, 0);
             // What was dropped before is not what this one has dropped.
             drop(closing::begun());
             match self.connection.step(&mut hold.store, &hold.ledger, now) {
@@ -203,13 +206,17 @@ impl Peer {
                     }
                     drop(changes);
                     *budget = budget.saturating_sub(cost);
-                    if self.connection.has_request() && Instant::now() >= until {
-                        *budget = 0;
-                    }
                     closes.join(closing::begun());
                     self.awaited = Awaited::new(closes, releases);
                     if self.awaited.is_none() {
                         self.connection.has_closed(true);
+                    }
+                    if self.connection.has_request() {
+                        if Instant::now() >= until {
+                            *budget = 0;
+                        }
+                        now = Timestamp::now();
+                        hold.expire(now, 0);
                     }
                 }
                 Ok(Step::Wait) => break,

@@ -2,7 +2,8 @@
 //!
 //! In a turn of the loop those come first who have asked for little. Whoever has had more than its
 //! part lately is put into a queue of its user's; these are served one after the other for as long
-//! as a turn lasts, each user's clients in the order in which they came. So who asks for little
+//! as a turn lasts, first whoever has had the least of what is more than its part, and each user's
+//! clients in the order in which they came. So who asks for little
 //! waits for what is just being done, and not for those who ask for much, however many they are and
 //! however many connections they have; and of those none is forgotten.
 
@@ -95,19 +96,17 @@ impl Rota {
         had.lasts_until = (had.lasts_until.max(now) + part).min(now + REMEMBERED);
     }
 
-    /// Users whose clients wait to be served at `now`, who is the next first.
+    /// Users whose clients wait to be served at `now`: first who has had the least of what is more
+    /// than its part, and of several with the same who is the next.
     pub fn users(&self, now: Instant) -> Vec<u32> {
         let waits = |(uid, turns): (&u32, &Deadlines)| turns.passed(now).map(|_| *uid);
         let (before, after) = (self.waiting.range(..self.next), self.waiting.range(self.next..));
-        after.chain(before).filter_map(waits).collect()
+        let mut users: Vec<_> = after.chain(before).filter_map(waits).collect();
+        users.sort_by_key(|uid| self.had.get(uid).map_or(now, |had| had.lasts_until.max(now)));
+        users
     }
 
-    /// This one comes before the others in the next turn, as it was not served for its part.
-    pub fn comes_first(&mut self, uid: u32) {
-        self.next = uid;
-    }
-
-    /// The others come before this one again.
+    /// Of those who have had the same the others come before this one.
     pub fn has_served(&mut self, uid: u32) {
         self.next = uid.wrapping_add(1);
     }
@@ -153,7 +152,14 @@ mod tests {
         assert_eq!(rota.users(later), [7, 8]);
         rota.has_served(u32::MAX);
         assert_eq!(rota.users(later), [7, 8]);
-        rota.comes_first(8);
+        // Whoever has had more is behind, whoever is the next.
+        rota.note(7, later, BIT);
+        assert_eq!(rota.users(later), [8, 7]);
+        rota.note(8, later, 2 * BIT);
+        assert_eq!(rota.users(later), [7, 8]);
+        // That is over some time.
+        rota.has_served(7);
+        let later = later + 2 * REMEMBERED;
         assert_eq!(rota.users(later), [8, 7]);
         for (token, turn) in turns.iter_mut().enumerate() {
             rota.set(7 + (token as u32 % 2), token, turn, None);

@@ -63,14 +63,13 @@ impl Server {
     pub(super) fn serve_put_off(&mut self, uid: u32, now: Instant, left: Duration) -> Duration {
         let mut left = left;
         while let Some(token) = self.rota.first_of(uid, now) {
-            let Some(part) = self.rota.left(uid) else { break };
-            if left.is_zero() {
-                self.rota.comes_first(uid);
-                return left;
+            let part = self.rota.left(uid).unwrap_or_default().min(left);
+            if part.is_zero() {
+                break;
             }
             self.rota.set(uid, token, &mut self.peers[token].turn, None);
             if !self.pauses(token) {
-                let took = self.serve_for(token, uid, Instant::now(), part.min(left));
+                let took = self.serve_for(token, uid, Instant::now(), part);
                 left = left.saturating_sub(took);
             }
         }

@@ -112,22 +112,22 @@ fn who_asks_for_little_is_served_first() {
     assert_eq!(server.held(), clients.len());
 }
 
-/// What a turn has no time for is the first in the next one.
+/// A turn ends behind one who has had all of it, and the others are the first in the next one.
 #[test]
-fn whoever_is_cut_short_comes_first() {
+fn a_turn_is_no_longer_for_many_users() {
     let (_folder, mut server) = server();
-    let mut clients: Vec<_> = (0..3).map(|_| connect_as(&mut server, 1)).collect();
-    clients.push(connect_as(&mut server, 2));
+    let clients: Vec<_> = (1..4).map(|uid| (uid, connect_as(&mut server, uid))).collect();
     let now = Instant::now();
-    server.rota.has_served(1);
-    for ((token, client), uid) in clients.iter().zip([1, 1, 1, 2]) {
+    for (uid, (token, client)) in &clients {
         ask_much(client);
-        server.rota.put_off(uid, *token, &mut server.peers[*token].turn, now);
+        server.rota.put_off(*uid, *token, &mut server.peers[*token].turn, now);
     }
-    assert_eq!(server.serve_put_off(1, now, Duration::ZERO), Duration::ZERO);
-    assert_eq!(server.rota.users(now), [1, 2]);
-    server.serve_put_off(1, now, Duration::from_secs(3600));
-    assert_eq!(server.rota.users(now)[0], 2);
+    assert_eq!(server.serve_put_off(1, now, Duration::from_nanos(1)), Duration::ZERO);
+    assert_eq!(server.rota.users(now)[..2], [2, 3]);
+    assert_eq!(server.serve_put_off(2, now, Duration::ZERO), Duration::ZERO);
+    let answered: Vec<_> =
+        clients.iter().map(|(_, it)| answered(std::slice::from_ref(it))).collect();
+    assert_eq!(answered, [1, 0, 0]);
 }
 
 /// What has come is told in the same order all the time, and the first have always more to do.

@@ -3,9 +3,9 @@
 //! In a turn of the loop those come first who have asked for little. Whoever has had more than its
 //! part lately is put into a queue of its user's; these are served one after the other for as long
 //! as a turn lasts, first whoever has had the least of what is more than its part, and each user's
-//! clients in the order in which they came. So who asks for little
-//! waits for what is just being done, and not for those who ask for much, however many they are and
-//! however many connections they have; and of those none is forgotten.
+//! clients in the order in which they came. So who asks for little waits for what is just being
+//! done, and not for those who ask for much, however many they are and however many connections
+//! they have; and of those none is forgotten.
 
 use crate::deadlines::Deadlines;
 use crate::limits::TURN_LEN;

@@ -6,12 +6,12 @@ mod turn;
 
 use crate::audit::{Operation, Who};
 use crate::bugs::{active, Bug};
-use crate::closing::ClientFd;
+use crate::closing::{self, ClientFd};
 use crate::connection::{Connection, Standing};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
 use crate::hold::Hold;
-use crate::replication::{Mirrors, Ticket};
+use crate::replication::{Mirrors, Releases, Ticket};
 use crate::shares::{Amounts, Claimant, Ledger, Resource};
 use crate::unread::all_is_read;
 use awaited::Awaited;
@@ -346,6 +346,8 @@ impl Peer {
     /// Sends off the delivery that was asked for, if any.
     fn dispatch(&mut self, crew: &Crew) {
         let Some(delivery) = self.connection.take_delivery() else { return };
+        // What was dropped before is not what this drops.
+        drop(closing::begun());
         match crew.dispatch(delivery) {
             Ok(Dispatched::Courier(courier)) => {
                 self.courier = Some(courier);
@@ -353,6 +355,11 @@ impl Peer {
             }
             Ok(Dispatched::Delivered(bytes)) => self.connection.delivery_ended(Ok(bytes)),
             Err(errno) => self.connection.delivery_ended(Err(errno)),
+        }
+        // Where it was to go that is seen to be closed before another way is tried: what was
+        // announced there has its places until then.
+        if self.awaited.is_none() {
+            self.awaited = Awaited::new(closing::begun(), Releases::default());
         }
     }
 

@@ -289,6 +289,37 @@ fn one_connection_leaves_room_for_the_others_of_its_user() {
     assert_eq!(come, [3, 1, 1]);
 }
 
+/// What was announced there has its places until then, and the client may try another way.
+#[test]
+fn a_delivery_is_answered_when_its_destination_is_closed() {
+    let (_folder, mut server) = server();
+    let (token, client) = connect(&mut server);
+    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
+    let entry = Entry { id: id(1), limit: Limit::never(), fd };
+    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+    say(&client, Request::Extension(Extension::Hello(VERSION)));
+    say(&client, Request::Extension(Extension::Snapshot { entries: false }));
+    server.serve(token, Instant::now());
+    transport::receive(&client, &mut [0; 64], Wait::No).unwrap();
+    // To close it closes what is unread there.
+    let ((lingers, other), (to, far)) = (lingering(), UnixStream::pair().unwrap());
+    transport::send(&far, b"x", &[lingers.as_fd()], Wait::No).unwrap();
+    drop(lingers);
+    let run = 0..1;
+    say(&client, Request::Extension(Extension::Deliver { runs: vec![run], to: to.as_fd() }));
+    drop(to);
+    server.serve(token, Instant::now());
+    let clients = [(token, client)];
+    assert_eq!((server.closing.waiting.len(), answered(&clients)), (1, 0));
+    drop(other);
+    while !server.peers[token].closes_have_ended(&server.hold.mirrors) {
+        std::thread::yield_now();
+    }
+    server.closing.some_is_closed = true;
+    server.serve_closed();
+    assert_eq!(answered(&clients), 1);
+}
+
 /// What had expired and was in the way is nothing that the client has dropped.
 #[test]
 fn nobody_waits_until_what_has_expired_is_closed() {

@@ -213,13 +213,7 @@ pub fn threads_that_close_come_when_they_can() {
     let daemon = Daemon::spawn(command, &path);
     let tasks = || fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().count();
     support::eventually("threads that it needs to start have ended", || tasks() == 2);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let _theirs = listener.accept().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut ours, &[0; 4096]).is_ok() {}
-    let hour = Some(std::time::Duration::from_secs(3600));
-    rustix::net::sockopt::set_socket_linger(&ours, hour).unwrap();
+    let (ours, _theirs) = support::lingering();
     let null = File::open("/dev/null").unwrap();
     let mut client = daemon.client();
     client.store(&id("x"), fdholder::Limit::never(), &ours, deadline()).unwrap();

@@ -1,5 +1,5 @@
 use super::*;
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -9,6 +9,9 @@ use std::time::Duration;
 /// A socket whose close takes as long as the linger time, and who keeps it waiting.
 pub(crate) fn lingering() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Far less room than there is to send: what is full now may not be so when all of it has
+    // arrived.
+    set_socket_recv_buffer_size(&listener, 4096).unwrap();
     let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let theirs = listener.accept().unwrap().0;
     ours.set_nonblocking(true).unwrap();

@@ -92,7 +92,7 @@ impl Server {
         self.serve_until(token, now, now + TURN_LEN)
     }
 
-    fn serve_until(&mut self, token: usize, now: Instant, until: Instant) -> bool {
+    pub(super) fn serve_until(&mut self, token: usize, now: Instant, until: Instant) -> bool {
         self.settle_loans();
         let Some(peer) = self.peers.get_mut(token) else {
             return false;

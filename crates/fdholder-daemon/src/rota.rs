@@ -86,6 +86,11 @@ impl Rota {
         self.had.get(&uid).is_some_and(|had| had.lasts_until > now)
     }
 
+    /// Whether nobody but this user was served lately.
+    pub fn is_alone(&self, uid: u32) -> bool {
+        self.had.keys().all(|other| *other == uid)
+    }
+
     /// A user was served.
     pub fn note(&mut self, uid: u32, now: Instant, took: Duration) {
         let users = self.had.len().max(1) as u32; // At most CONNECTIONS_MAX.
@@ -177,6 +182,18 @@ mod tests {
         assert_eq!((rota.left(1), rota.left(2)), (None, Some(TURN_LEN)));
         rota.end_turn(now);
         assert_eq!(rota.left(1), Some(TURN_LEN));
+    }
+
+    #[test]
+    fn who_was_served_in_this_turn_or_has_had_more_is_no_stranger() {
+        let (mut rota, now) = (Rota::default(), Instant::now());
+        assert!(rota.is_alone(1));
+        rota.note(1, now, BIT);
+        assert!(rota.is_alone(1) && !rota.is_alone(2));
+        rota.note(2, now, 5 * BIT);
+        assert!(!rota.is_alone(1) && !rota.is_alone(2));
+        rota.end_turn(now + 2 * BIT);
+        assert!(rota.is_alone(2) && !rota.is_alone(1));
     }
 
     /// Of three users who are served, each may have a third.

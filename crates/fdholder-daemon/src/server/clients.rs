@@ -46,11 +46,15 @@ impl Server {
 
     /// Serves those who were put off, and those to try again. Whoever was answered before that may
     /// wait for the processor that the loop has, and would for milliseconds if the kernel has just
-    /// given it to the loop: a turn of the loop is much shorter than one of the kernel's.
+    /// given it to the loop: a turn of the loop is much shorter than one of the kernel's. So it is
+    /// offered, unless nobody else was answered: a program that is nobody's client would take it,
+    /// too.
     pub(super) fn serve_whose_turn_it_is(&mut self, now: Instant) {
         let mut left = TURN_LEN;
         for uid in self.rota.users(now) {
-            std::thread::yield_now();
+            if !self.rota.is_alone(uid) {
+                std::thread::yield_now();
+            }
             left = self.serve_put_off(uid, now, left);
             if left.is_zero() {
                 break;

@@ -76,9 +76,10 @@ impl Family {
         eventually("a standby has everything", || {
             let log = self.log();
             // Whatever was said before the last one has begun to serve, or a standby was
-            // lost, is of no use.
+            // lost, or dismissed, is of no use.
             let is_over = |line: &str| {
                 line.contains(": ready on ")
+                    || line.contains(": unable to upgrade: unable to become ")
                     || line.contains(": the standby (") && line.contains(") has gone")
             };
             let mut now = log.lines().rev().take_while(|line| !is_over(line));

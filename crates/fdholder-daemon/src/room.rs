@@ -1,7 +1,8 @@
 //! How much a process has room for.
 
 use crate::limits::{
-    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, CONNECTIONS_MAX, FDS_MAX, FDS_RESERVED, LOANS_MAX,
+    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, CONNECTIONS_MAX, FDS_MAX, FDS_RESERVED,
+    FOLLOWERS_MAX, LOANS_MAX,
 };
 use crate::privileges::raise_open_files;
 use crate::shares::{Amounts, Resource};
@@ -9,7 +10,7 @@ use crate::Options;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use rustix::io::fcntl_dupfd_cloexec;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// What there is room for in this process.
 #[derive(Debug, Clone, Copy)]
@@ -63,10 +64,23 @@ impl Room {
     /// While there are couriers, making it larger would stop the loop for milliseconds
     /// each time.
     pub fn grow_descriptor_table(self, any: impl AsFd) {
+        // If it cannot be had now, it will be tried again when it is needed.
+        drop(fcntl_dupfd_cloexec(any, self.highest()));
+    }
+
+    /// The highest number that a descriptor needs to have.
+    fn highest(self) -> i32 {
         let arriving = self.arriving - MESSAGE_FDS_MAX;
         let len = self.capacity + self.connections_max + arriving + FDS_RESERVED;
-        let highest = i32::try_from(len - 1).unwrap_or(i32::MAX);
-        // If it cannot be had now, it will be tried again when it is needed.
-        drop(fcntl_dupfd_cloexec(any, highest));
+        i32::try_from(len - 1).unwrap_or(i32::MAX)
+    }
+
+    /// One that others watch to hear when this process has gone, with a number at the end of the
+    /// table, if one is free there. Of a process that was killed the kernel lets go of what has the
+    /// highest number first (task_work_run); an inotify instance, or what lingers, would have them
+    /// wait.
+    pub fn let_go_of_first(self, fd: OwnedFd) -> OwnedFd {
+        let last_few = self.highest() - FOLLOWERS_MAX as i32; // It is a few.
+        fcntl_dupfd_cloexec(&fd, last_few).unwrap_or(fd)
     }
 }

@@ -45,6 +45,27 @@ fn the_standby_serves_when_the_primary_is_killed() {
     }
 }
 
+/// Of a process that was killed what has the highest number goes first, and what it has beside
+/// may take milliseconds.
+#[test]
+fn the_end_is_told_to_the_standby_first() {
+    let mut family = Family::with(&["--standby", "-n", "2000"]);
+    fill(&mut family.client(), family.folder.path(), 600);
+    for _ in 0..2 {
+        family.standby();
+        let primary = family.primary();
+        let fds = std::fs::read_dir(format!("/proc/{primary}/fd")).unwrap();
+        let number = |fd: std::fs::DirEntry| fd.file_name().to_str().unwrap().parse().unwrap();
+        let highest: u32 = fds.map(|fd| number(fd.unwrap())).max().unwrap();
+        let what = std::fs::read_link(format!("/proc/{primary}/fd/{highest}")).unwrap();
+        let what = what.to_str().unwrap();
+        // All others have the lowest that are free.
+        assert!(highest > 2000 && what.starts_with("socket:"), "{highest}: {what}");
+        family.kill(primary);
+        assert_eq!(family.client().list(deadline()).unwrap().len(), 600);
+    }
+}
+
 /// What is acknowledged survives the very next instant, over and over.
 #[test]
 fn what_is_acknowledged_survives() {

@@ -71,7 +71,7 @@ impl Server {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         let mut process = Offspring::start(launch.clone(), theirs)?;
-        process.token = self.let_in_own(ours);
+        process.token = self.let_in_own(self.room.let_go_of_first(ours));
         Ok(process)
     }
 

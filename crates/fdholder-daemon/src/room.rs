@@ -65,22 +65,21 @@ impl Room {
     /// each time.
     pub fn grow_descriptor_table(self, any: impl AsFd) {
         // If it cannot be had now, it will be tried again when it is needed.
-        drop(fcntl_dupfd_cloexec(any, self.highest()));
+        drop(fcntl_dupfd_cloexec(any, self.number_from_the_end(1)));
     }
 
-    /// The highest number that a descriptor needs to have.
-    fn highest(self) -> i32 {
+    /// One of the last numbers that descriptors need to have.
+    fn number_from_the_end(self, nth: usize) -> i32 {
         let arriving = self.arriving - MESSAGE_FDS_MAX;
         let len = self.capacity + self.connections_max + arriving + FDS_RESERVED;
-        i32::try_from(len - 1).unwrap_or(i32::MAX)
+        i32::try_from(len - nth).unwrap_or(i32::MAX)
     }
 
     /// One that others watch to hear when this process has gone, with a number at the end of the
     /// table, if one is free there. Of a process that was killed the kernel lets go of what has the
-    /// highest number first (task_work_run); an inotify instance, or what lingers, would have them
+    /// highest number first (`task_work_run`); an inotify instance, or what lingers, would have them
     /// wait.
     pub fn let_go_of_first(self, fd: OwnedFd) -> OwnedFd {
-        let last_few = self.highest() - FOLLOWERS_MAX as i32; // It is a few.
-        fcntl_dupfd_cloexec(&fd, last_few).unwrap_or(fd)
+        fcntl_dupfd_cloexec(&fd, self.number_from_the_end(FOLLOWERS_MAX)).unwrap_or(fd)
     }
 }

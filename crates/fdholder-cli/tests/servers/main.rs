@@ -125,10 +125,12 @@ fn gunicorn_asgi() {
     Site::new(&[]).starts_again(&["web"], &server, Signal::TERM);
 }
 
-/// Without a control socket: it would be where the user has others.
+/// Without a control socket: it would be where the user has others. With one worker: another that
+/// has just been forked while the first one answers does not hear that it is to stop, and is killed
+/// half a minute later in the middle of an answer (3 of 240 stops of gunicorn 27.0.1 by itself).
 fn gunicorn_with(arguments: &[&str]) -> Vec<String> {
     let (program, folder) = (found("gunicorn"), example("python"));
-    let server = [program.as_str(), "--no-control-socket", "--workers", "2", "--chdir", &folder];
+    let server = [program.as_str(), "--no-control-socket", "--workers", "1", "--chdir", &folder];
     [&server, arguments].concat().into_iter().map(str::to_owned).collect()
 }
 

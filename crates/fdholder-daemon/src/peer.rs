@@ -54,8 +54,10 @@ pub(crate) struct Peer {
     waits_for_room: bool,
     /// It has broken the protocol; the replies before are still due.
     broken: Option<Malformed>,
-    /// What epoll watches for it.
+    /// What it waits for.
     pub interest: EventFlags,
+    /// What epoll watches for it; `None` while it does not.
+    pub watched: Option<EventFlags>,
     /// Sends its delivery.
     courier: Option<Courier>,
     /// Nobody waits for the courier yet.
@@ -146,6 +148,7 @@ impl Peer {
             waits_for_room: false,
             broken: None,
             interest: EventFlags::IN,
+            watched: None,
             courier: None,
             courier_is_new: false,
             waits_for_readers: false,

@@ -128,7 +128,9 @@ impl Server {
         let who = who(&socket)?;
         let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
         let now = Instant::now();
-        self.admit(Peer::new(Arc::new(socket), who, standing, now), now)
+        let token = self.admit(Peer::new(Arc::new(socket), who, standing, now), now);
+        // What it asks is heard when it is known by its token.
+        self.watch_client(token).then_some(token)
     }
 
     /// Whether somebody waits to be let in who may be now.
@@ -169,7 +171,7 @@ impl Server {
             self.turn_away(&socket, who, &claimant);
             return None;
         }
-        self.admit(Peer::new(socket, who, standing, now), now)
+        Some(self.admit(Peer::new(socket, who, standing, now), now))
     }
 
     /// It has as many connections as it may.
@@ -223,10 +225,10 @@ impl Server {
             Err(LeftOut::Refused) => return,
             Err(LeftOut::NotNow(_)) => return self.handed.push(handed),
         };
-        if let Some(token) = self.admit(Peer::resume(handed, who, standing), Instant::now()) {
-            // It may have sent its next request already, or a part of it.
-            self.serve(token, Instant::now());
-        }
+        let now = Instant::now();
+        let token = self.admit(Peer::resume(handed, who, standing), now);
+        // It may have sent its next request already, or a part of it.
+        self.serve(token, now);
     }
 
     fn standing(&mut self, who: Credentials) -> Result<Standing, LeftOut> {
@@ -260,22 +262,18 @@ impl Server {
         self.hold.auditor.note(&Event { who, operation, id: None, verdict }, Instant::now());
     }
 
-    fn admit(&mut self, peer: Peer, now: Instant) -> Option<usize> {
-        let entry = self.peers.vacant_entry();
-        let token = entry.key();
-        let data = epoll::EventData::new_u64(token as u64);
-        if let Err(errno) = epoll::add(&self.epoll, peer.socket(), data, peer.interest) {
-            let uid = Some(peer.who.user.uid);
-            self.warn_of(uid, format_args!("unable to watch a client: {}", strerror(errno)));
-            return None;
-        }
+    /// Gives a client a place. It is [watched](Self::watch_client) once it is served: it has its
+    /// answer sooner if the kernel is told of it afterwards.
+    fn admit(&mut self, peer: Peer, now: Instant) -> usize {
         debug!("{} connected", peer.who);
         self.hold.tally.connections += 1;
+        let entry = self.peers.vacant_entry();
+        let token = entry.key();
         let peer = entry.insert(peer);
         peer.recharge(&mut self.hold.ledger);
         let deadline = self.options.first_timeout.map(|timeout| now + timeout);
         self.deadlines.set(token, &mut peer.deadline, deadline);
-        Some(token)
+        token
     }
 
     /// Has the listening socket wake us while clients are let in, and when it is lost.

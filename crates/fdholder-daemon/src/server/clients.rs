@@ -3,7 +3,7 @@
 use super::{Accepting, Server, COURIER};
 use crate::limits::{SWEEP_PAUSE, TURN_LEN};
 use crate::peer::{Gone, Peer};
-use fdholder::Errno;
+use fdholder::{strerror, Errno};
 use rustix::event::epoll;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
@@ -101,7 +101,6 @@ impl Server {
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
         };
-        let watched = peer.interest;
         let progress = match peer.serve(&mut self.hold, until) {
             Ok(progress) => progress,
             Err(gone) => {
@@ -116,20 +115,10 @@ impl Server {
         if peer.is_borrowing() {
             self.borrowers.insert(token);
         }
-        let mut result = Ok(());
-        if let Some(courier) = peer.new_courier() {
-            let data = epoll::EventData::new_u64(token as u64 | COURIER);
-            result = epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN);
-        }
-        if peer.interest != watched {
-            let data = epoll::EventData::new_u64(token as u64);
-            result = result
-                .and_then(|()| epoll::modify(&self.epoll, peer.socket(), data, peer.interest));
-        }
-        if let Err(errno) = result {
-            self.let_go(token, &Gone::Failed(errno));
+        if !self.watch_client(token) {
             return false;
         }
+        let Some(peer) = self.peers.get_mut(token) else { return progress };
         let mut again = peer.again();
         if let Some(until) = peer.closes_until() {
             self.closing.bell.want();
@@ -224,11 +213,31 @@ impl Server {
             return false;
         }
         peer.interest = epoll::EventFlags::empty();
-        let data = epoll::EventData::new_u64(token as u64);
-        if let Err(errno) = epoll::modify(&self.epoll, peer.socket(), data, peer.interest) {
-            self.let_go(token, &Gone::Failed(errno));
-        }
+        self.watch_client(token);
         true
+    }
+
+    /// Has the kernel tell of what a client waits for, and of its courier. Returns whether it does;
+    /// otherwise the client is let go.
+    pub(super) fn watch_client(&mut self, token: usize) -> bool {
+        let Some(peer) = self.peers.get_mut(token) else { return false };
+        let mut result = Ok(());
+        if let Some(courier) = peer.new_courier() {
+            let data = epoll::EventData::new_u64(token as u64 | COURIER);
+            result = epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN);
+        }
+        let (data, interest) = (epoll::EventData::new_u64(token as u64), peer.interest);
+        let watched = peer.watched.replace(interest);
+        let result = result.and_then(|()| match watched {
+            Some(watched) if watched == interest => Ok(()),
+            Some(_) => epoll::modify(&self.epoll, peer.socket(), data, interest),
+            None => epoll::add(&self.epoll, peer.socket(), data, interest),
+        });
+        let Err(errno) = result else { return true };
+        let uid = Some(peer.who.user.uid);
+        self.warn_of(uid, format_args!("unable to watch a client: {}", strerror(errno)));
+        self.let_go(token, &Gone::Failed(errno));
+        false
     }
 
     /// Goes on with all clients, as nobody else serves them.

@@ -97,6 +97,10 @@ const CALM: u32 = 8;
 /// than what is in it, also the primary's. Something to confirm that comes meanwhile waits.
 const REST: Duration = Duration::from_micros(200);
 
+/// How often it is read then before anything else is looked at: each message of descriptors is
+/// read by itself.
+const READS_AT_ONCE: usize = 64;
+
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
@@ -329,13 +333,24 @@ impl Follower {
 
     /// Takes in what has come; false when the primary has hung up.
     fn hear(&mut self) -> Result<bool, FollowError> {
-        match read(&self.socket, &mut self.decoder, &mut self.buffer, Some(Instant::now())) {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
-            // There was no memory at this moment.
-            Err(Errno::TIMEDOUT) => return Ok(true),
-            Err(errno) => return Err(errno.into()),
+        for _ in 0..READS_AT_ONCE {
+            match read(&self.socket, &mut self.decoder, &mut self.buffer, Some(Instant::now())) {
+                Ok(true) => self.take_in()?,
+                Ok(false) => return Ok(false),
+                // That was all, or there was no memory at this moment.
+                Err(Errno::TIMEDOUT) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+            // There is more only if it does not wait for us.
+            if self.calm < CALM || self.replica.is_ours() {
+                break;
+            }
         }
+        Ok(true)
+    }
+
+    /// Takes in what was read.
+    fn take_in(&mut self) -> Result<(), FollowError> {
         let (mut up_to, mut closing) = (None, Vec::new());
         while let Some(frame) = self.decoder.next()? {
             drop(closing::begun());
@@ -357,7 +372,7 @@ impl Follower {
         self.calm = if up_to.is_some() { 0 } else { self.calm.saturating_add(1) };
         let closing = self.begin_to_tell(closing);
         let _ = self.say(in_parts(&closing, Heard::Closing).chain(up_to));
-        Ok(true)
+        Ok(())
     }
 
     /// What of this has not been closed by now: the primary is told when it is, as it waits for

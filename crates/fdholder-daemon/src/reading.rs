@@ -27,7 +27,7 @@ pub(crate) fn read(
         match transport::receive(socket, buffer, Wait::No) {
             Ok(received) if received.len == 0 => return Ok(false),
             Ok(received) => {
-                let fds = received.fds.into_iter().map(of_daemon);
+                let fds = of_daemon(received.fds);
                 decoder.push(&buffer[..received.len], fds, received.fds_lost);
                 return Ok(true);
             }
@@ -51,8 +51,10 @@ pub(crate) fn read(
 }
 
 /// What another daemon has sent is not known to be anybody else's, until it is said.
-pub(crate) fn of_daemon(fd: OwnedFd) -> ClientFd {
-    ClientFd::new(fd, rustix::process::geteuid().as_raw())
+pub(crate) fn of_daemon(fds: Vec<OwnedFd>) -> impl Iterator<Item = ClientFd> {
+    // Asked once for all of them: it is a system call.
+    let us = rustix::process::geteuid().as_raw();
+    fds.into_iter().map(move |fd| ClientFd::new(fd, us))
 }
 
 /// Whether whoever is at the other end has hung up.

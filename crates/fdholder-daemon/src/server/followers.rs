@@ -265,7 +265,7 @@ impl Server {
             Err(errno) => Lost::Failed(errno),
             Ok(received) => {
                 let bytes = &self.hold.buffer[..received.len];
-                let fds = received.fds.into_iter().map(of_daemon);
+                let fds = of_daemon(received.fds);
                 link.decoder.push(bytes, fds, received.fds_lost);
                 match self.heed(key) {
                     Ok(()) => return,

@@ -341,8 +341,8 @@ impl Follower {
                 Err(Errno::TIMEDOUT) => break,
                 Err(errno) => return Err(errno.into()),
             }
-            // There is more only if it does not wait for us.
-            if self.calm < CALM || self.replica.is_ours() {
+            // There is more only if it does not wait for us, be it to hear that something is closed.
+            if self.calm < CALM || !self.closing.is_empty() || self.replica.is_ours() {
                 break;
             }
         }

@@ -127,6 +127,34 @@ fn what_is_not_closed_is_told_when_it_is() {
     assert!(follower.closing.is_empty());
 }
 
+/// Whoever waits to hear of it does not wait for what comes behind; and when nobody does, that is
+/// read at once.
+#[test]
+fn what_is_closed_is_told_before_more_is_read() {
+    let (mut primary, mut follower) = link_with(VERSION);
+    let (long, theirs) = lingering();
+    hold_and_release(&primary, &mut follower, vec![(1, long)]);
+    assert_eq!(primary.hears(), Heard::Closing(vec![dropped(1)]));
+    assert_eq!(primary.hears(), Heard::UpTo(2));
+    let null = std::fs::File::open("/dev/null").unwrap();
+    for serial in 2..6 {
+        let mut held = Changes::default();
+        let origin = Origin { owner: LONG, tenure: Tenure::from_bits(0), serial };
+        held.held(&id(serial), Limit::never(), origin, null.as_fd());
+        primary.say(&held.into_message(serial + 1, false));
+    }
+    follower.calm = CALM;
+    follower.hear().unwrap();
+    assert_eq!(follower.replica.store().len(), 1);
+    drop(theirs);
+    while !primary.has_heard() {
+        follower.wait(None, Some(Instant::now() + PATIENCE)).unwrap();
+    }
+    assert_eq!(primary.hears(), Heard::Closed(vec![dropped(1)]));
+    follower.hear().unwrap();
+    assert_eq!(follower.replica.store().len(), 4);
+}
+
 /// A primary that does not know of this hears that it is carried out, and nothing else.
 #[test]
 fn an_older_primary_is_not_told() {

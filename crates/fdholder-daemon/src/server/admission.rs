@@ -129,8 +129,9 @@ impl Server {
         let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
         let now = Instant::now();
         let token = self.admit(Peer::new(Arc::new(socket), who, standing, now), now);
-        // What it asks is heard when it is known by its token.
-        self.watch_client(token).then_some(token)
+        // It is known by its token by then.
+        self.rota.put_off(who.user.uid, token, &mut self.peers[token].turn, now);
+        Some(token)
     }
 
     /// Whether somebody waits to be let in who may be now.
@@ -262,8 +263,8 @@ impl Server {
         self.hold.auditor.note(&Event { who, operation, id: None, verdict }, Instant::now());
     }
 
-    /// Gives a client a place. It is [watched](Self::watch_client) once it is served: it has its
-    /// answer sooner if the kernel is told of it afterwards.
+    /// Gives a client a place. It is watched once it is [served](Self::serve_until), which is for the
+    /// caller to see to: it has its answer sooner if the kernel is told of it afterwards.
     fn admit(&mut self, peer: Peer, now: Instant) -> usize {
         debug!("{} connected", peer.who);
         self.hold.tally.connections += 1;

@@ -1,8 +1,9 @@
 //! Clients that were let in: served, let go.
 
 use super::{Accepting, Server, COURIER};
-use crate::limits::{SWEEP_PAUSE, TURN_LEN};
+use crate::limits::{ROOM_PAUSE, SWEEP_PAUSE, TURN_LEN};
 use crate::peer::{Gone, Peer};
+use crate::reading::has_hung_up;
 use fdholder::{strerror, Errno};
 use rustix::event::epoll;
 use std::collections::hash_map::Entry;
@@ -10,10 +11,12 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 impl Server {
-    /// A client that is not read from may have gone all the same; its delivery with it.
+    /// A client that is not read from may have gone all the same; its delivery with it. Or it is
+    /// the one before that has, in the same place.
     pub(super) fn notice_hang_up(&mut self, token: usize, flags: epoll::EventFlags) {
         let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
-        if hung_up && self.peers.get(token).is_some_and(Peer::is_delivering) {
+        let has_gone = |peer: &Peer| peer.is_delivering() && has_hung_up(peer.socket());
+        if hung_up && self.peers.get(token).is_some_and(has_gone) {
             self.let_go(token, &Gone::Closed);
         }
     }
@@ -120,6 +123,10 @@ impl Server {
         }
         let Some(peer) = self.peers.get_mut(token) else { return progress };
         let mut again = peer.again();
+        if peer.watched.is_none() {
+            // Nobody tells what it says.
+            again = Some(again.unwrap_or(now + ROOM_PAUSE));
+        }
         if let Some(until) = peer.closes_until() {
             self.closing.bell.want();
             // They may have ended before anybody listened for it.
@@ -217,27 +224,31 @@ impl Server {
         true
     }
 
-    /// Has the kernel tell of what a client waits for, and of its courier. Returns whether it does;
-    /// otherwise the client is let go.
-    pub(super) fn watch_client(&mut self, token: usize) -> bool {
+    /// Has the kernel tell of what a client waits for, and of its courier. Returns whether the client
+    /// is still there. A new one that cannot be watched for now is, as what it has asked is done; it
+    /// is [served](Self::serve_until) again by and by.
+    fn watch_client(&mut self, token: usize) -> bool {
         let Some(peer) = self.peers.get_mut(token) else { return false };
-        let mut result = Ok(());
-        if let Some(courier) = peer.new_courier() {
-            let data = epoll::EventData::new_u64(token as u64 | COURIER);
-            result = epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN);
-        }
         let (data, interest) = (epoll::EventData::new_u64(token as u64), peer.interest);
-        let watched = peer.watched.replace(interest);
-        let result = result.and_then(|()| match watched {
+        let told = match peer.watched {
             Some(watched) if watched == interest => Ok(()),
             Some(_) => epoll::modify(&self.epoll, peer.socket(), data, interest),
             None => epoll::add(&self.epoll, peer.socket(), data, interest),
+        };
+        if told.is_ok() {
+            peer.watched = Some(interest);
+        }
+        let courier = peer.new_courier().map_or(Ok(()), |courier| {
+            let data = epoll::EventData::new_u64(token as u64 | COURIER);
+            epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN)
         });
-        let Err(errno) = result else { return true };
-        let uid = Some(peer.who.user.uid);
-        self.warn_of(uid, format_args!("unable to watch a client: {}", strerror(errno)));
-        self.let_go(token, &Gone::Failed(errno));
-        false
+        let Err(errno) = told.and(courier) else { return true };
+        let (uid, stays) = (peer.who.user.uid, courier.is_ok() && peer.watched.is_none());
+        self.warn_of(Some(uid), format_args!("unable to watch a client: {}", strerror(errno)));
+        if !stays {
+            self.let_go(token, &Gone::Failed(errno));
+        }
+        stays
     }
 
     /// Goes on with all clients, as nobody else serves them.

@@ -326,6 +326,65 @@ fn a_delivery_is_answered_when_its_destination_is_closed() {
     assert_eq!(answered(&clients), 1);
 }
 
+/// What it has asked is done by then: if it was let go it would have what it was to have alone, and
+/// so would we.
+#[test]
+fn who_cannot_be_watched_is_served_all_the_same() {
+    let (_folder, mut server) = server();
+    let (token, client) = connect(&mut server);
+    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
+    let entry = Entry { id: id(1), limit: Limit::never(), fd };
+    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+    say(&client, Request::Retrieve { id: id(1), delete: true });
+    let epoll = std::mem::replace(&mut server.epoll, File::open("/dev/null").unwrap().into());
+    serve_whole(&mut server, token);
+    assert_eq!(transport::receive(&client, &mut [0; 64], Wait::No).unwrap().fds.len(), 1);
+    // What comes next is not told, and heard a little later.
+    say(&client, Request::List);
+    let start = Instant::now();
+    while answered(&[(token, client.try_clone().unwrap())]) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(30), "it was forgotten");
+        server.take_turn(&[]);
+    }
+    assert_eq!(server.held(), 0);
+    server.epoll = epoll;
+    while server.peers[token].watched.is_none() {
+        assert!(start.elapsed() < Duration::from_secs(30), "it is never watched");
+        server.take_turn(&[]);
+    }
+    drop(client);
+    let mut events = Vec::with_capacity(4);
+    epoll::wait(&server.epoll, spare_capacity(&mut events), None).unwrap();
+    server.take_turn(&events);
+    assert!(server.peers.is_empty());
+}
+
+/// What epoll tells in one turn may be of a client that has gone in it, and whose place another has.
+#[test]
+fn a_delivery_goes_on_when_another_client_has_hung_up() {
+    let (_folder, mut server) = server();
+    let (token, client) = connect(&mut server);
+    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
+    let entry = Entry { id: id(1), limit: Limit::never(), fd };
+    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+    say(&client, Request::Extension(Extension::Hello(VERSION)));
+    say(&client, Request::Extension(Extension::Snapshot { entries: false }));
+    serve_whole(&mut server, token);
+    transport::receive(&client, &mut [0; 64], Wait::No).unwrap();
+    let (to, _far) = UnixStream::pair().unwrap();
+    // It takes nothing more, so the delivery is a courier's.
+    while transport::send(&to, &[0; 4096], &[], Wait::No).is_ok() {}
+    let run = 0..1;
+    say(&client, Request::Extension(Extension::Deliver { runs: vec![run], to: to.as_fd() }));
+    serve_whole(&mut server, token);
+    assert!(server.peers[token].is_delivering());
+    server.notice_hang_up(token, epoll::EventFlags::HUP);
+    assert!(server.peers.contains(token));
+    drop(client);
+    server.notice_hang_up(token, epoll::EventFlags::HUP);
+    assert!(!server.peers.contains(token));
+}
+
 /// What had expired and was in the way is nothing that the client has dropped.
 #[test]
 fn nobody_waits_until_what_has_expired_is_closed() {

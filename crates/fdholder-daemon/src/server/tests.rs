@@ -44,6 +44,28 @@ fn say(client: &UnixStream, request: Request<BorrowedFd<'_>>) {
     assert_eq!(transport::send(client, &bytes, &fds, Wait::No), Ok(bytes.len()));
 }
 
+fn hold_one(server: &mut Server) {
+    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
+    let entry = Entry { id: id(1), limit: Limit::never(), fd };
+    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+}
+
+/// A client that has a snapshot of the one descriptor that is held.
+fn connect_with_snapshot(server: &mut Server) -> (usize, UnixStream) {
+    hold_one(server);
+    let (token, client) = connect(server);
+    say(&client, Request::Extension(Extension::Hello(VERSION)));
+    say(&client, Request::Extension(Extension::Snapshot { entries: false }));
+    serve_whole(server, token);
+    transport::receive(&client, &mut [0; 64], Wait::No).unwrap();
+    (token, client)
+}
+
+fn deliver(client: &UnixStream, to: &impl AsFd) {
+    let run = 0..1;
+    say(client, Request::Extension(Extension::Deliver { runs: vec![run], to: to.as_fd() }));
+}
+
 fn store(client: &UnixStream, number: usize, fd: &impl AsFd) {
     let entry = Entry { id: id(number), limit: Limit::never(), fd: fd.as_fd() };
     say(client, Request::Store(entry));
@@ -274,9 +296,7 @@ fn one_connection_leaves_room_for_the_others_of_its_user() {
     let plenty = plenty.iter().fold(Amounts::default(), |all, kind| all.with(*kind, 1 << 20));
     server.hold.ledger.resize(plenty.with(Resource::Unread, 5));
     let clients = [(); 3].map(|()| connect(&mut server));
-    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
-    let entry = Entry { id: id(1), limit: Limit::never(), fd };
-    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+    hold_one(&mut server);
     for (token, client) in &clients {
         // Who has not said hello is sent one at a time anyway.
         say(client, Request::Extension(Extension::Hello(VERSION)));
@@ -299,20 +319,12 @@ fn one_connection_leaves_room_for_the_others_of_its_user() {
 #[test]
 fn a_delivery_is_answered_when_its_destination_is_closed() {
     let (_folder, mut server) = server();
-    let (token, client) = connect(&mut server);
-    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
-    let entry = Entry { id: id(1), limit: Limit::never(), fd };
-    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
-    say(&client, Request::Extension(Extension::Hello(VERSION)));
-    say(&client, Request::Extension(Extension::Snapshot { entries: false }));
-    serve_whole(&mut server, token);
-    transport::receive(&client, &mut [0; 64], Wait::No).unwrap();
+    let (token, client) = connect_with_snapshot(&mut server);
     // To close it closes what is unread there.
     let ((lingers, other), (to, far)) = (lingering(), UnixStream::pair().unwrap());
     transport::send(&far, b"x", &[lingers.as_fd()], Wait::No).unwrap();
     drop(lingers);
-    let run = 0..1;
-    say(&client, Request::Extension(Extension::Deliver { runs: vec![run], to: to.as_fd() }));
+    deliver(&client, &to);
     drop(to);
     serve_whole(&mut server, token);
     let clients = [(token, client)];
@@ -332,9 +344,7 @@ fn a_delivery_is_answered_when_its_destination_is_closed() {
 fn who_cannot_be_watched_is_served_all_the_same() {
     let (_folder, mut server) = server();
     let (token, client) = connect(&mut server);
-    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
-    let entry = Entry { id: id(1), limit: Limit::never(), fd };
-    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
+    hold_one(&mut server);
     say(&client, Request::Retrieve { id: id(1), delete: true });
     let epoll = std::mem::replace(&mut server.epoll, File::open("/dev/null").unwrap().into());
     serve_whole(&mut server, token);
@@ -363,19 +373,11 @@ fn who_cannot_be_watched_is_served_all_the_same() {
 #[test]
 fn a_delivery_goes_on_when_another_client_has_hung_up() {
     let (_folder, mut server) = server();
-    let (token, client) = connect(&mut server);
-    let fd = ClientFd::new(File::open("/dev/null").unwrap().into(), 1);
-    let entry = Entry { id: id(1), limit: Limit::never(), fd };
-    server.hold.store.store(entry, 1, Timestamp::now()).answer.unwrap();
-    say(&client, Request::Extension(Extension::Hello(VERSION)));
-    say(&client, Request::Extension(Extension::Snapshot { entries: false }));
-    serve_whole(&mut server, token);
-    transport::receive(&client, &mut [0; 64], Wait::No).unwrap();
+    let (token, client) = connect_with_snapshot(&mut server);
     let (to, _far) = UnixStream::pair().unwrap();
     // It takes nothing more, so the delivery is a courier's.
     while transport::send(&to, &[0; 4096], &[], Wait::No).is_ok() {}
-    let run = 0..1;
-    say(&client, Request::Extension(Extension::Deliver { runs: vec![run], to: to.as_fd() }));
+    deliver(&client, &to);
     serve_whole(&mut server, token);
     assert!(server.peers[token].is_delivering());
     server.notice_hang_up(token, epoll::EventFlags::HUP);

@@ -3,8 +3,8 @@
 //! Nothing else is done meanwhile: clients wait, and what they send stays in their sockets.
 
 use crate::closing::ClientFd;
-use crate::reading::{has_hung_up, read};
-use crate::replication::roll::Roll;
+use crate::reading::{has_hung_up, is_transient, read};
+use crate::replication::roll::{Handed, Roll};
 use crate::replication::Mirrors;
 use fdholder::frame::Decoder;
 use fdholder::link::{HandedClient, Heard};
@@ -89,12 +89,14 @@ impl<'a> Exchange<'a> {
         self.progress.elapsed() >= self.patience
     }
 
-    /// Hands over clients, and with them everything, or nothing: when this returns, the
-    /// follower serves, or never will.
+    /// Hands over clients, and with them everything, to follower `number` of a roll, or nothing:
+    /// when this returns, that one has come as far as `until`, or never will.
     pub fn hand_over(
         &mut self,
         clients: impl IntoIterator<Item = HandedClient<Arc<ClientFd>>>,
         roll: &Roll,
+        number: u32,
+        until: Handed,
     ) -> Result<(), Broken> {
         self.tell_all()?;
         for client in clients {
@@ -104,7 +106,7 @@ impl<'a> Exchange<'a> {
         self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours();
         self.tell_all()?;
         self.wait_for(&Heard::Commit)?;
-        self.let_serve(roll)
+        self.let_serve(roll, number, until)
     }
 
     /// Sends everything, and waits until what has to be carried out is.
@@ -126,7 +128,7 @@ impl<'a> Exchange<'a> {
                     self.progress = Instant::now();
                 }
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
-                Err(Errno::TOOMANYREFS) => self.wait(PollFlags::empty())?,
+                Err(errno) if is_transient(errno) => self.wait(PollFlags::empty())?,
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(Broken::Gone),
                 Err(errno) => return Err(Broken::Failed(errno)),
             }
@@ -147,7 +149,8 @@ impl<'a> Exchange<'a> {
         }
         let pause = Timespec::try_from(RETRY_PAUSE).ok();
         match poll(&mut [PollFd::new(self.socket, what)], pause.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => Ok(()),
+            Err(errno) if is_transient(errno) => Ok(()),
             Err(errno) => Err(Broken::Failed(errno)),
         }
     }
@@ -172,15 +175,15 @@ impl<'a> Exchange<'a> {
     }
 
     /// Lets the follower have our place, which it says it takes, and waits until it has. The
-    /// kernel decides: it has the lock, or we take it back.
-    fn let_serve(&self, roll: &Roll) -> Result<(), Broken> {
+    /// kernel decides: it has the lock, or we take it back. Whatever it looks like, nothing else does.
+    fn let_serve(&self, roll: &Roll, number: u32, until: Handed) -> Result<(), Broken> {
         roll.let_go().map_err(Broken::Failed)?;
         loop {
-            if roll.has_been_followed() {
+            if roll.is_handed_over(until) {
                 return Ok(());
             }
             let has_gone = has_hung_up(self.socket);
-            if (has_gone || self.is_late()) && roll.take_back() {
+            if (has_gone || self.is_late()) && roll.take_back(number) {
                 return Err(if has_gone { Broken::Gone } else { Broken::TimedOut });
             }
             std::thread::sleep(LOOK_PAUSE);

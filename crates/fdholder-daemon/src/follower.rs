@@ -1,10 +1,10 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
+use crate::children::reap_inherited_children;
 use crate::closing::{self, Bell, ClientFd, Closes};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
-use crate::offspring::let_go_of_children;
-use crate::reading::{is_readable, read};
+use crate::reading::{is_readable, is_transient, read, RETRY_PAUSE};
 use crate::replication::roll::{succeed, Place, Succession};
 use crate::replication::{Replica, ReplicaError, Told};
 use fdholder::extension::{self, Extension, CLOSES_VERSION, FOLLOW_VERSION, VERSION};
@@ -168,9 +168,14 @@ impl Follower {
             Ok(())
         };
         let deadline = Instant::now() + PATIENCE;
-        match transport::send(&socket, &bytes, &[], Wait::No) {
-            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => {}
-            Err(errno) => return Err(FollowError::System(errno)),
+        loop {
+            match transport::send(&socket, &bytes, &[], Wait::No) {
+                Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => break,
+                Err(errno) if is_transient(errno) && Instant::now() < deadline => {
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+                Err(errno) => return Err(FollowError::System(errno)),
+            }
         }
         receive(&mut decoder, deadline)?;
         let cut_short = || Malformed::INCOMPLETE;
@@ -217,18 +222,17 @@ impl Follower {
     ///
     /// [`FollowError`]; the primary serves then, or another who has taken its place.
     pub fn take_over(mut self, stop: Option<BorrowedFd<'_>>) -> Result<Inheritance, FollowError> {
-        let mut has_asked = false;
+        let mut asked_at = None;
         while !self.replica.is_ours() {
             if stop.is_some_and(|stop| is_readable(stop)) {
                 return Err(FollowError::Stopped);
             }
-            if self.replica.is_synced() && !has_asked {
-                // If it cannot hear that, it has gone, which is heard next: then its place is ours.
-                let _ = self.say([Heard::TakeOver]);
-                has_asked = true;
+            if self.replica.is_synced() && asked_at.is_none() {
+                self.say([Heard::TakeOver])?;
+                asked_at = Some(Instant::now());
             }
-            // It may have clients that take a while to finish.
-            let deadline = Instant::now() + PATIENCE;
+            // It may have clients that take a while to finish; whatever else it tells meanwhile.
+            let deadline = asked_at.unwrap_or_else(Instant::now) + PATIENCE;
             while !self.wait(None, Some(deadline))?.from_primary {}
             if !self.hear()? {
                 break;
@@ -238,12 +242,11 @@ impl Follower {
             return Err(FollowError::Stopped);
         }
         if self.replica.is_ours() {
-            // If it does not hear that any more it has gone.
-            let _ = self.say([Heard::Commit]);
+            self.say([Heard::Commit])?;
         }
         let (inheritance, _) = self.succeed(false)?;
         // If this process has just become another program, it has children of that one.
-        let_go_of_children();
+        reap_inherited_children();
         Ok(inheritance)
     }
 
@@ -259,15 +262,14 @@ impl Follower {
             let came = self.wait((!has_passed_on).then_some(stop.as_fd()), None)?;
             if came.stop {
                 has_passed_on = true;
-                // If it cannot hear that, it has gone, which is heard next.
-                let _ = self.say([Heard::Stop]);
+                self.say([Heard::Stop])?;
             }
             if came.from_primary && !self.hear()? {
                 break;
             }
             if self.replica.is_ours() {
                 // It is for somebody else, unless that one does not come.
-                let _ = self.say([Heard::Commit]);
+                self.say([Heard::Commit])?;
                 let (inheritance, socket) = self.succeed(true)?;
                 return keep(&socket, inheritance).map_err(FollowError::System);
             }
@@ -320,13 +322,14 @@ impl Follower {
                 std::thread::sleep(REST);
             }
             Ok(0) if deadline.is_some() => return Err(FollowError::TimedOut),
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(_) => {}
+            Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
             Err(errno) => return Err(FollowError::System(errno)),
         }
         let [from_primary, has_rung, stop] = sources.map(|source| !source.revents().is_empty());
         if has_rung {
             self.bell.hear();
-            self.tell_closed();
+            self.tell_closed()?;
         }
         Ok(Came { from_primary, stop })
     }
@@ -364,15 +367,13 @@ impl Follower {
             match answer {
                 // The last of them says it for all.
                 Some(answer @ Heard::UpTo(_)) => up_to = Some(answer),
-                // If it has gone, what it said before still counts.
-                Some(answer) => drop(self.say([answer])),
+                Some(answer) => self.say([answer])?,
                 None => {}
             }
         }
         self.calm = if up_to.is_some() { 0 } else { self.calm.saturating_add(1) };
         let closing = self.begin_to_tell(closing);
-        let _ = self.say(in_parts(&closing, Heard::Closing).chain(up_to));
-        Ok(())
+        self.say(in_parts(&closing, Heard::Closing).chain(up_to))
     }
 
     /// What of this has not been closed by now: the primary is told when it is, as it waits for
@@ -388,19 +389,26 @@ impl Follower {
         told
     }
 
-    fn tell_closed(&mut self) {
+    fn tell_closed(&mut self) -> Result<(), FollowError> {
         if !self.closing.is_empty() {
             // The rest may be closed behind that.
             self.bell.want();
         }
         let closed = closing::take_ended(&mut self.closing);
-        let _ = self.say(in_parts(&closed, Heard::Closed));
+        self.say(in_parts(&closed, Heard::Closed))
     }
 
-    /// Says some things, at once.
+    /// Says some things, at once. If the primary has gone, that is heard next, and what it has told
+    /// still counts.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be said within [`PATIENCE`]: the primary waits for it, so this process must
+    /// not go on as if it had been.
     fn say(&self, what: impl IntoIterator<Item = Heard>) -> Result<(), FollowError> {
         let messages = what.into_iter().map(Heard::into_message::<BorrowedFd<'_>>);
         let bytes = messages.flat_map(|message| message.into_parts().0).collect::<Vec<_>>();
+        let until = Instant::now() + PATIENCE;
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             match transport::send(&self.socket, rest, &[], Wait::No) {
@@ -408,11 +416,19 @@ impl Follower {
                     rest = &rest[len..];
                     continue;
                 }
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
                 Err(Errno::AGAIN) => {}
+                Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
                 Err(errno) => return Err(FollowError::System(errno)),
             }
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], None) {
-                Ok(_) | Err(Errno::INTR) => {}
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(FollowError::TimedOut);
+            }
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], left.as_ref()) {
+                Ok(_) => {}
+                Err(errno) if is_transient(errno) => {}
                 Err(errno) => return Err(FollowError::System(errno)),
             }
         }

@@ -5,7 +5,7 @@ use crate::closing::{self, ClientFd};
 use crate::courier::Crew;
 use crate::replication::Mirrors;
 use crate::shares::{Leaving, Ledger};
-use crate::store::Store;
+use crate::store::{Outcome, Store};
 use crate::tally::Tally;
 use fdholder::Timestamp;
 use std::time::Instant;
@@ -34,6 +34,20 @@ impl Hold {
             self.mirrors.record(&expired, &self.store);
             self.auditor.expired(&expired, Instant::now());
         }
+    }
+
+    /// Changes the store and records that for followers: what was evicted to make room comes before
+    /// what came in its place, or a full follower would have no room for that.
+    pub fn apply<T>(
+        &mut self,
+        now: Timestamp,
+        change: impl FnOnce(&mut Store<ClientFd>) -> Outcome<T, ClientFd>,
+    ) -> Outcome<T, ClientFd> {
+        self.expire(now, 0);
+        let outcome = change(&mut self.store);
+        self.expire(now, 0);
+        self.mirrors.record(&outcome.changes, &self.store);
+        outcome
     }
 
     /// How many descriptors wait to be closed: here, or in a process that follows, whose table

@@ -6,9 +6,9 @@
 use crate::closing::ClientFd;
 use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
-use crate::limits::{KEEP_PATIENCE, READ_LEN};
-use crate::reading::read;
-use crate::replication::roll::{Place, Roll};
+use crate::limits::{FOLLOWER_PATIENCE, KEEP_PATIENCE, READ_LEN};
+use crate::reading::{is_transient, read, RETRY_PAUSE};
+use crate::replication::roll::{Handed, Place, Roll};
 use crate::replication::{self, Mirrors};
 use fdholder::extension::{self, Extension};
 use fdholder::frame::{Decoder, Message};
@@ -94,7 +94,8 @@ impl Kept<'_> {
         exchange.wait_for(&Heard::TakeOver)?;
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
-        exchange.hand_over(self.clients.iter().cloned(), roll)
+        // Until it serves, this is the second copy.
+        exchange.hand_over(self.clients.iter().cloned(), roll, head.number, Handed::Serves)
     }
 }
 
@@ -117,9 +118,15 @@ fn next_request(
 }
 
 fn say(socket: &OwnedFd, message: &Message<BorrowedFd<'_>>) -> Result<(), Broken> {
-    match transport::send(socket, message.bytes(), message.fds(), Wait::No) {
-        Ok(sent) if sent == message.bytes().len() => Ok(()),
-        Ok(_) | Err(Errno::AGAIN) => Err(Broken::Failed(Errno::MSGSIZE)),
-        Err(errno) => Err(Broken::Failed(errno)),
+    let until = Instant::now() + FOLLOWER_PATIENCE;
+    loop {
+        match transport::send(socket, message.bytes(), message.fds(), Wait::No) {
+            Ok(sent) if sent == message.bytes().len() => return Ok(()),
+            Ok(_) | Err(Errno::AGAIN) => return Err(Broken::Failed(Errno::MSGSIZE)),
+            Err(errno) if is_transient(errno) && Instant::now() < until => {
+                std::thread::sleep(RETRY_PAUSE);
+            }
+            Err(errno) => return Err(Broken::Failed(errno)),
+        }
     }
 }

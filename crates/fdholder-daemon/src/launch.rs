@@ -5,9 +5,9 @@ use crate::confinement::is_confined;
 use rustix::io::{fcntl_setfd, FdFlags};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The variable that tells a daemon whom to follow, as the number of a connected socket.
@@ -22,6 +22,9 @@ pub const UNCLOSED_VARIABLE: &str = "FDHOLDER_UNCLOSED";
 /// The variable that says that whoever started a daemon was confined, and with it this one.
 pub const CONFINED_VARIABLE: &str = "FDHOLDER_CONFINED";
 
+/// The number of standard input.
+const STDIN: RawFd = 0;
+
 /// What systemd says of the descriptors that it gives to a process.
 pub const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
@@ -29,7 +32,7 @@ pub const LISTEN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDN
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
 /// How this program is started.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Launch {
     /// The file.
     pub program: PathBuf,
@@ -65,10 +68,8 @@ impl Launch {
         Self { program, arguments }
     }
 
-    /// A command that starts it with one end of a connection. Until that is closed here,
-    /// whatever is started has it.
-    fn command(&self, link: &OwnedFd, variable: &str) -> io::Result<Command> {
-        fcntl_setfd(link, FdFlags::empty())?;
+    /// A command that starts it, with one end of a connection under this number.
+    fn command(&self, link: RawFd, variable: &str) -> Command {
         let mut command = Command::new(&self.program);
         let mut arguments = self.arguments.iter();
         if let Some(name) = arguments.next() {
@@ -84,13 +85,13 @@ impl Launch {
         if std::env::var(WATCHDOG_PID).is_ok_and(|pid| pid == std::process::id().to_string()) {
             command.env_remove(WATCHDOG_PID);
         }
-        command.env(variable, link.as_raw_fd().to_string());
+        command.env(variable, link.to_string());
         if is_confined() {
             command.env(CONFINED_VARIABLE, "1");
         } else {
             command.env_remove(CONFINED_VARIABLE);
         }
-        Ok(command)
+        command
     }
 
     /// A command that becomes it, to take over from whoever is at the other end, and to close
@@ -100,7 +101,8 @@ impl Launch {
     ///
     /// Those of fcntl(2).
     pub fn take_over_command(&self, link: &OwnedFd, unclosed: &[ClientFd]) -> io::Result<Command> {
-        let mut command = self.command(link, TAKE_OVER_VARIABLE)?;
+        fcntl_setfd(link, FdFlags::empty())?;
+        let mut command = self.command(link.as_raw_fd(), TAKE_OVER_VARIABLE);
         let mut all = Vec::new();
         for fd in unclosed {
             fcntl_setfd(fd, FdFlags::empty())?;
@@ -112,12 +114,15 @@ impl Launch {
         Ok(command)
     }
 
-    /// Starts it beside this process.
+    /// Starts it beside this process, with a connection as its standard input.
     ///
     /// # Errors
     ///
     /// Those of fork(2) and execve(2).
-    pub(crate) fn start(&self, link: &OwnedFd) -> io::Result<Child> {
-        self.command(link, FOLLOW_VARIABLE)?.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+    pub(crate) fn start(&self, link: OwnedFd) -> io::Result<Child> {
+        // Where there is no such file, what starts children has nothing there either.
+        let has_null = Path::new("/dev/null").exists();
+        let output = if has_null { Stdio::null() } else { Stdio::inherit() };
+        self.command(STDIN, FOLLOW_VARIABLE).stdin(Stdio::from(link)).stdout(output).spawn()
     }
 }

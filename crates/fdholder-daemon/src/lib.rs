@@ -9,6 +9,7 @@
 pub mod access;
 pub mod audit;
 mod bugs;
+pub mod children;
 mod closing;
 pub mod confinement;
 mod connection;
@@ -30,8 +31,8 @@ pub mod limits;
 pub mod listen;
 pub mod memory;
 pub mod notify;
-mod offspring;
 mod outbox;
+mod own_table;
 mod peer;
 pub mod privileges;
 mod reading;
@@ -46,6 +47,7 @@ pub mod signals;
 mod simulator;
 mod store;
 mod tally;
+mod thread;
 mod unread;
 
 pub use closing::ClientFd;

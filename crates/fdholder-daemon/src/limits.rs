@@ -91,6 +91,10 @@ pub const COURIERS_MAX: usize = 16;
 /// Bytes of a courier's stack: it has a control message and a few small things on it.
 pub const COURIER_STACK_LEN: usize = 128 * 1024;
 
+/// Bytes of the stack of a thread that starts child processes: it has paths on it, and what the
+/// standard library needs to start one.
+pub const CHILD_STACK_LEN: usize = 128 * 1024;
+
 /// Threads that close what clients have given: one closes, one stands by, and more while some
 /// are kept waiting by sockets that linger or file servers that do not answer. That many users
 /// of bad will, each with its part, hold up the closing of others' descriptors, and nothing else.
@@ -142,6 +146,17 @@ pub const FOLLOWERS_MAX: usize = 3;
 /// handed everything and nobody is served. One that stands still so long hangs; it is killed,
 /// or given up.
 pub const FOLLOWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a daemon that has taken over serves nobody until its standby has everything. Most have
+/// it within some tens of milliseconds; clients wait meanwhile.
+pub const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a child that has hung up may take to end, before its end is reported without a reason.
+pub const CHILD_END_GRACE: Duration = Duration::from_millis(20);
+
+/// How long one that was killed may take to end before the next one is started beside it, or, for
+/// the keeper of an upgrade that failed, before it is left to serve.
+pub const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long clients may go on with what they have begun before they are cut off for a
 /// daemon that takes over.

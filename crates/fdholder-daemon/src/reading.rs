@@ -8,8 +8,22 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// How long to wait when there was no memory.
-const RETRY_PAUSE: Duration = Duration::from_millis(2);
+/// How long to wait before something that failed for a moment is tried again.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(2);
+
+/// Whether a system call on a connection between two daemons failed for want of something that
+/// there may be in a moment. It is tried again then: a follower is not given up for that.
+pub(crate) fn is_transient(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::NFILE
+            | Errno::MFILE
+            | Errno::TOOMANYREFS
+            | Errno::INTR
+    )
+}
 
 /// Reads once, and waits for something to come until a deadline, if there is one. False at
 /// the end.
@@ -34,8 +48,8 @@ pub(crate) fn read(
             // It was closed with something of ours unread.
             Err(Errno::CONNRESET) => return Ok(false),
             Err(Errno::AGAIN) => {}
-            // The kernel has no memory at this moment; nothing was taken.
-            Err(Errno::NOMEM | Errno::NOBUFS) => std::thread::sleep(RETRY_PAUSE),
+            // Nothing was taken.
+            Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
             Err(errno) => return Err(errno),
         }
         let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -44,7 +58,8 @@ pub(crate) fn read(
         }
         let span = span.and_then(|span| Timespec::try_from(span).ok());
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(_) => {}
+            Err(errno) if is_transient(errno) => {}
             Err(errno) => return Err(errno),
         }
     }

@@ -18,6 +18,7 @@ mod watchdog;
 
 use crate::access::{Rules, User};
 use crate::audit::Throttle;
+use crate::children::Launcher;
 use crate::closing::{self, Bell, ClientFd, Gathering};
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
@@ -26,6 +27,7 @@ use crate::hold::Hold;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, EXPIRED_PER_TURN, FDS_MAX_DEFAULT,
+    SETTLE_PATIENCE,
 };
 use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
@@ -44,6 +46,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::warn;
 use upgrade::Upgrade;
 use wards::Wards;
 use watchdog::Watchdog;
@@ -151,11 +154,16 @@ pub struct Server {
     standby: Option<Standby>,
     /// The program to become when that is asked for.
     successor: Option<Launch>,
+    /// What starts child processes, and whether epoll watches it.
+    launcher: Option<Launcher>,
+    hears_launcher: bool,
     upgrade: Option<Upgrade>,
     /// What systemd is told of everything.
     shelf: Option<Shelf>,
     /// Whoever is told that the loop goes round.
     watchdog: Option<Watchdog>,
+    /// Nobody is served until there is a second copy, or until then.
+    settles_until: Option<Instant>,
     /// A follower is to serve: clients that are in the middle of nothing wait.
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
@@ -197,6 +205,9 @@ enum Accepting {
     LameDuck(Option<Instant>),
 }
 
+/// Events that are read at once.
+const EVENTS_PER_TURN: usize = 256;
+
 /// Turns of each client when SIGTERM has come: more than what a socket's buffer holds takes.
 const LAST_READS: usize = 512;
 
@@ -208,6 +219,7 @@ const EXPIRY: u64 = u64::MAX - 3;
 const USR2: u64 = u64::MAX - 4;
 const CHILD: u64 = u64::MAX - 5;
 const CLOSED: u64 = u64::MAX - 6;
+const CHILDREN: u64 = u64::MAX - 7;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -219,6 +231,9 @@ const CARE: u64 = 1 << 60;
 impl Server {
     /// Tells systemd what there is to tell, before anything else is done that depends on it.
     fn tell_systemd(&mut self) {
+        if self.settles_until.is_some() {
+            return;
+        }
         if let Some(shelf) = &mut self.shelf {
             while !shelf.tell(&mut self.hold.mirrors, &self.hold.store) {}
             if !shelf.is_begun() {
@@ -249,35 +264,71 @@ impl Server {
     ///
     /// Only when the loop itself cannot go on.
     pub fn run(mut self) -> io::Result<Ended> {
-        let mut events = Vec::with_capacity(256);
+        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         let _gathering = Gathering::begin();
         self.tell_systemd();
         self.resume_handed();
         loop {
-            self.look_after_wards();
-            self.tend_followers();
-            self.let_leave();
-            if let Some(ended) = self.has_ended() {
+            if let Some(ended) = self.turn(&mut events)? {
                 return Ok(ended);
             }
-            if let Some(watchdog) = &mut self.watchdog {
-                watchdog.tend(Instant::now());
-            }
-            self.expiry_timer.set(self.hold.store.next_expiry());
-            let timeout = self.timeout();
-            // Nobody waits for what was closed between requests, but it is closed now.
-            drop(closing::begun());
-            events.clear();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            self.take_turn(&events);
         }
+    }
+
+    /// For one that has taken over: serves nobody until its standby has everything, too. Its
+    /// predecessor is the second copy until then, and goes on if this process ends. Returns as soon
+    /// as there is a standby, there can be none at the moment, or it has taken too long.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn settle(&mut self) -> io::Result<()> {
+        if self.standby.is_none() || self.place.is_none() {
+            return Ok(());
+        }
+        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
+        let _gathering = Gathering::begin();
+        self.settles_until = Some(Instant::now() + SETTLE_PATIENCE);
+        while self.settles_until.is_some_and(|until| Instant::now() < until)
+            && !self.standby_is_ready()
+            && !self.standby.as_ref().is_some_and(Standby::has_failed)
+        {
+            if self.turn(&mut events)?.is_some() {
+                break;
+            }
+        }
+        self.settles_until = None;
+        // Nothing else may happen that would have it watched again.
+        self.watch_listener();
+        if !self.standby_is_ready() {
+            warn!("no standby has everything yet: until one has, what is held is here alone");
+        }
+        Ok(())
+    }
+
+    /// Does what is due, waits until something happens, and does what that needs. Returns how the
+    /// server has ended, if it has.
+    fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Option<Ended>> {
+        self.look_after_wards();
+        self.tend_followers();
+        self.let_leave();
+        if let Some(ended) = self.has_ended() {
+            return Ok(Some(ended));
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.tend(Instant::now());
+        }
+        self.expiry_timer.set(self.hold.store.next_expiry());
+        let timeout = self.timeout();
+        // Nobody waits for what was closed between requests, but it is closed now.
+        drop(closing::begun());
+        events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        self.take_turn(events);
+        Ok(None)
     }
 
     /// A turn of the loop, in which this has happened.
@@ -292,6 +343,7 @@ impl Server {
                 HUP => self.hup_came(),
                 USR2 => self.usr2_came(),
                 CHILD => self.reap_orphans(),
+                CHILDREN => self.hear_children(),
                 EXPIRY => self.expiry_timer.rang(),
                 CLOSED => self.closing.some_is_closed = true,
                 // Slabs' keys.
@@ -349,6 +401,8 @@ impl Server {
         if matches!(self.accepting, Accepting::LameDuck(_)) {
             return;
         }
+        // Whatever comes of what was taken over, it comes of it here.
+        self.settles_until = None;
         // Who has come before the signal may be told of behind it.
         self.accept(ACCEPTS_PER_TURN, None);
         let timeout = self.options.lame_duck_timeout;

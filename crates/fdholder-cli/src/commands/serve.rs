@@ -19,6 +19,7 @@ use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use confine::Needs;
 use fdholder_daemon::access::{Rules, User};
+use fdholder_daemon::children::Launcher;
 use fdholder_daemon::fdstore::{self, Notifier, Past};
 use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::Launch;
@@ -29,6 +30,7 @@ use fdholder_daemon::signals::Signals;
 use fdholder_daemon::{Ended, Options, Reload, Room, Server};
 use sockets::{Missing, Sockets};
 use start::Start;
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -324,6 +326,8 @@ struct Settings {
     watchdog: Option<(Notifier, Duration)>,
     /// What to become when an upgrade is asked for.
     successor: Launch,
+    /// What starts child processes, once everything that is not needed was given up.
+    launcher: OnceCell<Launcher>,
     signals: Signals,
     /// What to hold from the start.
     sockets: Sockets,
@@ -375,6 +379,7 @@ impl Settings {
             notifier,
             watchdog,
             successor,
+            launcher: OnceCell::new(),
             signals,
             sockets,
             reload: None,
@@ -392,6 +397,11 @@ impl Settings {
         }
         gain_none().map_err(left)?;
         self.needs.give_up_the_rest(&self.successor);
+        // Before anything is held, so that its thread has none of it. If there is none now, there may
+        // be when it is needed.
+        if let Ok(launcher) = Launcher::start() {
+            drop(self.launcher.set(launcher));
+        }
         Ok(())
     }
 
@@ -401,6 +411,7 @@ impl Settings {
         let (pid, capacity) = (std::process::id(), self.room.capacity);
         let is_promoted = matches!(start, Start::Promoted { .. });
         let is_anew = matches!(start, Start::Anew(..));
+        let has_taken_over = matches!(start, Start::TakenOver { .. });
         let how = start.to_string();
         let (inheritance, past) = match start {
             Start::Anew(inheritance, past) => (inheritance, past),
@@ -413,6 +424,9 @@ impl Settings {
         let mut server = Server::inherit(inheritance, self.room, rules, self.signals, self.options)
             .map_err(prepare)?;
         server = server.with_successor(self.successor);
+        if let Some(launcher) = self.launcher.into_inner() {
+            server = server.with_launcher(launcher);
+        }
         if let Some(launch) = self.standby {
             server = server.with_standby(launch);
         }
@@ -430,6 +444,9 @@ impl Settings {
             server.reload();
         } else {
             hold_missing(&mut server, self.sockets, is_anew)?;
+        }
+        if has_taken_over {
+            server.settle().map_err(prepare)?;
         }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {

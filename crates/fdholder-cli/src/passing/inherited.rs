@@ -4,7 +4,8 @@
 //! The only `unsafe` of the programs: numbers become descriptors.
 #![allow(unsafe_code)]
 
-use rustix::io::{dup2, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
+use rustix::fs::{memfd_create, open, MemfdFlags, Mode, OFlags};
+use rustix::io::{dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -36,7 +37,18 @@ pub fn take(number: u32) -> Result<OwnedFd, Errno> {
     let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
     // SAFETY: it is open, as was just seen, and whoever started this process has left it to
     // us alone, by a variable that is read once.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let taken = unsafe { OwnedFd::from_raw_fd(number) };
+    if number > libc::STDERR_FILENO {
+        return Ok(taken);
+    }
+    // What is opened next must not become a standard stream.
+    let elsewhere = fcntl_dupfd_cloexec(&taken, libc::STDERR_FILENO + 1)?;
+    let mut stream = ManuallyDrop::new(taken);
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = open("/dev/null", flags, Mode::empty())
+        .or_else(|_| memfd_create("null", MemfdFlags::CLOEXEC))?;
+    dup2(&null, &mut stream)?;
+    Ok(elsewhere)
 }
 
 /// Has the program that this process becomes inherit nothing from this number on, but what is

@@ -79,7 +79,6 @@ impl Family {
             // lost, or dismissed, is of no use.
             let is_over = |line: &str| {
                 line.contains(": ready on ")
-                    || line.contains(": unable to upgrade: unable to become ")
                     || line.contains(": the standby (") && line.contains(") has gone")
             };
             let mut now = log.lines().rev().take_while(|line| !is_over(line));

@@ -6,8 +6,13 @@
 //!
 //! | byte | not 0 |
 //! | --- | --- |
-//! | 0 | somebody has followed this primary already; or keeps everything, see below |
+//! | 0 | somebody has followed this primary already, or keeps everything: see below |
 //! | n | follower n was given up, and may not have everything |
+//!
+//! Nothing else decides: not that a link has ended, a process seems to be gone, or a time-out has
+//! passed. A primary that lets another serve is silent from then on. It goes on only when it has the
+//! lock again and byte 0 does not say that the other one serves: then that one has ended before it
+//! could tell anybody anything.
 //!
 //! A primary gives a follower up here before it stops waiting for it, and before it hangs
 //! up. So the end of a link by itself means that the primary has gone, or is going.
@@ -22,6 +27,7 @@ use rustix::io::{pread, pwrite, Errno};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::warn;
 
 /// Where it is told that somebody has followed.
 const SUCCEEDED: u64 = 0;
@@ -80,16 +86,36 @@ impl Roll {
         fcntl_lock(&*self.file, FlockOperation::NonBlockingUnlock)
     }
 
-    /// Takes the lock back; false when a follower was faster.
-    pub fn take_back(&self) -> bool {
+    /// Takes the lock back from follower `number`, which must not serve any more. False while that
+    /// one has it, or once it serves.
+    pub fn take_back(&self, number: u32) -> bool {
         let is_locked = fcntl_lock(&*self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // In doubt another serves: two would be worse than none.
-        may_go_on(is_locked, is_set(self.file.as_fd(), SUCCEEDED) != Ok(false))
+        let state = if is_locked { byte(self.file.as_fd(), SUCCEEDED) } else { Ok(0) };
+        if !may_go_on(is_locked, !matches!(state, Ok(0 | FOLLOWED | RECOVERED | KEPT))) {
+            return false;
+        }
+        // Who gives it up for good says so if that fails.
+        let _ = self.give_up(number);
+        if state != Ok(0) {
+            // Otherwise nobody would serve after us.
+            let _ = insist(|| pwrite(&*self.file, &[0], SUCCEEDED).map(|_| Some(())));
+        }
+        true
     }
 
-    /// Whether a follower serves.
-    pub fn has_been_followed(&self) -> bool {
-        is_set(self.file.as_fd(), SUCCEEDED) != Ok(false)
+    /// Whether a follower keeps everything, and has not begun to serve.
+    pub fn is_kept(&self) -> bool {
+        byte(self.file.as_fd(), SUCCEEDED) == Ok(KEPT)
+    }
+
+    /// Whether a follower has come as far as that.
+    pub fn is_handed_over(&self, how: Handed) -> bool {
+        let Ok(state) = byte(self.file.as_fd(), SUCCEEDED) else { return false };
+        match how {
+            Handed::Follows => state != 0,
+            Handed::Serves => state == SERVES,
+        }
     }
 
     /// This follower must not serve.
@@ -100,6 +126,15 @@ impl Roll {
     pub fn give_up(&self, number: u32) -> Result<(), Errno> {
         pwrite(&*self.file, &[1], number.into()).map(drop)
     }
+}
+
+/// When everything was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handed {
+    /// The other process has the lock: what comes next is on it.
+    Follows,
+    /// It serves. If it ends before that, its predecessor goes on.
+    Serves,
 }
 
 /// What became of a primary's place.
@@ -192,9 +227,10 @@ impl Place {
 
     /// From now on what the primary had is not what is held.
     pub(crate) fn serve(&self) {
-        // Refused by a kernel without memory, it says less than there is to say: then what
-        // somebody finds who recovers may be older.
-        let _ = pwrite(&self.roll, &[SERVES], SUCCEEDED);
+        // Without it the predecessor would wait for us, and go on if we ended.
+        if let Err(errno) = insist(|| pwrite(&self.roll, &[SERVES], SUCCEEDED).map(|_| Some(()))) {
+            warn!("unable to write that this process serves: {errno}");
+        }
     }
 }
 
@@ -222,8 +258,8 @@ pub(crate) fn verdict(
 }
 
 /// Whether a primary that wanted to be followed goes on itself.
-pub(crate) fn may_go_on(is_locked: bool, has_been_followed: bool) -> bool {
-    is_locked && !has_been_followed && !active(Bug::NeverGoesOn)
+pub(crate) fn may_go_on(is_locked: bool, another_serves: bool) -> bool {
+    is_locked && !another_serves && !active(Bug::NeverGoesOn)
 }
 
 fn is_set(roll: BorrowedFd<'_>, at: u64) -> Result<bool, Errno> {
@@ -288,19 +324,37 @@ mod tests {
         let mut roll = Roll::new().unwrap();
         let (first, second) = (roll.enter(), roll.enter());
         assert_ne!(first, second);
-        assert!(!roll.has_been_followed());
+        assert!(!roll.is_handed_over(Handed::Follows));
         assert_eq!((another(&roll, first), another(&roll, 0)), (WAITS, WAITS));
         roll.give_up(second).unwrap();
         assert_eq!(another(&roll, second), IS_GIVEN_UP, "that it need not wait to know");
         roll.let_go().unwrap();
-        assert!(roll.take_back(), "nobody came");
+        assert!(roll.take_back(second), "nobody came");
         assert_eq!((another(&roll, first), another(&roll, 0)), (WAITS, WAITS));
         roll.let_go().unwrap();
         assert_eq!(another(&roll, first), HAS_IT);
-        assert!(roll.has_been_followed() && !roll.take_back());
+        assert!(roll.is_handed_over(Handed::Follows));
         let roll = Roll::new().unwrap();
         roll.let_go().unwrap();
         assert_eq!(another(&roll, 0), HAS_IT);
+    }
+
+    /// It has ended, and has told nobody anything: the lock is free and byte 0 does not say SERVES.
+    #[test]
+    fn primary_takes_lease_back_unless_another_served() {
+        let mut roll = Roll::new().unwrap();
+        let (dies, next) = (roll.enter(), roll.enter());
+        roll.let_go().unwrap();
+        assert_eq!(another(&roll, dies), HAS_IT);
+        assert!(roll.is_handed_over(Handed::Follows) && !roll.is_handed_over(Handed::Serves));
+        assert!(roll.take_back(dies));
+        assert!(!roll.is_handed_over(Handed::Follows), "others may follow");
+        assert_eq!((another(&roll, dies), another(&roll, next)), (IS_GIVEN_UP, WAITS));
+        roll.let_go().unwrap();
+        assert_eq!(another(&roll, dies), IS_GIVEN_UP);
+        assert_eq!(another(&roll, next), HAS_IT);
+        Place::of(roll.file().try_clone().unwrap()).serve();
+        assert!(roll.is_handed_over(Handed::Serves) && !roll.take_back(next));
     }
 
     #[test]
@@ -371,7 +425,7 @@ mod tests {
         let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
         let file = roll.file().as_fd();
         assert_eq!(succeed(file, first, true), Ok(Succession::Ours));
-        assert!(roll.has_been_followed(), "the primary does not go on beside it");
+        assert!(roll.is_handed_over(Handed::Follows), "the primary does not go on beside it");
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
         pwrite(file, &[KEPT], SUCCEEDED).unwrap();
         assert_eq!(succeed(file, second, true), Ok(Succession::Ours));

@@ -33,7 +33,7 @@ impl Server {
             }
             if self.accepting != Accepting::Yes
                 || self.undecided.is_some()
-                || self.is_handing_over
+                || self.is_silent()
                 || self.peers.len() >= self.options.connections_max
             {
                 return;
@@ -63,6 +63,11 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Whether nobody is let in, as another process is to serve, or may still have to.
+    fn is_silent(&self) -> bool {
+        self.is_handing_over || self.settles_until.is_some()
     }
 
     /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never
@@ -137,7 +142,7 @@ impl Server {
     /// Whether somebody waits to be let in who may be now.
     pub(super) fn may_decide(&self) -> bool {
         let waits = self.undecided.is_some() || !self.handed.is_empty();
-        waits && self.accepting == Accepting::Yes && !self.is_handing_over
+        waits && self.accepting == Accepting::Yes && !self.is_silent()
     }
 
     /// Decides on those of whom it could not be told before what they may do.
@@ -279,7 +284,7 @@ impl Server {
 
     /// Has the listening socket wake us while clients are let in, and when it is lost.
     pub(super) fn watch_listener(&mut self) {
-        let listen = self.accepting == Accepting::Yes && !self.is_handing_over;
+        let listen = self.accepting == Accepting::Yes && !self.is_silent();
         if listen != self.listening {
             let mut flags = epoll::EventFlags::RDHUP;
             flags.set(epoll::EventFlags::IN, listen);

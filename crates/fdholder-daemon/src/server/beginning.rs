@@ -8,6 +8,7 @@ use super::{
 };
 use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
+use crate::children::Launcher;
 use crate::closing::{self, Bell};
 use crate::courier::Crew;
 use crate::deadlines::Deadlines;
@@ -170,9 +171,12 @@ impl Server {
             is_new: true,
             standby: None,
             successor: None,
+            launcher: None,
+            hears_launcher: false,
             upgrade: None,
             shelf: None,
             watchdog: None,
+            settles_until: None,
             is_handing_over: false,
             handed: clients
                 .into_iter()
@@ -187,6 +191,12 @@ impl Server {
             throttle: Throttle::default(),
         };
         Ok(server)
+    }
+
+    /// Has the server start its child processes by this.
+    #[must_use]
+    pub fn with_launcher(self, launcher: Launcher) -> Self {
+        Self { launcher: Some(launcher), ..self }
     }
 
     /// Has the server see to it that a standby follows it, which it starts in this way.

@@ -338,7 +338,7 @@ impl Server {
         peer.discharge(&mut self.hold.ledger);
         self.deadlines.set(token, &mut peer.deadline, None);
         self.rota.set(peer.who.user.uid, token, &mut peer.turn, None);
-        self.notice_offspring(token);
+        self.notice_child_left(token);
         peer
     }
 

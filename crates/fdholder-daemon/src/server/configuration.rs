@@ -61,10 +61,9 @@ impl Server {
         let who = Who { uid: self.user.uid, gid: Some(self.user.gid), pid };
         for Entry { id, limit, fd } in entries {
             let entry = Entry { id: id.clone(), limit, fd: ClientFd::new(fd, who.uid) };
-            let Hold { store, mirrors, auditor, .. } = &mut self.hold;
-            let now = Timestamp::now();
-            let outcome = store.store(entry, self.user.uid, now);
-            mirrors.record(&outcome.changes, store);
+            let (now, owner) = (Timestamp::now(), self.user.uid);
+            let outcome = self.hold.apply(now, |store| store.store(entry, owner, now));
+            let Hold { store, auditor, .. } = &mut self.hold;
             let (at, operation) = (Instant::now(), Operation::Configure);
             auditor.changed(who, operation, &outcome.changes, store, now, at);
             if let Err(errno) = outcome.answer {

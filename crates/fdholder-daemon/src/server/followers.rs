@@ -1,14 +1,17 @@
 //! Processes that follow: accepted, told of every change, given up.
 
+use super::standby::Standby;
+use super::upgrade::Upgrade;
 use super::{Accepting, Ended, Server, LINK};
 use crate::closing::ClientFd;
 use crate::credentials::Credentials;
 use crate::exchange::Broken;
 use crate::limits::{
-    FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, MIRROR_MESSAGES_PER_TURN, SEND_PAUSE,
+    FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, KEEP_PATIENCE, MIRROR_MESSAGES_PER_TURN,
+    SEND_PAUSE,
 };
 use crate::peer::Gone;
-use crate::reading::of_daemon;
+use crate::reading::{is_transient, of_daemon};
 use crate::replication::{self, roll::Roll};
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
@@ -18,7 +21,7 @@ use fdholder::{strerror, Errno, Timestamp};
 use rustix::event::epoll;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
 /// What a follower is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,17 +48,26 @@ pub(super) struct Link {
     /// It wants to serve in our place, since then.
     pub wants_over: Option<Instant>,
     /// When it has said that it has everything.
-    synced_at: Option<Instant>,
+    pub synced_at: Option<Instant>,
+    /// It was said so.
+    pub is_announced: bool,
     /// When it last took something, or told that it had carried something out.
     pub progress: Instant,
     /// Since when there is something that it has not taken or carried out.
     behind_since: Option<Instant>,
-    /// When to try again, as there was no room for descriptors in flight.
+    /// When to send again, as there was no room for descriptors in flight, or no memory.
     retry: Option<Instant>,
+    /// When to read again, as there was no memory.
+    deaf_until: Option<Instant>,
     watched: epoll::EventFlags,
 }
 
 impl Link {
+    /// Its place on the roll.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
     /// When it is handed everything at the latest, if it wants to serve.
     pub fn hand_over_at(&self) -> Option<Instant> {
         self.wants_over.map(|since| since + HANDOVER_GRACE)
@@ -118,13 +130,19 @@ impl Server {
         let about = replication::head(followers, &self.hold.store);
         let first = link::head(about, self.listener.as_fd(), followers.file().as_fd());
         let peer = self.peers.get(token).ok_or(Errno::BADF)?;
+        let sent = transport::send(peer.socket(), first.bytes(), first.fds(), Wait::No);
         let data = epoll::EventData::new_u64(self.links.vacant_key() as u64 | LINK);
         let watched = epoll::EventFlags::IN;
-        epoll::modify(&self.epoll, peer.socket(), data, watched)?;
+        let failed = match sent {
+            // Nothing has happened: it tries again.
+            Err(errno) if is_transient(errno) => return Err(Errno::BUSY),
+            Ok(len) if len == first.bytes().len() => {
+                epoll::modify(&self.epoll, peer.socket(), data, watched).err()
+            }
+            sent => Some(sent.err().unwrap_or(Errno::MSGSIZE)),
+        };
         // From here on it is no client any more, whatever happens.
-        let sent = transport::send(peer.socket(), first.bytes(), first.fds(), Wait::No);
-        if sent != Ok(first.bytes().len()) {
-            let errno = sent.err().unwrap_or(Errno::MSGSIZE);
+        if let Some(errno) = failed {
             self.let_go(token, &Gone::Failed(errno));
             return Ok(());
         }
@@ -145,9 +163,11 @@ impl Server {
             role,
             wants_over: None,
             synced_at: None,
+            is_announced: false,
             progress: Instant::now(),
             behind_since: None,
             retry: None,
+            deaf_until: None,
             watched,
         });
         Ok(())
@@ -168,7 +188,11 @@ impl Server {
         let standby = self.standby.as_mut().and_then(|standby| standby.process.as_mut());
         if let Some(process) = standby.filter(|process| process.token == Some(token)) {
             process.token = None;
-            return (Role::Standby, process.pid());
+            let pid = process.pid();
+            if let Some(standby) = &mut self.standby {
+                standby.follows();
+            }
+            return (Role::Standby, pid);
         }
         match self.upgrade.as_mut().filter(|upgrade| upgrade.is(token)) {
             Some(upgrade) => (Role::Successor, upgrade.follows()),
@@ -178,8 +202,9 @@ impl Server {
 
     /// Tells followers what there is to tell, and then clients what depended on that.
     pub(super) fn tend_followers(&mut self) {
-        self.tend_standby();
-        self.tend_upgrade();
+        let now = Instant::now();
+        self.tend_standby(now);
+        self.tend_upgrade(now);
         loop {
             let links = self.links.len();
             self.tell_followers();
@@ -228,7 +253,7 @@ impl Server {
                     waits_for_room = true;
                     break;
                 }
-                Err(Errno::TOOMANYREFS) => {
+                Err(errno) if is_transient(errno) => {
                     link.retry = Some(Instant::now() + SEND_PAUSE);
                     break;
                 }
@@ -241,12 +266,17 @@ impl Server {
         }
         // If only its turn was over, there is room, and it is served at once.
         waits_for_room |= link.retry.is_none() && mirror.front().is_some();
-        let mut interest = epoll::EventFlags::IN;
+        link.deaf_until = link.deaf_until.filter(|until| *until > Instant::now());
+        let mut interest = epoll::EventFlags::empty();
+        interest.set(epoll::EventFlags::IN, link.deaf_until.is_none());
         interest.set(epoll::EventFlags::OUT, waits_for_room);
         if interest != link.watched && lost.is_none() {
             let data = epoll::EventData::new_u64(key as u64 | LINK);
             match epoll::modify(&self.epoll, &link.socket, data, interest) {
                 Ok(()) => link.watched = interest,
+                Err(errno) if is_transient(errno) => {
+                    link.retry = Some(Instant::now() + SEND_PAUSE);
+                }
                 Err(errno) => lost = Some(Lost::Failed(errno)),
             }
         }
@@ -262,6 +292,11 @@ impl Server {
             Err(Errno::AGAIN) => return,
             Ok(received) if received.len == 0 => Lost::Gone,
             Err(Errno::CONNRESET) => Lost::Gone,
+            // Nothing was taken. It would be told of at once, and again.
+            Err(errno) if is_transient(errno) => {
+                link.deaf_until = Some(Instant::now() + SEND_PAUSE);
+                return;
+            }
             Err(errno) => Lost::Failed(errno),
             Ok(received) => {
                 let bytes = &self.hold.buffer[..received.len];
@@ -290,12 +325,8 @@ impl Server {
                     Heard::Synced => {
                         link.synced_at = Some(Instant::now());
                         match link.role {
-                            Role::Standby => {
-                                let pid = link.who.pid.unwrap_or_default();
-                                info!("the standby (pid {pid}) has everything");
-                            }
                             Role::Successor => link.wants_over = Some(Instant::now()),
-                            Role::Other => {}
+                            Role::Standby | Role::Other => {}
                         }
                     }
                     Heard::TakeOver => link.wants_over = Some(Instant::now()),
@@ -345,7 +376,7 @@ impl Server {
                 let now = Instant::now();
                 standby.again(link.synced_at.map(|since| now - since), now);
             }
-            (Role::Successor, _) => self.successor_failed(),
+            (Role::Successor, _) => self.successor_left(Instant::now()),
             _ => {}
         }
     }
@@ -367,13 +398,16 @@ impl Server {
     fn hangs_at(&self, key: usize) -> Option<Instant> {
         let link = self.links.get(key)?;
         // One that had nothing to do for long has not been taking nothing for long.
-        link.behind_since.map(|since| link.progress.max(since) + FOLLOWER_PATIENCE)
+        let behind = link.behind_since.map(|since| link.progress.max(since) + FOLLOWER_PATIENCE);
+        // Whatever it was, one that never says that it has everything is of no use.
+        let unsynced = link.synced_at.is_none().then(|| link.progress + KEEP_PATIENCE);
+        behind.into_iter().chain(unsynced).min()
     }
 
     /// Nobody follows any more.
     pub(super) fn dismiss_followers(&mut self) {
         self.standby = None;
-        self.upgrade = None;
+        self.abandon_upgrade();
         for key in self.link_keys() {
             self.lose(key, &Lost::Dismissed);
         }
@@ -382,10 +416,12 @@ impl Server {
     /// When something is due about followers.
     pub(super) fn followers_deadline(&self) -> Option<Instant> {
         let links = self.links.iter().flat_map(|(key, link)| {
-            [link.retry, self.hangs_at(key), link.hand_over_at()].into_iter().flatten()
+            [link.retry, link.deaf_until, self.hangs_at(key), link.hand_over_at()]
+                .into_iter()
+                .flatten()
         });
-        let standby = self.standby.as_ref().and_then(|standby| standby.start_at);
-        let upgrade = self.upgrade.as_ref().map(|upgrade| upgrade.deadline);
+        let standby = self.standby.as_ref().and_then(Standby::due);
+        let upgrade = self.upgrade.as_ref().map(Upgrade::due);
         let systemd = self.shelf.as_ref().and_then(|shelf| shelf.retry_at);
         links.chain(standby).chain(upgrade).chain(systemd).min()
     }

@@ -6,6 +6,7 @@ use super::Server;
 use crate::exchange::{Broken, Exchange};
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::peer::Gone;
+use crate::replication::roll::Handed;
 use fdholder::{Errno, Timestamp};
 use std::time::Instant;
 use tracing::warn;
@@ -28,7 +29,10 @@ impl Server {
         }
         let Some(link) = self.links.get(key) else { return };
         let (pid, is_successor) = (link.who.pid, link.role == Role::Successor);
-        match self.hand_over(key) {
+        // Until the other one serves this process is the second copy, unless systemd has one.
+        let until =
+            if is_successor || self.shelf.is_some() { Handed::Follows } else { Handed::Serves };
+        match self.hand_over(key, until) {
             Ok(()) if is_successor => self.become_successor(key),
             Ok(()) => self.was_taken_over(pid),
             Err(broken) => self.lose(key, &Lost::DidNotServe(broken)),
@@ -41,7 +45,7 @@ impl Server {
 
     /// Hands everything over to a follower; or, when it fails, nothing: then everything is
     /// as it was, but for clients that did not finish what they had begun.
-    fn hand_over(&mut self, key: usize) -> Result<(), Broken> {
+    fn hand_over(&mut self, key: usize, until: Handed) -> Result<(), Broken> {
         self.leave_standby();
         self.leave_successor();
         self.cut_off_busy_clients();
@@ -50,6 +54,7 @@ impl Server {
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
             return Err(Broken::Gone);
         };
+        let number = link.number();
         let connection = (&link.socket, &mut link.decoder);
         let mirror = (&mut self.hold.mirrors, link.mirror);
         let mut exchange =
@@ -57,7 +62,7 @@ impl Server {
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
         let clients = clients.chain(self.handed.iter().cloned());
         let clients = clients.chain(self.undecided.clone().map(newcomer));
-        let handed_over = exchange.hand_over(clients, roll);
+        let handed_over = exchange.hand_over(clients, roll, number, until);
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {
             link.progress = Instant::now();

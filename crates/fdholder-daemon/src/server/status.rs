@@ -1,7 +1,7 @@
 //! How a server is.
 
 use super::Server;
-use crate::offspring::Offspring;
+use crate::children::Child;
 use fdholder::{Standby, Status, Timestamp};
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -37,7 +37,7 @@ impl Server {
 
     fn standby_state(&self) -> Standby {
         let Some(standby) = &self.standby else { return Standby::None };
-        let pid = standby.process.as_ref().and_then(Offspring::pid);
+        let pid = standby.process.as_ref().and_then(Child::pid);
         match pid.filter(|_| self.standby_is_ready()) {
             Some(pid) => Standby::Ready(pid.unsigned_abs()),
             None => Standby::Starting,

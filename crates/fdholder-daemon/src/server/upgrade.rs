@@ -6,37 +6,54 @@
 //! takes over from the keeper.
 
 use super::followers::{Lost, Role};
-use super::standby::ENDING_PATIENCE;
 use super::{Accepting, Server};
+use crate::children::Child;
 use crate::closing;
-use crate::limits::KEEP_PATIENCE;
-use crate::offspring::{start_alone, Offspring, END_PATIENCE};
+use crate::launch::Launch;
+use crate::limits::{CHILD_END_GRACE, KEEP_PATIENCE, KILL_PATIENCE};
 use crate::peer::Gone;
-use crate::reading::has_hung_up;
+use crate::replication::roll::Roll;
 use rustix::io::{fcntl_setfd, FdFlags};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
+
+/// How often to look whether the lease is free.
+const LEASE_PAUSE: Duration = Duration::from_millis(1);
 
 /// An upgrade under way.
 #[derive(Debug)]
 pub(super) struct Upgrade {
     /// The new program, beside this one.
-    process: Offspring,
+    child: Child,
     /// When it must have everything.
-    pub deadline: Instant,
+    deadline: Instant,
+    /// When it hung up, or was given up.
+    left_at: Option<Instant>,
 }
 
 impl Upgrade {
+    /// The new program.
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
     /// Whether this client is the new program.
     pub fn is(&self, token: usize) -> bool {
-        self.process.token == Some(token)
+        self.child.token == Some(token)
     }
 
     /// It follows now.
     pub fn follows(&mut self) -> Option<i32> {
-        self.process.token = None;
-        self.process.pid()
+        self.child.token = None;
+        self.child.pid()
+    }
+
+    /// When something is due about it.
+    pub fn due(&self) -> Instant {
+        self.left_at.map_or(self.deadline, |at| at + CHILD_END_GRACE)
     }
 }
 
@@ -54,8 +71,9 @@ impl Server {
         };
         info!("becoming {}", launch.program.display());
         match self.start(&launch) {
-            Ok(process) => {
-                self.upgrade = Some(Upgrade { process, deadline: Instant::now() + KEEP_PATIENCE });
+            Ok(child) => {
+                let deadline = Instant::now() + KEEP_PATIENCE;
+                self.upgrade = Some(Upgrade { child, deadline, left_at: None });
             }
             Err(error) => {
                 let program = launch.program.display();
@@ -65,42 +83,65 @@ impl Server {
     }
 
     /// A client has gone. If it was the new program, there is no upgrade.
-    pub(super) fn notice_successor(&mut self, token: usize) {
-        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is(token)) {
-            self.successor_failed();
+    pub(super) fn notice_successor(&mut self, token: usize, now: Instant) {
+        if let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.is(token)) {
+            upgrade.child.token = None;
+            upgrade.left_at.get_or_insert(now);
         }
     }
 
-    /// The new program has ended, or hangs.
-    pub(super) fn successor_failed(&mut self) {
-        let Some(upgrade) = self.upgrade.take() else { return };
-        // It has hung up, so it is about to end; but one that does not is not waited for.
-        let ended = upgrade.process.wait(ENDING_PATIENCE);
-        let how = ended.unwrap_or_else(|| "it hangs, and is killed".to_owned());
-        self.upgrade_failed(&format!("the new program did not get ready ({how}): see the log"));
+    /// The new program has ended, or hangs: its end is waited for by [`tend_upgrade`](Self::tend_upgrade).
+    pub(super) fn successor_left(&mut self, now: Instant) {
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.left_at.get_or_insert(now);
+        }
     }
 
     /// The client that a new program is until it follows is not for the next daemon.
     pub(super) fn leave_successor(&mut self) {
-        let token = self.upgrade.as_ref().and_then(|upgrade| upgrade.process.token);
+        let token = self.upgrade.as_ref().and_then(|upgrade| upgrade.child.token);
         if let Some(token) = token {
             self.let_go(token, &Gone::Closed);
         }
     }
 
-    /// Gives up a new program that takes too long.
-    pub(super) fn tend_upgrade(&mut self) {
-        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.deadline <= Instant::now()) {
-            let successor = self.links.iter().find(|(_, link)| link.role == Role::Successor);
-            match successor.map(|(key, _)| key) {
-                Some(key) => self.lose(key, &Lost::Hangs),
-                None => self.successor_failed(),
+    /// Gives up a new program that takes too long, and ends an upgrade whose program has gone.
+    pub(super) fn tend_upgrade(&mut self, now: Instant) {
+        let Some(upgrade) = &self.upgrade else { return };
+        if upgrade.left_at.is_none() {
+            if now < upgrade.deadline {
+                return;
             }
+            let successor = self.links.iter().find(|(_, link)| link.role == Role::Successor);
+            if let Some(key) = successor.map(|(key, _)| key) {
+                self.lose(key, &Lost::Hangs);
+            }
+            return self.end_upgrade("it hangs, and is killed");
+        }
+        match upgrade.child.ended() {
+            Some(how) => self.end_upgrade(&how),
+            None if now >= upgrade.due() => self.end_upgrade("it hangs, and is killed"),
+            None => {}
+        }
+    }
+
+    fn end_upgrade(&mut self, how: &str) {
+        // Dropped, the child is killed.
+        if self.upgrade.take().is_some() {
+            self.upgrade_failed(&format!("the new program did not get ready ({how}): see the log"));
+        }
+    }
+
+    /// This daemon is to end: there is no upgrade, and who asked for one hears of it.
+    pub(super) fn abandon_upgrade(&mut self) {
+        if self.upgrade.take().is_some() {
+            self.upgrade_failed("this daemon is about to end, as it was asked to (SIGTERM)");
         }
     }
 
     fn upgrade_failed(&mut self, why: &str) {
-        warn!("unable to upgrade: {why}; this program goes on");
+        let goes_on = !matches!(self.accepting, Accepting::LameDuck(_));
+        warn!("unable to upgrade: {why}{}", if goes_on { "; this program goes on" } else { "" });
         // Served in a turn of their own: whoever is served may let go of others, and may ask
         // for the next upgrade, which fails in here, too.
         let now = Instant::now();
@@ -112,47 +153,60 @@ impl Server {
         }
     }
 
-    /// The new program keeps everything: becomes it.
+    /// The new program keeps everything, and has the lease: becomes it.
     pub(super) fn become_successor(&mut self, key: usize) {
         let Some(link) = self.links.try_remove(key) else { return };
-        let Some(launch) = self.successor.clone() else { return };
-        // What others are just starting must not have the end of this connection.
-        let alone = start_alone();
+        let (keeper, launch) = (self.upgrade.take(), self.successor.clone());
+        let error = match &launch {
+            Some(launch) => self.execute(launch, &link.socket),
+            None => io::Error::other("this daemon does not know its program"),
+        };
+        let program = launch.unwrap_or_default().program;
+        let program = program.display();
+        // This is still the old program, and has everything. But the keeper has the lease.
+        let keeper = keeper.as_ref().map(Upgrade::child);
+        if !self.roll.as_ref().is_some_and(|roll| reclaim(roll, link.number(), keeper)) {
+            warn!("unable to become {program}: {error}; the keeper of what is held serves");
+            std::process::exit(111);
+        }
+        self.hold.mirrors.remove(link.mirror);
+        self.upgrade_failed(&format!("unable to become {program}: {error}"));
+    }
+
+    /// Becomes another program, with this connection. Returns only why it has not.
+    fn execute(&mut self, launch: &Launch, link: &OwnedFd) -> io::Error {
         self.wards.leaving.clear();
         let unclosed = closing::leave();
-        let error = match launch.take_over_command(&link.socket, &unclosed) {
+        let error = match launch.take_over_command(link, &unclosed) {
             Ok(mut command) => command.exec(),
             Err(error) => error,
         };
-        for fd in &unclosed {
-            // It cannot fail, and if it did whoever is started would have it, too.
+        for fd in unclosed.iter().map(AsFd::as_fd).chain([link.as_fd()]) {
+            // It cannot fail, and if it did a child would not have it: see `children`.
             let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
         }
-        drop((unclosed, alone));
-        // This is still the old program, and has everything. The keeper serves nobody yet, or
-        // it has hung up; and one that cannot be ended would serve some day.
-        if let Some(upgrade) = self.upgrade.take() {
-            let process = upgrade.process;
-            let serves = has_hung_up(&link.socket) && process.wait(END_PATIENCE).is_none();
-            if serves || !process.end() {
-                let program = launch.program.display();
-                warn!("unable to become {program}: {error}; the keeper of what is held serves");
-                std::process::exit(111);
-            }
-        }
-        self.hold.mirrors.remove(link.mirror);
-        drop(link);
-        // Who may serve when we are gone was settled by what has just failed.
-        for key in self.link_keys() {
-            self.lose(key, &Lost::Dismissed);
-        }
-        self.roll = None;
-        if self.shelf.is_some() {
-            // What systemd has says that somebody else serves. If there is no memory for another,
-            // there will be when the next one wants to follow.
-            let _ = self.renew_roll();
-        }
-        let program = launch.program.display();
-        self.upgrade_failed(&format!("unable to become {program}: {error}"));
+        error
     }
+}
+
+/// Takes the lease back from a keeper that serves nobody yet, which ends it. False when it serves, or
+/// may: then what it has told others must not be lost, and this process must stay silent.
+fn reclaim(roll: &Roll, number: u32, keeper: Option<&Child>) -> bool {
+    let until = Instant::now() + KILL_PATIENCE;
+    // What it does next must not come between the look and its end.
+    let is_idle = keeper.is_some_and(|keeper| keeper.freeze(KILL_PATIENCE)) && roll.is_kept();
+    if let Some(keeper) = keeper {
+        if !is_idle {
+            keeper.thaw();
+            return false;
+        }
+        keeper.kill();
+    }
+    while !roll.take_back(number) {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(LEASE_PAUSE);
+    }
+    true
 }

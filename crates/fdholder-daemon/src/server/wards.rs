@@ -40,6 +40,10 @@ pub(super) struct Wards {
 impl Server {
     /// Begins to watch what has come, and stops watching what has gone.
     pub(super) fn look_after_wards(&mut self) {
+        // What they bring would be lost if this process ended before it serves.
+        if self.settles_until.is_some() {
+            return;
+        }
         for slot in self.hold.store.take_touched() {
             let Hold { store, .. } = &self.hold;
             let held = store.at(slot).filter(|record| store.needs_care(record)).map(Arc::clone);

@@ -2,6 +2,7 @@
 //!
 //! Nothing else is done meanwhile: clients wait, and what they send stays in their sockets.
 
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::reading::{has_hung_up, is_transient, read};
 use crate::replication::roll::{Handed, Roll};
@@ -10,7 +11,7 @@ use fdholder::frame::Decoder;
 use fdholder::link::{HandedClient, Heard};
 use fdholder::transport::{self, Wait};
 use fdholder::{strerror, Errno, Malformed};
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -82,11 +83,11 @@ impl<'a> Exchange<'a> {
         buffer: &'a mut [u8],
         patience: Duration,
     ) -> Self {
-        Self { socket, decoder, mirrors, mirror, buffer, patience, progress: Instant::now() }
+        Self { socket, decoder, mirrors, mirror, buffer, patience, progress: clock::now() }
     }
 
     fn is_late(&self) -> bool {
-        self.progress.elapsed() >= self.patience
+        clock::since(self.progress) >= self.patience
     }
 
     /// Hands over clients, and with them everything, to follower `number` of a roll, or nothing:
@@ -125,7 +126,7 @@ impl<'a> Exchange<'a> {
             match transport::send(self.socket, bytes, &fds, Wait::No) {
                 Ok(len) => {
                     mirror.advance(len);
-                    self.progress = Instant::now();
+                    self.progress = clock::now();
                 }
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
                 Err(errno) if is_transient(errno) => self.wait(PollFlags::empty())?,
@@ -147,8 +148,8 @@ impl<'a> Exchange<'a> {
         if self.is_late() {
             return Err(Broken::TimedOut);
         }
-        let pause = Timespec::try_from(RETRY_PAUSE).ok();
-        match poll(&mut [PollFd::new(self.socket, what)], pause.as_ref()) {
+        let until = clock::now() + RETRY_PAUSE;
+        match clock::poll(&mut [PollFd::new(self.socket, what)], Some(until)) {
             Ok(_) => Ok(()),
             Err(errno) if is_transient(errno) => Ok(()),
             Err(errno) => Err(Broken::Failed(errno)),
@@ -159,7 +160,7 @@ impl<'a> Exchange<'a> {
     /// taken down.
     fn hear(&mut self) -> Result<Option<Heard>, Broken> {
         if !self.decoder.has_frame() {
-            match read(self.socket, self.decoder, self.buffer, Some(Instant::now())) {
+            match read(self.socket, self.decoder, self.buffer, Some(clock::now())) {
                 Ok(true) | Err(Errno::TIMEDOUT) => {}
                 Ok(false) => return Err(Broken::Gone),
                 Err(errno) => return Err(errno.into()),
@@ -167,7 +168,7 @@ impl<'a> Exchange<'a> {
         }
         let Some(frame) = self.decoder.next()? else { return Ok(None) };
         let heard = Heard::parse(&frame)?;
-        self.progress = Instant::now();
+        self.progress = clock::now();
         if let Some(mirror) = self.mirrors.get_mut(self.mirror) {
             mirror.hear(&heard);
         }
@@ -186,7 +187,7 @@ impl<'a> Exchange<'a> {
             if (has_gone || self.is_late()) && roll.take_back(number) {
                 return Err(if has_gone { Broken::Gone } else { Broken::TimedOut });
             }
-            std::thread::sleep(LOOK_PAUSE);
+            clock::sleep(LOOK_PAUSE);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
 use crate::children::reap_inherited_children;
+use crate::clock;
 use crate::closing::{self, Bell, ClientFd, Closes};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
@@ -12,7 +13,7 @@ use fdholder::frame::Decoder;
 use fdholder::link::{Dropped, Fed, Head, Heard, Mirrored, DROPPED_MAX, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -167,11 +168,11 @@ impl Follower {
             }
             Ok(())
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = clock::now() + PATIENCE;
         loop {
             match transport::send(&socket, &bytes, &[], Wait::No) {
                 Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => break,
-                Err(errno) if is_transient(errno) && Instant::now() < deadline => {
+                Err(errno) if is_transient(errno) && clock::now() < deadline => {
                     std::thread::sleep(RETRY_PAUSE);
                 }
                 Err(errno) => return Err(FollowError::System(errno)),
@@ -229,10 +230,10 @@ impl Follower {
             }
             if self.replica.is_synced() && asked_at.is_none() {
                 self.say([Heard::TakeOver])?;
-                asked_at = Some(Instant::now());
+                asked_at = Some(clock::now());
             }
             // It may have clients that take a while to finish; whatever else it tells meanwhile.
-            let deadline = asked_at.unwrap_or_else(Instant::now) + PATIENCE;
+            let deadline = asked_at.unwrap_or_else(clock::now) + PATIENCE;
             while !self.wait(None, Some(deadline))?.from_primary {}
             if !self.hear()? {
                 break;
@@ -305,9 +306,7 @@ impl Follower {
         deadline: Option<Instant>,
     ) -> Result<Came, FollowError> {
         let is_calm = self.calm >= CALM && deadline.is_none();
-        let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let span = if is_calm { Some(Duration::ZERO) } else { span };
-        let timeout = span.and_then(|span| Timespec::try_from(span).ok());
+        let until = if is_calm { Some(clock::now()) } else { deadline };
         let mut sources = [
             PollFd::new(&self.socket, PollFlags::IN),
             PollFd::new(&*self.bell, PollFlags::IN),
@@ -315,13 +314,15 @@ impl Follower {
             PollFd::from_borrowed_fd(stop.unwrap_or(self.socket.as_fd()), PollFlags::IN),
         ];
         let watched = if stop.is_some() { &mut sources[..] } else { &mut sources[..2] };
-        match poll(watched, timeout.as_ref()) {
+        match clock::poll(watched, until) {
             Ok(0) if is_calm => {
                 // Everything was read.
                 self.calm = CALM - 1;
                 std::thread::sleep(REST);
             }
-            Ok(0) if deadline.is_some() => return Err(FollowError::TimedOut),
+            Ok(0) if deadline.is_some_and(|deadline| clock::now() >= deadline) => {
+                return Err(FollowError::TimedOut);
+            }
             Ok(_) => {}
             Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
             Err(errno) => return Err(FollowError::System(errno)),
@@ -337,7 +338,7 @@ impl Follower {
     /// Takes in what has come; false when the primary has hung up.
     fn hear(&mut self) -> Result<bool, FollowError> {
         for _ in 0..READS_AT_ONCE {
-            match read(&self.socket, &mut self.decoder, &mut self.buffer, Some(Instant::now())) {
+            match read(&self.socket, &mut self.decoder, &mut self.buffer, Some(clock::now())) {
                 Ok(true) => self.take_in()?,
                 Ok(false) => return Ok(false),
                 // That was all, or there was no memory at this moment.
@@ -408,7 +409,7 @@ impl Follower {
     fn say(&self, what: impl IntoIterator<Item = Heard>) -> Result<(), FollowError> {
         let messages = what.into_iter().map(Heard::into_message::<BorrowedFd<'_>>);
         let bytes = messages.flat_map(|message| message.into_parts().0).collect::<Vec<_>>();
-        let until = Instant::now() + PATIENCE;
+        let until = clock::now() + PATIENCE;
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             match transport::send(&self.socket, rest, &[], Wait::No) {
@@ -421,12 +422,10 @@ impl Follower {
                 Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
                 Err(errno) => return Err(FollowError::System(errno)),
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if clock::now() >= until {
                 return Err(FollowError::TimedOut);
             }
-            let left = Timespec::try_from(left).ok();
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], left.as_ref()) {
+            match clock::poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(until)) {
                 Ok(_) => {}
                 Err(errno) if is_transient(errno) => {}
                 Err(errno) => return Err(FollowError::System(errno)),

@@ -1,6 +1,7 @@
 //! What clients are served from.
 
 use crate::audit::Auditor;
+use crate::clock;
 use crate::closing::{self, ClientFd};
 use crate::courier::Crew;
 use crate::replication::Mirrors;
@@ -8,7 +9,6 @@ use crate::shares::{Leaving, Ledger};
 use crate::store::{Outcome, Store};
 use crate::tally::Tally;
 use fdholder::Timestamp;
-use std::time::Instant;
 
 /// What clients are served from.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Hold {
         let expired = self.store.expire(now, most);
         if !expired.is_empty() {
             self.mirrors.record(&expired, &self.store);
-            self.auditor.expired(&expired, Instant::now());
+            self.auditor.expired(&expired, clock::now());
         }
     }
 

@@ -3,6 +3,7 @@
 //! The keeper was handed everything, and serves nobody: it waits for the new program at the
 //! other end of its connection to take over. If that does not come, it serves itself.
 
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
@@ -53,7 +54,7 @@ struct Kept<'a> {
 
 impl Kept<'_> {
     fn wait_for_next(&self, socket: &OwnedFd) -> Result<(), Broken> {
-        let deadline = Instant::now() + KEEP_PATIENCE;
+        let deadline = clock::now() + KEEP_PATIENCE;
         let mut decoder = Decoder::new(REQUEST_PAYLOAD_MAX);
         let mut buffer = vec![0; READ_LEN];
         let mut roll = Roll::new().map_err(Broken::Failed)?;
@@ -118,12 +119,12 @@ fn next_request(
 }
 
 fn say(socket: &OwnedFd, message: &Message<BorrowedFd<'_>>) -> Result<(), Broken> {
-    let until = Instant::now() + FOLLOWER_PATIENCE;
+    let until = clock::now() + FOLLOWER_PATIENCE;
     loop {
         match transport::send(socket, message.bytes(), message.fds(), Wait::No) {
             Ok(sent) if sent == message.bytes().len() => return Ok(()),
             Ok(_) | Err(Errno::AGAIN) => return Err(Broken::Failed(Errno::MSGSIZE)),
-            Err(errno) if is_transient(errno) && Instant::now() < until => {
+            Err(errno) if is_transient(errno) && clock::now() < until => {
                 std::thread::sleep(RETRY_PAUSE);
             }
             Err(errno) => return Err(Broken::Failed(errno)),

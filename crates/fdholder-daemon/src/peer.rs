@@ -6,6 +6,7 @@ mod turn;
 
 use crate::audit::{Operation, Who};
 use crate::bugs::{active, Bug};
+use crate::clock;
 use crate::closing::{self, ClientFd};
 use crate::connection::{Connection, Standing};
 use crate::courier::{Courier, Crew, Dispatched};
@@ -125,7 +126,7 @@ impl Peer {
         standing: Standing,
     ) -> Self {
         let connection = Connection::resume(standing, &handed);
-        Self { gave_fds: true, ..Self::over(handed.socket, who, connection, Instant::now()) }
+        Self { gave_fds: true, ..Self::over(handed.socket, who, connection, clock::now()) }
     }
 
     fn over(
@@ -193,7 +194,7 @@ impl Peer {
     fn awaits_closes(&mut self, mirrors: &Mirrors<ClientFd>) -> bool {
         let Some(awaited) = &self.awaited else { return false };
         let is_closed = awaited.is_closed(mirrors);
-        if !is_closed && Instant::now() < awaited.until {
+        if !is_closed && clock::now() < awaited.until {
             return true;
         }
         self.awaited = None;
@@ -343,7 +344,7 @@ impl Peer {
         let changes = self.connection.settle(taken, &mut hold.store);
         hold.mirrors.record(&changes, &hold.store);
         let (who, operation) = (Who::from(self.who), Operation::Take);
-        hold.auditor.changed(who, operation, &changes, &hold.store, now, Instant::now());
+        hold.auditor.changed(who, operation, &changes, &hold.store, now, clock::now());
     }
 
     /// Sends off the delivery that was asked for, if any.

@@ -1,5 +1,6 @@
 //! Reading from a connection between two daemons.
 
+use crate::clock;
 use crate::closing::ClientFd;
 use fdholder::frame::Decoder;
 use fdholder::transport::{self, Wait};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 /// How long to wait before something that failed for a moment is tried again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(2);
 
-/// Whether a system call on a connection between two daemons failed for want of something that
-/// there may be in a moment. It is tried again then: a follower is not given up for that.
+/// Whether a system call failed for want of something that there may be in a moment. It is tried
+/// again then: no follower is given up for that, and the loop does not end.
 pub(crate) fn is_transient(errno: Errno) -> bool {
     matches!(
         errno,
@@ -52,12 +53,11 @@ pub(crate) fn read(
             Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
             Err(errno) => return Err(errno),
         }
-        let span = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let span = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
         if span.is_some_and(|span| span.is_zero()) {
             return Err(Errno::TIMEDOUT);
         }
-        let span = span.and_then(|span| Timespec::try_from(span).ok());
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], span.as_ref()) {
+        match clock::poll(&mut [PollFd::new(socket, PollFlags::IN)], deadline) {
             Ok(_) => {}
             Err(errno) if is_transient(errno) => {}
             Err(errno) => return Err(errno),

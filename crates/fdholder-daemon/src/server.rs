@@ -19,6 +19,7 @@ mod watchdog;
 use crate::access::{Rules, User};
 use crate::audit::Throttle;
 use crate::children::Launcher;
+use crate::clock;
 use crate::closing::{self, Bell, ClientFd, Gathering};
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
@@ -30,6 +31,7 @@ use crate::limits::{
     SETTLE_PATIENCE,
 };
 use crate::peer::Peer;
+use crate::reading::{is_transient, RETRY_PAUSE};
 use crate::replication::roll::{Place, Roll};
 use crate::room::Room;
 use crate::rota::Rota;
@@ -288,8 +290,8 @@ impl Server {
         }
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         let _gathering = Gathering::begin();
-        self.settles_until = Some(Instant::now() + SETTLE_PATIENCE);
-        while self.settles_until.is_some_and(|until| Instant::now() < until)
+        self.settles_until = Some(clock::now() + SETTLE_PATIENCE);
+        while self.settles_until.is_some_and(|until| clock::now() < until)
             && !self.standby_is_ready()
             && !self.standby.as_ref().is_some_and(Standby::has_failed)
         {
@@ -319,12 +321,19 @@ impl Server {
             watchdog.tend(Instant::now());
         }
         self.expiry_timer.set(self.hold.store.next_expiry());
-        let timeout = self.timeout();
+        let span = self.timeout();
+        let timeout = span.and_then(|span| Timespec::try_from(span).ok());
         // Nobody waits for what was closed between requests, but it is closed now.
         drop(closing::begun());
         events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let wait = clock::Wait::of(span);
+        let waited =
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
+        wait.end(waited == Err(Errno::INTR));
+        match waited {
+            Ok(_) => {}
+            // What there is to do by the clock is done all the same.
+            Err(errno) if is_transient(errno) => clock::sleep(RETRY_PAUSE),
             Err(errno) => return Err(errno.into()),
         }
         self.take_turn(events);
@@ -356,13 +365,13 @@ impl Server {
                     // Who has gone is let go; it would be told of again and again.
                     let has_gone = flags.contains(epoll::EventFlags::HUP);
                     if has_gone || !self.pauses(token as usize) {
-                        self.serve_in_turn(token as usize, Instant::now());
+                        self.serve_in_turn(token as usize, clock::now());
                     }
                 }
             }
         }
         self.hold.expire(Timestamp::now(), EXPIRED_PER_TURN);
-        let now = Instant::now();
+        let now = clock::now();
         self.serve_whose_turn_it_is(now);
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
@@ -373,7 +382,7 @@ impl Server {
     fn has_ended(&self) -> Option<Ended> {
         let Accepting::LameDuck(deadline) = self.accepting else { return self.ended };
         let is_over = !self.peers.iter().any(|(_, peer)| peer.is_busy())
-            || deadline.is_some_and(|deadline| deadline <= Instant::now());
+            || deadline.is_some_and(|deadline| deadline <= clock::now());
         let held = self.hold.store.len();
         let kept = if self.shelf.is_some() { held } else { 0 };
         let held = held - kept;
@@ -406,7 +415,7 @@ impl Server {
         // Who has come before the signal may be told of behind it.
         self.accept(ACCEPTS_PER_TURN, None);
         let timeout = self.options.lame_duck_timeout;
-        self.accepting = Accepting::LameDuck(timeout.map(|span| Instant::now() + span));
+        self.accepting = Accepting::LameDuck(timeout.map(|span| clock::now() + span));
         self.stop_clocks();
         // Whoever is asked to end does not want to be followed.
         self.dismiss_followers();
@@ -415,7 +424,7 @@ impl Server {
         for token in tokens {
             // A client that never stops sending must not keep us.
             for _ in 0..LAST_READS {
-                if !self.serve(token, Instant::now()) {
+                if !self.serve(token, clock::now()) {
                     break;
                 }
             }
@@ -428,23 +437,22 @@ impl Server {
         }
     }
 
-    /// When the loop must wake at the latest, by the monotonic clock.
-    fn timeout(&self) -> Option<Timespec> {
+    /// How long the loop may wait at most.
+    fn timeout(&self) -> Option<Duration> {
         let accepting = match self.accepting {
             Accepting::PausedUntil(until) => Some(until),
             Accepting::LameDuck(deadline) => deadline,
             Accepting::Yes | Accepting::Full => None,
         };
         let followers = self.followers_deadline();
-        let watchdog = self.watchdog.as_ref().map(Watchdog::due);
+        // Its clock is the one of who watches.
+        let due = |watchdog: &Watchdog| watchdog.due().saturating_duration_since(Instant::now());
+        let watchdog = self.watchdog.as_ref().map(|watchdog| clock::now() + due(watchdog));
         let left_out = self.left_out_due();
         let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
-        let undecided = self.may_decide().then(Instant::now);
+        let undecided = self.may_decide().then(clock::now);
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
-        let next = next.into_iter().flatten().min()?;
-        let span = next.saturating_duration_since(Instant::now());
-        // A span too long for a timespec is as good as none.
-        Timespec::try_from(span).ok()
+        clock::wait_until(next.into_iter().flatten().min())
     }
 }

@@ -5,7 +5,9 @@ mod closing;
 mod confined;
 mod follower;
 mod loans;
+mod paused;
 mod s6;
+mod second_copy;
 mod silent;
 mod standby;
 #[path = "../support/mod.rs"]

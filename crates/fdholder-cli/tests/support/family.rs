@@ -58,6 +58,11 @@ impl Family {
         pid
     }
 
+    /// Where they all log.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// What they have all logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

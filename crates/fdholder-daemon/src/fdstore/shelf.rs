@@ -3,6 +3,7 @@
 use super::about::{self, About};
 use super::recovery::Past;
 use super::{wrap, Notifier};
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::replication::{Item, Mirrors};
@@ -187,8 +188,8 @@ impl Shelf {
     /// has that means nothing any more is known to nobody after us. Waits for it, but not for
     /// long.
     pub fn begin(&mut self) {
-        let until = Instant::now() + FOLLOWER_PATIENCE;
-        while !self.send_letters() && Instant::now() < until {
+        let until = clock::now() + FOLLOWER_PATIENCE;
+        while !self.send_letters() && clock::now() < until {
             std::thread::sleep(RETRY_PAUSE);
         }
     }
@@ -241,7 +242,7 @@ impl Shelf {
 
     /// systemd does not take anything now. Answers wait for it, but not for ever.
     fn wait_for_systemd(&mut self, mirrors: &mut Mirrors<ClientFd>) {
-        let now = Instant::now();
+        let now = clock::now();
         self.retry_at = Some(now + RETRY_PAUSE);
         if now - *self.stalled.get_or_insert(now) < FOLLOWER_PATIENCE {
             return;
@@ -258,7 +259,7 @@ impl Shelf {
     /// Tells systemd of everything, if it reads again.
     fn begin_anew(&mut self, mirrors: &mut Mirrors<ClientFd>, store: &Store<ClientFd>) -> bool {
         if self.notifier.send(NOTHING, None).is_err() {
-            self.retry_at = Some(Instant::now() + LONG_RETRY_PAUSE);
+            self.retry_at = Some(clock::now() + LONG_RETRY_PAUSE);
             return false;
         }
         info!("systemd reads again, and is told of everything");

@@ -1,5 +1,6 @@
 //! What an answer waits for: that what its request has dropped is closed.
 
+use crate::clock;
 use crate::closing::{ClientFd, Closes};
 use crate::limits::CLOSE_PATIENCE;
 use crate::replication::{Mirrors, Releases};
@@ -19,7 +20,7 @@ impl Awaited {
     /// `None` if that is nothing.
     pub fn new(here: Closes, there: Releases) -> Option<Self> {
         let is_nothing = here.is_empty() && there.is_empty();
-        (!is_nothing).then(|| Self { here, there, until: Instant::now() + CLOSE_PATIENCE })
+        (!is_nothing).then(|| Self { here, there, until: clock::now() + CLOSE_PATIENCE })
     }
 
     /// Whether it is closed, everywhere.

@@ -3,6 +3,7 @@
 use super::awaited::Awaited;
 use super::{Gone, Peer};
 use crate::audit::{Event, Verdict, Who};
+use crate::clock;
 use crate::closing::{self, ClientFd, Closes};
 use crate::connection::{Deed, Step};
 use crate::hold::Hold;
@@ -52,12 +53,12 @@ impl Peer {
             }
             Ok(None) => {
                 self.waits_for_room = true;
-                self.again = Some(Instant::now() + ROOM_PAUSE);
+                self.again = Some(clock::now() + ROOM_PAUSE);
                 return Ok(false);
             }
             Err(Errno::AGAIN) => return Ok(false),
             Err(errno) if is_for_now(errno) => {
-                self.again = Some(Instant::now() + ROOM_PAUSE);
+                self.again = Some(clock::now() + ROOM_PAUSE);
                 return Ok(false);
             }
             Err(errno) => return Err(Gone::Failed(errno)),
@@ -128,7 +129,7 @@ impl Peer {
                 // A set has many messages, whose answers may leave together.
                 reads -= usize::from(has_read);
                 let goes_on = has_read && self.broken.is_none() && self.connection.is_mid_set();
-                if !goes_on || Instant::now() >= until {
+                if !goes_on || clock::now() >= until {
                     break;
                 }
             }
@@ -153,7 +154,7 @@ impl Peer {
             progress = true;
             self.has_progressed = true;
             if requests == 0 || messages == 0 {
-                self.again = Some(Instant::now());
+                self.again = Some(clock::now());
                 break;
             }
             if self.connection.outbox().is_empty() && !self.connection.has_request() {
@@ -163,14 +164,14 @@ impl Peer {
         if self.is_borrowing() {
             self.settle(hold)?;
             if !self.is_borrowing() && self.connection.has_request() {
-                self.again = Some(Instant::now());
+                self.again = Some(clock::now());
             }
         }
         // Whoever waits for it to read is told by edges.
         let on_edge = paced || self.is_borrowing();
         if on_edge && has_read_any {
             // They tell only once of what can be read.
-            self.again = Some(Instant::now());
+            self.again = Some(clock::now());
         }
         // A client that no longer listens wants no delivery.
         let done = self.again.is_none() && self.connection.outbox().is_empty();
@@ -212,7 +213,7 @@ impl Peer {
                         self.connection.has_closed(true);
                     }
                     if self.connection.has_request() {
-                        if Instant::now() >= until {
+                        if clock::now() >= until {
                             *budget = 0;
                         }
                         now = Timestamp::now();
@@ -232,7 +233,7 @@ impl Peer {
         hold: &mut Hold,
         now: Timestamp,
     ) {
-        let (who, at) = (Who::from(self.who), Instant::now());
+        let (who, at) = (Who::from(self.who), clock::now());
         hold.auditor.changed(who, deed.audited, changes, &hold.store, now, at);
         let Some(errno) = deed.refused else { return };
         let short = self.connection.short();
@@ -267,7 +268,7 @@ impl Peer {
                 }
                 self.waits_for_readers = !self.may_leave_unread(count, ledger);
                 if self.waits_for_readers {
-                    self.again = Some(Instant::now() + ROOM_PAUSE);
+                    self.again = Some(clock::now() + ROOM_PAUSE);
                     break;
                 }
             }
@@ -279,17 +280,17 @@ impl Peer {
                     self.unread_fds += count;
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
-                    if !self.connection.outbox().is_empty() && Instant::now() >= until {
+                    if !self.connection.outbox().is_empty() && clock::now() >= until {
                         *budget = 0;
                     }
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::TOOMANYREFS) => {
-                    self.again = Some(Instant::now() + SEND_PAUSE);
+                    self.again = Some(clock::now() + SEND_PAUSE);
                     break;
                 }
                 Err(errno) if is_for_now(errno) => {
-                    self.again = Some(Instant::now() + ROOM_PAUSE);
+                    self.again = Some(clock::now() + ROOM_PAUSE);
                     break;
                 }
                 Err(errno) => return Err(Gone::Failed(errno)),

@@ -3,6 +3,7 @@
 use super::{Accepting, Server, LISTENER};
 use crate::access::Refusal;
 use crate::audit::{Event, Operation, Verdict, Who};
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
@@ -28,7 +29,7 @@ impl Server {
     /// least.
     pub(super) fn accept(&mut self, most: usize, until: Option<Instant>) {
         for number in 0..most {
-            if number > 0 && until.is_some_and(|until| Instant::now() >= until) {
+            if number > 0 && until.is_some_and(|until| clock::now() >= until) {
                 return;
             }
             if self.accepting != Accepting::Yes
@@ -41,7 +42,7 @@ impl Server {
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
                     self.accept_failed_at = None;
-                    let now = Instant::now();
+                    let now = clock::now();
                     if let Some(token) = self.let_in(socket, now) {
                         // Most have asked something by now.
                         self.serve_in_turn(token, now);
@@ -55,7 +56,7 @@ impl Server {
                 }
                 // There are no descriptors, or no memory: clients wait.
                 Err(errno) => {
-                    if self.accept_failed_at.replace(Instant::now()).is_none() {
+                    if self.accept_failed_at.replace(clock::now()).is_none() {
                         warn!("unable to accept clients: {}; trying again", strerror(errno));
                     }
                     self.pause_accepting();
@@ -76,7 +77,7 @@ impl Server {
         if flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP) {
             self.lose_listener("it was shut down");
         } else {
-            self.accept(most, (most > 1).then(|| Instant::now() + TURN_LEN));
+            self.accept(most, (most > 1).then(|| clock::now() + TURN_LEN));
         }
     }
 
@@ -96,7 +97,7 @@ impl Server {
 
     fn pause_accepting(&mut self) {
         if self.accepting == Accepting::Yes {
-            self.accepting = Accepting::PausedUntil(Instant::now() + ACCEPT_PAUSE);
+            self.accepting = Accepting::PausedUntil(clock::now() + ACCEPT_PAUSE);
         }
     }
 
@@ -132,7 +133,7 @@ impl Server {
         let socket = ClientFd::new(socket, self.user.uid);
         let who = who(&socket)?;
         let standing = Standing { uid: who.user.uid, is_own: true, rights: None };
-        let now = Instant::now();
+        let now = clock::now();
         let token = self.admit(Peer::new(Arc::new(socket), who, standing, now), now);
         // It is known by its token by then.
         self.rota.put_off(who.user.uid, token, &mut self.peers[token].turn, now);
@@ -154,7 +155,7 @@ impl Server {
             Err(LeftOut::Refused) => {}
             Err(LeftOut::NotNow(_)) => self.undecided = Some(socket),
             Ok(standing) => {
-                let now = Instant::now();
+                let now = clock::now();
                 if let Some(token) = self.seat(socket, who, standing, now) {
                     self.serve_in_turn(token, now);
                 }
@@ -231,7 +232,7 @@ impl Server {
             Err(LeftOut::Refused) => return,
             Err(LeftOut::NotNow(_)) => return self.handed.push(handed),
         };
-        let now = Instant::now();
+        let now = clock::now();
         let token = self.admit(Peer::resume(handed, who, standing), now);
         // It may have sent its next request already, or a part of it.
         self.serve(token, now);
@@ -265,7 +266,7 @@ impl Server {
 
     fn note_turned_away(&mut self, who: Credentials, verdict: Verdict<'_>) {
         let (who, operation) = (Who::from(who), Operation::Connect);
-        self.hold.auditor.note(&Event { who, operation, id: None, verdict }, Instant::now());
+        self.hold.auditor.note(&Event { who, operation, id: None, verdict }, clock::now());
     }
 
     /// Gives a client a place. It is watched once it is [served](Self::serve_until), which is for the

@@ -1,6 +1,7 @@
 //! What is told to people of what clients do, no more often than they can read it.
 
 use super::Server;
+use crate::clock;
 use std::fmt;
 use std::time::Instant;
 use tracing::warn;
@@ -8,7 +9,7 @@ use tracing::warn;
 impl Server {
     /// Warns of what this user, or nobody in particular, can cause as often as it likes.
     pub(super) fn warn_of(&mut self, uid: Option<u32>, what: fmt::Arguments<'_>) {
-        if let Some(unsaid) = self.throttle.admit(uid, Instant::now()) {
+        if let Some(unsaid) = self.throttle.admit(uid, clock::now()) {
             warn!("{what}{unsaid}");
         }
     }

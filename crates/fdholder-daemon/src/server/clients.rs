@@ -1,6 +1,7 @@
 //! Clients that were let in: served, let go.
 
 use super::{Accepting, Server, COURIER};
+use crate::clock;
 use crate::limits::{ROOM_PAUSE, SWEEP_PAUSE, TURN_LEN};
 use crate::peer::{Gone, Peer};
 use crate::reading::has_hung_up;
@@ -25,7 +26,7 @@ impl Server {
     pub(super) fn hear_courier(&mut self, token: usize) {
         if let Some(peer) = self.peers.get_mut(token) {
             peer.hear_courier();
-            let now = Instant::now();
+            let now = clock::now();
             self.restart_clock(token, now);
             self.serve(token, now);
         }
@@ -76,7 +77,7 @@ impl Server {
             }
             self.rota.set(uid, token, &mut self.peers[token].turn, None);
             if !self.pauses(token) {
-                let took = self.serve_for(token, uid, Instant::now(), part);
+                let took = self.serve_for(token, uid, clock::now(), part);
                 left = left.saturating_sub(took);
             }
         }
@@ -87,7 +88,7 @@ impl Server {
     /// Serves a client, and returns how long that took.
     fn serve_for(&mut self, token: usize, uid: u32, now: Instant, left: Duration) -> Duration {
         self.serve_until(token, now, now + left);
-        let took = now.elapsed();
+        let took = clock::since(now);
         self.rota.note(uid, now, took);
         took
     }
@@ -131,7 +132,7 @@ impl Server {
             self.closing.bell.want();
             // They may have ended before anybody listened for it.
             let have_ended = peer.closes_have_ended(&self.hold.mirrors);
-            let until = if have_ended { Instant::now() } else { until };
+            let until = if have_ended { clock::now() } else { until };
             again = Some(again.map_or(until, |again| again.min(until)));
             self.closing.waiting.insert(token);
         }
@@ -176,7 +177,7 @@ impl Server {
                 Some(peer) if peer.closes_until().is_none() => {}
                 Some(peer) if peer.closes_have_ended(&self.hold.mirrors) => {
                     served_any = true;
-                    self.serve_in_turn(token, Instant::now());
+                    self.serve_in_turn(token, clock::now());
                 }
                 Some(_) => {
                     self.closing.waiting.insert(token);
@@ -189,7 +190,7 @@ impl Server {
 
     /// Descriptors that a user was sent may have been taken meanwhile, on its other connections.
     fn look_who_has_read(&mut self, uid: u32) {
-        if !self.may_sweep(uid, Instant::now()) {
+        if !self.may_sweep(uid, clock::now()) {
             return;
         }
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.who.user.uid == uid) {
@@ -255,7 +256,7 @@ impl Server {
     pub(super) fn unpause(&mut self) {
         let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
         for token in tokens {
-            self.serve(token, Instant::now());
+            self.serve(token, clock::now());
         }
         // Nothing else may happen that would have it watched again.
         self.watch_listener();
@@ -284,7 +285,7 @@ impl Server {
                 Some(peer) if peer.is_gated(&self.hold.mirrors) => {
                     self.gated.insert(token);
                 }
-                Some(_) => served_any |= self.serve_in_turn(token, Instant::now()),
+                Some(_) => served_any |= self.serve_in_turn(token, clock::now()),
                 None => {}
             }
         }
@@ -294,7 +295,7 @@ impl Server {
     /// Gives everybody that is here its last time.
     pub(super) fn stop_clocks(&mut self) {
         let Some(timeout) = self.options.client_timeout else { return };
-        let deadline = Some(Instant::now() + timeout);
+        let deadline = Some(clock::now() + timeout);
         for (token, peer) in &mut self.peers {
             self.deadlines.set(token, &mut peer.deadline, deadline);
         }
@@ -347,10 +348,10 @@ impl Server {
         self.wake_doors(now);
         let mut until = None;
         while let Some(token) = self.deadlines.passed(now) {
-            let until = *until.get_or_insert_with(|| Instant::now() + TURN_LEN);
+            let until = *until.get_or_insert_with(|| clock::now() + TURN_LEN);
             self.let_go(token, &Gone::Failed(Errno::TIMEDOUT));
             // The others are as late in the next turn.
-            if Instant::now() >= until {
+            if clock::now() >= until {
                 break;
             }
         }

@@ -3,13 +3,13 @@
 use super::{Options, Server};
 use crate::access::Rules;
 use crate::audit::{Event, Operation, Verdict, Who};
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::hold::Hold;
 use crate::Store;
 use fdholder::{strerror, Entry, Errno, Timestamp};
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 use tracing::{info, warn};
 
 /// Reads a configuration again, given what is held. `None`: what is in force stays.
@@ -64,7 +64,7 @@ impl Server {
             let (now, owner) = (Timestamp::now(), self.user.uid);
             let outcome = self.hold.apply(now, |store| store.store(entry, owner, now));
             let Hold { store, auditor, .. } = &mut self.hold;
-            let (at, operation) = (Instant::now(), Operation::Configure);
+            let (at, operation) = (clock::now(), Operation::Configure);
             auditor.changed(who, operation, &outcome.changes, store, now, at);
             if let Err(errno) = outcome.answer {
                 let verdict = Verdict::Denied(errno);

@@ -2,6 +2,7 @@
 
 use super::Server;
 use crate::audit::{Event, Operation, Verdict, Who};
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::credentials::Credentials;
 use crate::datagram::{receive, Datagram};
@@ -85,7 +86,7 @@ impl Server {
         let uid = datagram.sender.map_or(OVERFLOW_UID, |sender| sender.user.uid);
         let fds: Vec<_> = datagram.fds.into_iter().map(|fd| ClientFd::new(fd, uid)).collect();
         let sender = datagram.sender.filter(is_known).ok_or("a sender nobody knows is ignored")?;
-        let (who, at) = (Who::from(sender), Instant::now());
+        let (who, at) = (Who::from(sender), clock::now());
         if datagram.is_cut {
             let problem = format!("more than {NOTIFY_LEN_MAX} bytes at once");
             self.note_refusal(who, Operation::Notify, None, Verdict::TurnedAway(&problem), at);
@@ -179,7 +180,7 @@ impl Server {
         self.hold.expire(now, 0);
         let Hold { store, mirrors, auditor, .. } = &mut self.hold;
         mirrors.record(&outcome.changes, store);
-        auditor.changed(who, operation, &outcome.changes, store, now, Instant::now());
+        auditor.changed(who, operation, &outcome.changes, store, now, clock::now());
         outcome.answer.map(|_taken| ()).map_err(|errno| failed(Some(id), errno))
     }
 

@@ -3,6 +3,7 @@
 use super::standby::Standby;
 use super::upgrade::Upgrade;
 use super::{Accepting, Ended, Server, LINK};
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::credentials::Credentials;
 use crate::exchange::Broken;
@@ -103,7 +104,7 @@ impl Server {
             Err(errno) => {
                 if let Some(peer) = self.peers.get_mut(token) {
                     peer.refuse_follower(errno);
-                    self.serve(token, Instant::now());
+                    self.serve(token, clock::now());
                 }
             }
         }
@@ -164,7 +165,7 @@ impl Server {
             wants_over: None,
             synced_at: None,
             is_announced: false,
-            progress: Instant::now(),
+            progress: clock::now(),
             behind_since: None,
             retry: None,
             deaf_until: None,
@@ -202,7 +203,7 @@ impl Server {
 
     /// Tells followers what there is to tell, and then clients what depended on that.
     pub(super) fn tend_followers(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         self.tend_standby(now);
         self.tend_upgrade(now);
         loop {
@@ -247,14 +248,14 @@ impl Server {
             match transport::send(&link.socket, bytes, &fds, Wait::No) {
                 Ok(len) => {
                     mirror.advance(len);
-                    link.progress = Instant::now();
+                    link.progress = clock::now();
                 }
                 Err(Errno::AGAIN) => {
                     waits_for_room = true;
                     break;
                 }
                 Err(errno) if is_transient(errno) => {
-                    link.retry = Some(Instant::now() + SEND_PAUSE);
+                    link.retry = Some(clock::now() + SEND_PAUSE);
                     break;
                 }
                 Err(Errno::PIPE | Errno::CONNRESET) => lost = Some(Lost::Gone),
@@ -266,7 +267,7 @@ impl Server {
         }
         // If only its turn was over, there is room, and it is served at once.
         waits_for_room |= link.retry.is_none() && mirror.front().is_some();
-        link.deaf_until = link.deaf_until.filter(|until| *until > Instant::now());
+        link.deaf_until = link.deaf_until.filter(|until| *until > clock::now());
         let mut interest = epoll::EventFlags::empty();
         interest.set(epoll::EventFlags::IN, link.deaf_until.is_none());
         interest.set(epoll::EventFlags::OUT, waits_for_room);
@@ -275,7 +276,7 @@ impl Server {
             match epoll::modify(&self.epoll, &link.socket, data, interest) {
                 Ok(()) => link.watched = interest,
                 Err(errno) if is_transient(errno) => {
-                    link.retry = Some(Instant::now() + SEND_PAUSE);
+                    link.retry = Some(clock::now() + SEND_PAUSE);
                 }
                 Err(errno) => lost = Some(Lost::Failed(errno)),
             }
@@ -294,7 +295,7 @@ impl Server {
             Err(Errno::CONNRESET) => Lost::Gone,
             // Nothing was taken. It would be told of at once, and again.
             Err(errno) if is_transient(errno) => {
-                link.deaf_until = Some(Instant::now() + SEND_PAUSE);
+                link.deaf_until = Some(clock::now() + SEND_PAUSE);
                 return;
             }
             Err(errno) => Lost::Failed(errno),
@@ -315,7 +316,7 @@ impl Server {
         let mut is_to_stop = false;
         if let Some(link) = self.links.get_mut(key) {
             while let Some(frame) = link.decoder.next()? {
-                link.progress = Instant::now();
+                link.progress = clock::now();
                 let heard = Heard::parse(&frame)?;
                 if let Some(mirror) = self.hold.mirrors.get_mut(link.mirror) {
                     self.closing.some_is_closed |= mirror.hear(&heard);
@@ -323,13 +324,13 @@ impl Server {
                 match heard {
                     Heard::UpTo(_) | Heard::Closing(_) | Heard::Closed(_) => {}
                     Heard::Synced => {
-                        link.synced_at = Some(Instant::now());
+                        link.synced_at = Some(clock::now());
                         match link.role {
-                            Role::Successor => link.wants_over = Some(Instant::now()),
+                            Role::Successor => link.wants_over = Some(clock::now()),
                             Role::Standby | Role::Other => {}
                         }
                     }
-                    Heard::TakeOver => link.wants_over = Some(Instant::now()),
+                    Heard::TakeOver => link.wants_over = Some(clock::now()),
                     Heard::Stop => is_to_stop = true,
                     // Nobody has been told that it may.
                     Heard::Commit => return Err(fdholder::Malformed::INCOMPLETE),
@@ -373,16 +374,16 @@ impl Server {
         }
         match (link.role, &mut self.standby) {
             (Role::Standby, Some(standby)) => {
-                let now = Instant::now();
+                let now = clock::now();
                 standby.again(link.synced_at.map(|since| now - since), now);
             }
-            (Role::Successor, _) => self.successor_left(Instant::now()),
+            (Role::Successor, _) => self.successor_left(clock::now()),
             _ => {}
         }
     }
 
     fn give_up_who_hangs(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         for key in self.link_keys() {
             if let Some(link) = self.links.get_mut(key) {
                 let is_behind = self.hold.mirrors.is_behind(link.mirror);

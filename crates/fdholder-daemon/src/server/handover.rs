@@ -3,12 +3,12 @@
 use super::admission::newcomer;
 use super::followers::{Lost, Role};
 use super::Server;
+use crate::clock;
 use crate::exchange::{Broken, Exchange};
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::peer::Gone;
 use crate::replication::roll::Handed;
 use fdholder::{Errno, Timestamp};
-use std::time::Instant;
 use tracing::warn;
 
 impl Server {
@@ -24,7 +24,7 @@ impl Server {
         };
         self.is_handing_over = true;
         let all_idle = self.peers.iter().all(|(_, peer)| peer.hand_over().is_some());
-        if !(all_idle || at <= Instant::now()) {
+        if !(all_idle || at <= clock::now()) {
             return;
         }
         let Some(link) = self.links.get(key) else { return };
@@ -65,7 +65,7 @@ impl Server {
         let handed_over = exchange.hand_over(clients, roll, number, until);
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {
-            link.progress = Instant::now();
+            link.progress = clock::now();
         }
         handed_over
     }

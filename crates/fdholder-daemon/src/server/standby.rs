@@ -4,6 +4,7 @@ use super::followers::Role;
 use super::upgrade::Upgrade;
 use super::{Server, CHILDREN};
 use crate::children::{Child, Launcher};
+use crate::clock;
 use crate::launch::Launch;
 use crate::limits::{CHILD_END_GRACE, KEEP_PATIENCE, KILL_PATIENCE};
 use crate::peer::Gone;
@@ -44,7 +45,7 @@ pub(super) struct Standby {
 
 impl Standby {
     pub fn new(launch: Launch) -> Self {
-        let start_at = Some(Instant::now());
+        let start_at = Some(clock::now());
         let (process, remains) = (None, Vec::new());
         let (follows_by, left_at, pause) = (None, None, RESTART_PAUSE);
         Self { launch, process, follows_by, left_at, remains, start_at, pause }
@@ -220,7 +221,7 @@ impl Server {
 
     /// A client has gone. If that was to follow, it has failed.
     pub(super) fn notice_child_left(&mut self, token: usize) {
-        let now = Instant::now();
+        let now = clock::now();
         if let Some(standby) = self.standby.as_mut().filter(|it| it.token() == Some(token)) {
             standby.left_at = Some(now);
             if let Some(child) = &mut standby.process {

@@ -2,8 +2,9 @@
 
 use super::Server;
 use crate::children::Child;
+use crate::clock;
 use fdholder::{Standby, Status, Timestamp};
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 impl Server {
     /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
@@ -12,7 +13,7 @@ impl Server {
         if let Some(peer) = self.peers.get_mut(token) {
             peer.tell_status(&status);
             let uid = peer.who.user.uid;
-            self.rota.set(uid, token, &mut peer.turn, Some(Instant::now()));
+            self.rota.set(uid, token, &mut peer.turn, Some(clock::now()));
         }
     }
 

@@ -8,6 +8,7 @@
 use super::followers::{Lost, Role};
 use super::{Accepting, Server};
 use crate::children::Child;
+use crate::clock;
 use crate::closing;
 use crate::launch::Launch;
 use crate::limits::{CHILD_END_GRACE, KEEP_PATIENCE, KILL_PATIENCE};
@@ -72,7 +73,7 @@ impl Server {
         info!("becoming {}", launch.program.display());
         match self.start(&launch) {
             Ok(child) => {
-                let deadline = Instant::now() + KEEP_PATIENCE;
+                let deadline = clock::now() + KEEP_PATIENCE;
                 self.upgrade = Some(Upgrade { child, deadline, left_at: None });
             }
             Err(error) => {
@@ -144,7 +145,7 @@ impl Server {
         warn!("unable to upgrade: {why}{}", if goes_on { "; this program goes on" } else { "" });
         // Served in a turn of their own: whoever is served may let go of others, and may ask
         // for the next upgrade, which fails in here, too.
-        let now = Instant::now();
+        let now = clock::now();
         for (token, peer) in &mut self.peers {
             if peer.awaits_upgrade() {
                 peer.upgrade_ended(Err(why));
@@ -192,7 +193,7 @@ impl Server {
 /// Takes the lease back from a keeper that serves nobody yet, which ends it. False when it serves, or
 /// may: then what it has told others must not be lost, and this process must stay silent.
 fn reclaim(roll: &Roll, number: u32, keeper: Option<&Child>) -> bool {
-    let until = Instant::now() + KILL_PATIENCE;
+    let until = clock::now() + KILL_PATIENCE;
     // What it does next must not come between the look and its end.
     let is_idle = keeper.is_some_and(|keeper| keeper.freeze(KILL_PATIENCE)) && roll.is_kept();
     if let Some(keeper) = keeper {
@@ -203,10 +204,10 @@ fn reclaim(roll: &Roll, number: u32, keeper: Option<&Child>) -> bool {
         keeper.kill();
     }
     while !roll.take_back(number) {
-        if Instant::now() >= until {
+        if clock::now() >= until {
             return false;
         }
-        std::thread::sleep(LEASE_PAUSE);
+        clock::sleep(LEASE_PAUSE);
     }
     true
 }

@@ -3,6 +3,7 @@
 
 use super::{Server, CARE};
 use crate::audit::{Operation, Who};
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::hold::Hold;
 use crate::limits::ROOM_PAUSE;
@@ -147,7 +148,7 @@ impl Server {
     fn rest(&mut self, key: usize, door: &Record<ClientFd>) {
         if self.listen_at_door(key, door, EventFlags::empty()) {
             self.wards.resting.push(key);
-            self.wards.rest_until.get_or_insert(Instant::now() + ROOM_PAUSE);
+            self.wards.rest_until.get_or_insert(clock::now() + ROOM_PAUSE);
         }
     }
 
@@ -197,7 +198,7 @@ impl Server {
         let changes = store.release(std::iter::once(record));
         mirrors.record(&changes, store);
         let who = Who::owner(record.origin.owner);
-        auditor.changed(who, Operation::HangUp, &changes, store, now, Instant::now());
+        auditor.changed(who, Operation::HangUp, &changes, store, now, clock::now());
     }
 }
 

@@ -1,0 +1,69 @@
+//! The second copy of what is held: it is there all the time, also right after an upgrade or a
+//! takeover has answered.
+
+use crate::support::family::{is_alive, signal};
+use crate::support::{assert_exit, eventually, suite, Family, Installed};
+use crate::{content, fill};
+use rustix::process::Signal;
+
+/// The daemon is killed in the very moment in which the upgrade has answered.
+#[test]
+fn upgrade_answers_when_a_standby_has_everything() {
+    let mut family = Family::new();
+    let installed = Installed::in_folder(family.folder.path());
+    family.serve_by(&installed.path, &["--standby", "-n", "500"]);
+    fill(&mut family.client(), family.folder.path(), 200);
+    let before = content(&mut family.client());
+    for _ in 0..10 {
+        let (primary, _) = family.pair();
+        let upgraded =
+            suite::fdholder(["upgrade", family.path.to_str().unwrap()]).output().unwrap();
+        signal(primary, Signal::KILL);
+        assert_exit(&upgraded, 0);
+        assert_eq!(content(&mut family.client()), before, "{}", family.log());
+        eventually("the standby serves", || family.primary() != primary);
+    }
+}
+
+/// The same, when a daemon that takes over is ready.
+#[test]
+fn takeover_is_ready_when_a_standby_has_everything() {
+    let mut family = Family::with(&["--standby", "-n", "500"]);
+    fill(&mut family.client(), family.folder.path(), 200);
+    let before = content(&mut family.client());
+    for _ in 0..10 {
+        let new = family.serve(&["--standby", "-n", "500"]);
+        family.kill(new);
+        assert_eq!(content(&mut family.client()), before, "{}", family.log());
+    }
+}
+
+/// Before that its predecessor goes on, as if nothing had been.
+#[test]
+fn takeover_that_ends_before_it_serves_is_undone() {
+    let mut family = Family::with(&["-n", "500"]);
+    let old = family.primary();
+    let mut idle = family.client();
+    fill(&mut idle, family.folder.path(), 50);
+    let before = content(&mut idle);
+    // Its standby cannot become what it is to be for so long that there is time to kill it.
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-f", "-D", "-qq", "-o", "/dev/null", "-e", "trace=execve"]);
+    strace.args(["-e", "inject=execve:delay_enter=3000000:when=2+"]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "--standby", "-n", "500"]);
+    let log = std::fs::File::options().append(true).open(family.log_path()).unwrap();
+    let mut new = strace.arg(&family.path).stderr(log).spawn().unwrap();
+    eventually("it has taken over, and starts a standby", || {
+        family.log().matches("a standby is started").count() == 1
+    });
+    signal(new.id(), Signal::KILL);
+    new.wait().unwrap();
+    assert_eq!(content(&mut idle), before, "{}", family.log());
+    assert_eq!(content(&mut family.client()), before);
+    assert!(is_alive(old));
+    // It is taken over from, the next time.
+    let next = family.serve(&["-n", "500"]);
+    assert_eq!(content(&mut idle), before);
+    assert_eq!(family.primary(), next);
+    assert_eq!(family.wait(old), Some(0));
+}

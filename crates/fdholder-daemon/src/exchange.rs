@@ -4,6 +4,7 @@
 
 use crate::clock;
 use crate::closing::ClientFd;
+use crate::limits::KEEP_PATIENCE;
 use crate::reading::{has_hung_up, is_transient, read};
 use crate::replication::roll::{Handed, Roll};
 use crate::replication::Mirrors;
@@ -179,13 +180,21 @@ impl<'a> Exchange<'a> {
     /// kernel decides: it has the lock, or we take it back. Whatever it looks like, nothing else does.
     fn let_serve(&self, roll: &Roll, number: u32, until: Handed) -> Result<(), Broken> {
         roll.let_go().map_err(Broken::Failed)?;
+        let mut followed_at = None;
         loop {
             if roll.is_handed_over(until) {
                 return Ok(());
             }
+            if roll.is_handed_over(Handed::Follows) {
+                followed_at.get_or_insert_with(clock::now);
+            }
             let has_gone = has_hung_up(self.socket);
             if (has_gone || self.is_late()) && roll.take_back(number) {
                 return Err(if has_gone { Broken::Gone } else { Broken::TimedOut });
+            }
+            // It may be unable to say that it serves. To end is safe at any time, unlike to go on.
+            if followed_at.is_some_and(|at| clock::since(at) >= KEEP_PATIENCE) {
+                return Ok(());
             }
             clock::sleep(LOOK_PAUSE);
         }

@@ -333,7 +333,9 @@ impl Server {
         match waited {
             Ok(_) => {}
             // What there is to do by the clock is done all the same.
-            Err(errno) if is_transient(errno) => clock::sleep(RETRY_PAUSE),
+            Err(errno) if errno == Errno::AGAIN || is_transient(errno) => {
+                clock::sleep(RETRY_PAUSE);
+            }
             Err(errno) => return Err(errno.into()),
         }
         self.take_turn(events);

@@ -58,6 +58,11 @@ impl Family {
         pid
     }
 
+    /// Takes one in that was started elsewhere.
+    pub fn adopt(&mut self, child: Child) {
+        self.children.push(child);
+    }
+
     /// Where they all log.
     pub fn log_path(&self) -> &Path {
         &self.log

@@ -22,6 +22,7 @@
 //! lets anybody serve, itself or that program, it has followed like any other.
 
 use crate::bugs::{active, Bug};
+use crate::reading::is_transient;
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -163,7 +164,8 @@ fn insist<T>(mut what: impl FnMut() -> Result<Option<T>, Errno>) -> Result<T, Er
     loop {
         match what() {
             Ok(Some(done)) => return Ok(done),
-            Ok(None) | Err(Errno::NOLCK | Errno::NOMEM | Errno::INTR) => {}
+            Ok(None) | Err(Errno::NOLCK | Errno::AGAIN) => {}
+            Err(errno) if is_transient(errno) => {}
             Err(errno) => return Err(errno),
         }
         std::thread::sleep(RETRY_PAUSE);
@@ -227,7 +229,7 @@ impl Place {
 
     /// From now on what the primary had is not what is held.
     pub(crate) fn serve(&self) {
-        // Without it the predecessor would wait for us, and go on if we ended.
+        // Without it the predecessor waits for a while before it ends.
         if let Err(errno) = insist(|| pwrite(&self.roll, &[SERVES], SUCCEEDED).map(|_| Some(()))) {
             warn!("unable to write that this process serves: {errno}");
         }

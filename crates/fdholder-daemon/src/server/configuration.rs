@@ -5,8 +5,9 @@ use crate::access::Rules;
 use crate::audit::{Event, Operation, Verdict, Who};
 use crate::closing::ClientFd;
 use crate::hold::Hold;
-use crate::Store;
-use fdholder::{strerror, Entry, Errno, Timestamp};
+use crate::{Outcome, Store};
+use fdholder::extension::OnConflict;
+use fdholder::{strerror, Entry, Errno, Tenure, Timestamp};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -51,11 +52,12 @@ impl Server {
         &self.hold.store
     }
 
-    /// Holds what does not come from a client, as if the daemon's own user had stored it.
+    /// Holds what does not come from a client, as if the daemon's own user had stored it; in the
+    /// place of what was held under the same identifier.
     ///
     /// # Errors
     ///
-    /// ENFILE and EBUSY as for a client. What came before is held, the rest is closed.
+    /// ENFILE as for a client. What came before is held, the rest is closed.
     pub fn hold(&mut self, entries: Vec<Entry<OwnedFd>>) -> Result<(), Errno> {
         let pid = i32::try_from(std::process::id()).ok();
         let who = Who { uid: self.user.uid, gid: Some(self.user.gid), pid };
@@ -63,7 +65,14 @@ impl Server {
             let entry = Entry { id: id.clone(), limit, fd: ClientFd::new(fd, who.uid) };
             let Hold { store, mirrors, auditor, .. } = &mut self.hold;
             let now = Timestamp::now();
-            let outcome = store.store(entry, self.user.uid, now);
+            let outcome = if store.find_held(&id).is_some() {
+                let set = vec![store.stage(entry, self.user.uid, Tenure::from(now))];
+                let Outcome { answer, changes } =
+                    store.setdump(set, OnConflict::Replace, self.user.uid, now);
+                Outcome { answer: answer.map(|_| ()), changes }
+            } else {
+                store.store(entry, self.user.uid, now)
+            };
             mirrors.record(&outcome.changes, store);
             let (at, operation) = (Instant::now(), Operation::Configure);
             auditor.changed(who, operation, &outcome.changes, store, now, at);

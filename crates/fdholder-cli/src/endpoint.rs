@@ -9,6 +9,8 @@ mod open;
 mod options;
 mod settle;
 mod table;
+#[cfg(test)]
+mod tests_of_held;
 mod users;
 
 pub use diag::accept_queue;

@@ -71,8 +71,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let options = EndpointOptions::of(invocation);
     let endpoints: Vec<_> =
         invocation.matches.get_many::<Endpoint>("address").into_iter().flatten().collect();
+    options.suit_one_of(&endpoints).map_err(usage)?;
     for (place, endpoint) in endpoints.iter().enumerate() {
-        options.suit(endpoint).map_err(usage)?;
         if endpoints[..place].contains(endpoint) && !endpoint.may_be_twice(&options) {
             let problem = format!("{endpoint} is there twice, which takes --reuseport");
             return Err(usage(problem));

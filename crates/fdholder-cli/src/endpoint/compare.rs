@@ -287,7 +287,8 @@ fn option(
         // Its size is the kernel's, which changes it.
         let is_kernels = row.value == Kind::Size
             && get_int(held, BUF_LOCK).is_ok_and(|lock| lock & lock_of(row) == 0);
-        if bound_by_scope || is_kernels {
+        let is_by_tos = row.name == "priority" && options.get("tos").is_some();
+        if bound_by_scope || is_kernels || is_by_tos {
             return None;
         }
     }

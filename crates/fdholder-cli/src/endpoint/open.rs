@@ -130,7 +130,7 @@ impl Endpoint {
 
     /// Sets the options that were asked for.
     fn prepare(&self, socket: &OwnedFd, options: &EndpointOptions) -> Result<(), OpenError> {
-        for row in ROWS.iter().filter(|row| row.how != How::Otherwise) {
+        for row in ROWS.iter().filter(|row| row.how != How::Otherwise && row.suits(self)) {
             if let Some(value) = options.get(row.name).and_then(|value| value.reading(row)) {
                 row.set(socket, &value, self)
                     .map_err(|errno| OpenError::system(&format!("set {}", row.name), errno))?;

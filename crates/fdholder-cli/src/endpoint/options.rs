@@ -229,10 +229,20 @@ impl EndpointOptions {
     ///
     /// What is not.
     pub fn suit(&self, endpoint: &Endpoint) -> Result<(), String> {
-        let said = ROWS.iter().filter(|row| self.0.contains_key(row.name));
-        match said.into_iter().find(|row| !row.suits(endpoint)) {
-            Some(row) => Err(row.does_not_suit(endpoint)),
-            None => Ok(()),
+        self.suit_one_of(&[endpoint])
+    }
+
+    /// Whether each that is said is for one of these endpoints; the others are without it.
+    ///
+    /// # Errors
+    ///
+    /// What is not.
+    pub fn suit_one_of(&self, endpoints: &[&Endpoint]) -> Result<(), String> {
+        let suits_none = |row: &&Row| !endpoints.iter().any(|endpoint| row.suits(endpoint));
+        let mut said = ROWS.iter().filter(|row| self.0.contains_key(row.name));
+        match (said.find(suits_none), endpoints.first()) {
+            (Some(row), Some(endpoint)) => Err(row.does_not_suit(endpoint)),
+            _ => Ok(()),
         }
     }
 }
@@ -296,6 +306,7 @@ mod tests {
         for (said, fits, does_not) in [
             ("mode = '0600'", "fifo:/x", "unix:@x"),
             ("ipv6only = true", "udp:[::]:5", "udp:1.2.3.4:5"),
+            ("ipv6only = true", "mptcp:[::]:5", "tcp:[::1]:5"),
             ("backlog = 5", "unix-seqpacket:/x", "unix-dgram:/x"),
             ("backlog = 5", "vsock::5", "udp:1.2.3.4:5"),
             ("nodelay = true", "mptcp:1.2.3.4:5", "udp:1.2.3.4:5"),

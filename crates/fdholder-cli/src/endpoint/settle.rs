@@ -13,7 +13,7 @@ use crate::sockopt::{get_int, set_int};
 use fdholder::{strerror, Errno};
 use rustix::fs::{chmod, chown, fchmod, fchown, rename, Gid, Mode, Uid};
 use rustix::net::sockopt::{set_socket_reuseport, socket_reuseport, socket_type};
-use rustix::net::{bind, connect_unspec, getpeername, getsockname, listen};
+use rustix::net::{bind, connect_unspec, getpeername, getsockname, listen, SocketAddrAny};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -181,21 +181,14 @@ fn adjust(
         }
         Remedy::Listen(backlog) => {
             let address = getsockname(held)?;
-            // One that had its port from the kernel has lost it; another has not.
-            match bind(held, &address) {
-                Ok(()) | Err(Errno::INVAL) => {}
-                Err(errno) => return Err(errno),
-            }
+            bind_again(endpoint, held, &address)?;
             listen(held, *backlog)?;
             return Ok(Some("listens again, which it did not any more (was it shut down?)".into()));
         }
         Remedy::Disconnect => {
             let address = getsockname(held)?;
             connect_unspec(held)?;
-            match bind(held, &address) {
-                Ok(()) | Err(Errno::INVAL) => {}
-                Err(errno) => return Err(errno),
-            }
+            bind_again(endpoint, held, &address)?;
             return Ok(Some("takes from everybody again, and not from one peer alone".into()));
         }
         Remedy::Mode(mode) => {
@@ -215,6 +208,22 @@ fn adjust(
         Remedy::Lost | Remedy::Replace => {}
     }
     Ok(changed(&difference.wanted))
+}
+
+/// The kernel takes back a port that it chose itself when a socket is shut down or disconnected.
+fn bind_again(
+    endpoint: &Endpoint,
+    held: BorrowedFd<'_>,
+    address: &SocketAddrAny,
+) -> Result<(), Errno> {
+    match endpoint {
+        Endpoint::Ip { .. } => match bind(held, address) {
+            // It is bound.
+            Err(Errno::INVAL) => Ok(()),
+            result => result,
+        },
+        _ => Ok(()),
+    }
 }
 
 fn file_of(endpoint: &Endpoint) -> &Path {

@@ -48,7 +48,8 @@ enum Suits {
     Tcp,
     Udp,
     Ip,
-    Ipv6,
+    /// The kernel sets it itself for one that is bound to a single address.
+    AnyIpv6,
     Unix,
     IpAndUnix,
     Files,
@@ -111,7 +112,7 @@ pub const ROWS: [Row; 25] = [
         "Set O_NONBLOCK, for programs that expect it, as nginx does"),
     row(("reuseport", "ReusePort"), Kind::Flag, Suits::Ip, any(SOCKET, libc::SO_REUSEPORT),
         "Let others listen on the same address (SO_REUSEPORT)"),
-    fixed(row(("ipv6only", "BindIPv6Only"), Kind::Flag, Suits::Ipv6,
+    fixed(row(("ipv6only", "BindIPv6Only"), Kind::Flag, Suits::AnyIpv6,
         any(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
         "No IPv4 by way of [::]")),
     row(("fastopen", "FastOpen"), Kind::Number(0, u32::MAX), Suits::Tcp,
@@ -189,7 +190,10 @@ impl Suits {
             Self::Tcp => is_ip && !is_udp,
             Self::Udp => is_udp,
             Self::Ip => is_ip,
-            Self::Ipv6 => matches!(endpoint, Endpoint::Ip { address, .. } if address.is_ipv6()),
+            Self::AnyIpv6 => matches!(
+                endpoint,
+                Endpoint::Ip { address, .. } if address.is_ipv6() && address.ip().is_unspecified()
+            ),
             Self::Unix => is_unix,
             Self::IpAndUnix => is_ip || is_unix,
             Self::Files => matches!(
@@ -208,7 +212,7 @@ impl fmt::Display for Suits {
             Self::Tcp => "tcp and mptcp",
             Self::Udp => "udp",
             Self::Ip => "tcp, mptcp and udp",
-            Self::Ipv6 => "IPv6 addresses",
+            Self::AnyIpv6 => "[::]",
             Self::Unix => "unix",
             Self::IpAndUnix => "tcp, mptcp, udp and unix",
             Self::Files => "unix and fifo with a path",

@@ -84,32 +84,14 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let replace = invocation.matches.get_flag("replace");
     let mut binding =
         Binding { holder: &mut holder, deadline, options: &options, replace, invocation };
-    let group = Group::of(&id, &ids, binding.holder, deadline)?;
-    let wanted: Vec<_> = ids.iter().zip(endpoints).collect();
-    if !replace {
-        // All or nothing, as far as that is known before.
-        let refusals =
-            wanted.iter().filter_map(|(id, endpoint)| binding.refusal(id, endpoint).transpose());
-        let problems = refusals.collect::<Result<Vec<_>, _>>()?;
-        if !problems.is_empty() {
-            return Err(Failure::new(exit::DENIED, problems.join("; ")));
-        }
-    }
-    for (id, endpoint) in wanted {
-        let moved = replace && binding.take_over(id, endpoint, &group)?;
-        if !moved {
-            binding.bring_about(id, endpoint)?;
-        }
-    }
-    if replace {
-        for id in &group.surplus {
-            binding.release(id)?;
-        }
-    } else if let Some(warning) = group.warning() {
-        binding.warn(&warning);
-    }
-    if let Some(note) = group.growth() {
-        binding.say(&id, &note);
+    if let ([id], [endpoint]) = (&ids[..], &endpoints[..]) {
+        binding.bring_about(id, endpoint)?;
+        // It is held, whatever else is.
+        let group = Group::of(id, &ids, binding.holder, deadline).ok();
+        let warning = group.and_then(|group| group.warning());
+        warning.iter().for_each(|warning| binding.warn(warning));
+    } else {
+        binding.bring_about_all(&id, &ids, &endpoints)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -131,6 +113,37 @@ struct Binding<'a> {
 }
 
 impl Binding<'_> {
+    /// All of a group; or none, as far as what is held says before.
+    fn bring_about_all(
+        &mut self,
+        id: &Identifier,
+        ids: &[Identifier],
+        endpoints: &[&Endpoint],
+    ) -> Result<(), Failure> {
+        let group = Group::of(id, ids, self.holder, self.deadline)?;
+        if !self.replace {
+            let wanted = ids.iter().zip(endpoints);
+            let problems = wanted.filter_map(|(id, endpoint)| self.refusal(id, endpoint).transpose());
+            let problems = problems.collect::<Result<Vec<_>, _>>()?;
+            if !problems.is_empty() {
+                return Err(Failure::new(exit::DENIED, problems.join("; ")));
+            }
+        }
+        for (id, endpoint) in ids.iter().zip(endpoints) {
+            if !(self.replace && self.take_over(id, endpoint, &group)?) {
+                self.bring_about(id, endpoint)?;
+            }
+        }
+        if let Some(note) = group.growth() {
+            self.say(id, &note);
+        }
+        if self.replace {
+            return group.surplus.iter().try_for_each(|id| self.release(id));
+        }
+        group.warning().iter().for_each(|warning| self.warn(warning));
+        Ok(())
+    }
+
     /// Another process that does the same at the same time may be faster; then what that has
     /// opened is what is wanted, as soon as it is held.
     fn bring_about(&mut self, id: &Identifier, endpoint: &Endpoint) -> Result<(), Failure> {
@@ -148,7 +161,7 @@ impl Binding<'_> {
                         notes.iter().for_each(|note| self.say(id, note));
                         return Ok(());
                     }
-                    Ok(Settled::Replaced(new, why)) => Ok((new, Some(why))),
+                    Ok(Settled::Replaced(new, why)) => Ok((new, why)),
                     Ok(Settled::MustGo(why)) => {
                         self.delete(id)?;
                         released = Some(why);

@@ -9,7 +9,7 @@ use crate::options::{
 use crate::program::{Invocation, Program};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, Command};
-use fdholder::{Deadline, Errno};
+use fdholder::{Cause, Deadline, Errno, Error};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -50,8 +50,15 @@ fn define(command: Command) -> Command {
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "delete fd")?;
-    // Who calls it by s6's name looks for s6's requests, and no others.
-    let copy = if invocation.as_s6 { None } else { holder.retrieve(&id, deadline).ok() };
+    let copy = match (!invocation.as_s6).then(|| holder.retrieve(&id, deadline)) {
+        None => None,
+        Some(Ok(copy)) => Some(copy),
+        // Who may delete it may still not look at it.
+        Some(Err(error)) if matches!(error.cause(), Cause::Denied(_)) => None,
+        Some(Err(error)) => {
+            return Err(Error::new(format!("delete fd for id {id}"), error.cause()).into());
+        }
+    };
     if let Some(Milliseconds(Some(patience))) = invocation.optional("drain") {
         if let Some(copy) = &copy {
             drain(copy, Deadline::after(patience), deadline);

@@ -35,8 +35,9 @@ pub struct Policy {
 pub enum Settled {
     /// As it was asked for; what was changed is said.
     Held(Vec<String>),
-    /// This one, and not the held one, is as it was asked for, and why there is another.
-    Replaced(OwnedFd, String),
+    /// This one, and not the held one, is as it was asked for; and why there is another, if that
+    /// was not asked for.
+    Replaced(OwnedFd, Option<String>),
     /// The held one has to be closed before there can be another, and why there has to be.
     MustGo(String),
 }
@@ -73,12 +74,8 @@ pub fn settle(
     if fixed.is_some() && !policy.replace {
         return Err(NotSettled::Differs(words_of(&differences, held)));
     }
-    if let Some(why) = lost.or(fixed) {
-        let why = match lost {
-            Some(_) => why.name.to_owned(),
-            None if why.name.starts_with(ANOTHER) => format!("it was {}", describe(held)),
-            None => format!("it had {why}"),
-        };
+    if lost.or(fixed).is_some() {
+        let why = lost.map(|lost| lost.name.to_owned());
         return replace(endpoint, options, held, why, opened);
     }
     let mut notes = Vec::new();
@@ -103,7 +100,7 @@ pub fn settle(
             // Its address may be somebody else's by now.
             Err(_) if matches!(difference.remedy, Remedy::Listen(_)) => {
                 let why = "it was not listening any more".to_owned();
-                return replace(endpoint, options, held, why, opened);
+                return replace(endpoint, options, held, Some(why), opened);
             }
             Err(errno) if difference.is_asked => {
                 let (wanted, why) = (difference.wanted, strerror(errno));
@@ -283,7 +280,7 @@ fn replace(
     endpoint: &Endpoint,
     options: &EndpointOptions,
     held: BorrowedFd<'_>,
-    why: String,
+    why: Option<String>,
     opened: Option<OwnedFd>,
 ) -> Result<Settled, NotSettled> {
     let has_name_for_itself = matches!(
@@ -291,7 +288,7 @@ fn replace(
         Endpoint::Unix { address: UnixAddress::Abstract(_), .. } | Endpoint::Vsock { .. }
     );
     if has_name_for_itself && endpoint.is_in_the_way_of(held) {
-        return Ok(Settled::MustGo(why));
+        return Ok(Settled::MustGo(why.unwrap_or_else(|| "it was to be replaced".to_owned())));
     }
     let new = match opened {
         Some(new) => Ok(new),

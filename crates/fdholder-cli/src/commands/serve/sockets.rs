@@ -73,6 +73,7 @@ impl Sockets {
                     let settled = settle(&endpoint, &options, &held.fd, POLICY, opened);
                     match settled {
                         Ok(Settled::Replaced(fd, why)) => {
+                            let why = why.unwrap_or_default();
                             missing.note(&id, &format!("opened anew: {why}"));
                             if let Some(left) = left_in_queue(&held.fd) {
                                 missing.note(&id, &format!("the one before: {left}"));
@@ -132,11 +133,11 @@ fn problem(id: &Identifier, endpoint: &Endpoint, settled: Result<Settled, NotSet
         ),
         Err(NotSettled::Open(error)) => format!("open {endpoint} for {id}: {error}; {id} stays"),
         Err(NotSettled::Unable(what)) => format!("{what} for {id}"),
-        Ok(Settled::MustGo(why) | Settled::Replaced(_, why)) => format!(
+        Ok(Settled::MustGo(why)) => format!(
             "open {endpoint} for {id} anew: {why}, and what is held has the name until it is closed: \
              delete it, then send SIGHUP"
         ),
-        Ok(Settled::Held(_)) => String::new(),
+        Ok(Settled::Held(_) | Settled::Replaced(..)) => String::new(),
     }
 }
 

@@ -123,7 +123,8 @@ impl Binding<'_> {
         let group = Group::of(id, ids, self.holder, self.deadline)?;
         if !self.replace {
             let wanted = ids.iter().zip(endpoints);
-            let problems = wanted.filter_map(|(id, endpoint)| self.refusal(id, endpoint).transpose());
+            let problems =
+                wanted.filter_map(|(id, endpoint)| self.refusal(id, endpoint).transpose());
             let problems = problems.collect::<Result<Vec<_>, _>>()?;
             if !problems.is_empty() {
                 return Err(Failure::new(exit::DENIED, problems.join("; ")));

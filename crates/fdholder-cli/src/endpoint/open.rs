@@ -59,7 +59,9 @@ impl From<ListenError> for OpenError {
     fn from(error: ListenError) -> Self {
         let text = error.to_string();
         match error {
-            ListenError::InUse { .. } | ListenError::System { errno: Errno::ADDRINUSE, .. } => {
+            ListenError::InUse { .. }
+            // One of another type is there, and lives.
+            | ListenError::System { errno: Errno::ADDRINUSE | Errno::PROTOTYPE, .. } => {
                 Self::InUse(text)
             }
             ListenError::System { .. } | ListenError::NotASocket(_) => Self::Other(text),

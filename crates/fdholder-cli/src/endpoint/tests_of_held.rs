@@ -31,12 +31,7 @@ fn differences(text: &str, said: &str, fd: &OwnedFd) -> Vec<&'static str> {
     all.into_iter().map(|difference| difference.name).collect()
 }
 
-fn settle_by(
-    text: &str,
-    said: &str,
-    fd: &OwnedFd,
-    policy: Policy,
-) -> Result<Settled, NotSettled> {
+fn settle_by(text: &str, said: &str, fd: &OwnedFd, policy: Policy) -> Result<Settled, NotSettled> {
     settle(&endpoint(text), &options(said), fd, policy, None)
 }
 
@@ -315,8 +310,11 @@ fn file_that_leads_elsewhere_is_found() {
         assert_eq!(differences(&text, "", &held), ["its file was removed"], "{scheme}");
         let other = open(&text);
         let found = differences(&text, "", &held);
-        assert!(["its file leads to another socket", "another one is in the place of its file"]
-            .contains(&found[0]), "{scheme}: {found:?}");
+        assert!(
+            ["its file leads to another socket", "another one is in the place of its file"]
+                .contains(&found[0]),
+            "{scheme}: {found:?}"
+        );
         drop(other);
         assert_eq!(differences(&text, "", &held), found, "{scheme}: also when it is dead");
         let Ok(Settled::Replaced(new, _)) = settle_by(&text, "", &held, BIND) else {

@@ -53,7 +53,7 @@ pub enum NotSettled {
     Unable(String),
 }
 
-/// Sees to it that a held descriptor is what was asked for. `opened` is one that was opened for
+/// Sees to it that a held descriptor is what was asked for. `opened` is one that was bound for
 /// it already.
 ///
 /// # Errors
@@ -291,7 +291,7 @@ fn replace(
         return Ok(Settled::MustGo(why.unwrap_or_else(|| "it was to be replaced".to_owned())));
     }
     let new = match opened {
-        Some(new) => Ok(new),
+        Some(new) => endpoint.listen(&new, options).map(|()| new),
         None => open_beside(endpoint, options, held),
     };
     new.map(|new| Settled::Replaced(new, why)).map_err(NotSettled::Open)

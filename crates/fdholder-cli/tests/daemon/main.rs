@@ -16,6 +16,7 @@ mod notify;
 mod programs;
 mod readme;
 mod rebind;
+mod reload;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;

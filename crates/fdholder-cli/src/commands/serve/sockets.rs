@@ -69,7 +69,6 @@ impl Sockets {
             match store.find_held(&id) {
                 Some(held) => {
                     let opened = opened.and_then(Result::ok);
-                    let opened = opened.filter(|fd| endpoint.listen(fd, &options).is_ok());
                     let settled = settle(&endpoint, &options, &held.fd, POLICY, opened);
                     match settled {
                         Ok(Settled::Replaced(fd, why)) => {

@@ -2,11 +2,12 @@
 
 use super::diag::unix_socket;
 use super::{Endpoint, IpProtocol, UnixAddress};
-use fdholder_daemon::listen::connect_to;
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use fdholder::Errno;
 use rustix::fs::{stat, FileType};
 use rustix::net::sockopt::{ipv6_v6only, socket_domain, socket_type};
-use rustix::net::{getsockname, AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{
+    connect, getsockname, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
+};
 use socket2::SockRef;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -37,6 +38,8 @@ impl Endpoint {
             }),
             Self::Unix { address, .. } => {
                 unix_address(fd).is_some_and(|bound| is_unix(&bound, address))
+                    // By another name of a folder, say.
+                    || self.file().is_some_and(|path| is_bound_to(path, fd))
             }
             Self::Vsock { cid, port } => {
                 let bound = SockRef::from(&fd).local_addr().ok();
@@ -77,27 +80,31 @@ pub fn leads(path: &Path, socket: BorrowedFd<'_>) -> Leads {
     if FileType::from_raw_mode(there.st_mode) != FileType::Socket {
         return Leads::ToNoSocket;
     }
-    // What inode a file has is not the same everywhere on all file systems.
-    let known = unix_socket(socket).and_then(|socket| socket.file);
-    if known == Some(there.st_ino as u32) || comes_in_by(path, socket, known.is_none()) {
+    let is_here = match unix_socket(socket).and_then(|socket| socket.file) {
+        Some(inode) => inode == there.st_ino as u32,
+        // It is of another network namespace, say: one that lives is taken for this one.
+        None => !is_dead(path, socket),
+    };
+    if is_here {
         Leads::Here
     } else {
         Leads::Elsewhere
     }
 }
 
-/// Whether a client that connects by a path waits here. `otherwise` for datagrams, which have
-/// no clients.
-fn comes_in_by(path: &Path, socket: BorrowedFd<'_>, otherwise: bool) -> bool {
-    if socket_type(socket) != Ok(SocketType::STREAM) {
-        return otherwise;
-    }
-    let is_waiting = || {
-        let mut listener = [PollFd::new(&socket, PollFlags::IN)];
-        poll(&mut listener, Some(&Timespec::default())).is_ok_and(|count| count > 0)
-    };
-    // Another client's being there would say nothing.
-    !is_waiting() && connect_to(path).is_ok_and(|_client| is_waiting())
+/// Whether a path is known to lead to this socket.
+fn is_bound_to(path: &Path, socket: BorrowedFd<'_>) -> bool {
+    let file = unix_socket(socket).and_then(|socket| socket.file);
+    file.is_some() && stat(path).is_ok_and(|there| file == Some(there.st_ino as u32))
+}
+
+/// Whether a path leads to a socket that nobody has open, or that is not of this type.
+fn is_dead(path: &Path, socket: BorrowedFd<'_>) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connected = socket_type(socket)
+        .and_then(|kind| socket_with(AddressFamily::UNIX, kind, flags, None))
+        .and_then(|client| connect(&client, &SocketAddrUnix::new(path)?));
+    matches!(connected, Err(Errno::CONNREFUSED | Errno::PROTOTYPE))
 }
 
 fn ip_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {

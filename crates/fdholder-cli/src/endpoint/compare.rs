@@ -5,7 +5,7 @@ use super::address::{has_scope, leads, Leads};
 use super::diag::accept_queue;
 use super::open::{backlog, create};
 use super::options::{EndpointOptions, Mode, Value};
-use super::table::{How, Kind, Reading, Row, ROWS};
+use super::table::{has_lost_its_device, How, Kind, Reading, Row, ROWS};
 use super::{Endpoint, IpProtocol, UnixAddress, UnixKind};
 use crate::sockopt::{get_int, network_namespace, IntOption};
 use fdholder_daemon::access::User;
@@ -180,6 +180,9 @@ fn lost(endpoint: &Endpoint, held: BorrowedFd<'_>) -> Option<Difference> {
             Leads::ToNoSocket => return lost("something else is in the place of its file"),
             Leads::Nowhere => return lost("its file was removed"),
         }
+    }
+    if matches!(endpoint, Endpoint::Ip { .. }) && has_lost_its_device(held) {
+        return lost("its interface was removed");
     }
     // Of TCP, listen(2) ends that.
     let is_tcp =

@@ -269,6 +269,7 @@ impl Row {
             }
             How::Buffer(limited, _) => get_int(fd, limited).ok().map(Reading::Int),
             How::Device => {
+                // Of one that is gone the name is not known any more: see `has_lost_its_device`.
                 let device = SockRef::from(&fd).device().ok()?;
                 let name = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
                 Some(Reading::Name(device.map(name)))
@@ -303,6 +304,12 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> Result<(), Errno> {
     let mut flags = fcntl_getfl(fd)?;
     flags.set(OFlags::NONBLOCK, on);
     rustix::fs::fcntl_setfl(fd, flags)
+}
+
+/// Whether a socket is bound to an interface that is not there any more.
+pub fn has_lost_its_device(socket: BorrowedFd<'_>) -> bool {
+    let device = SockRef::from(&socket).device();
+    device.is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NODEV))
 }
 
 fn is_ipv6(endpoint: &Endpoint) -> bool {

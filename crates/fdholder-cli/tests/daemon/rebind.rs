@@ -374,7 +374,54 @@ fn socket_of_another_network_namespace_is_another_one() {
     let unix = format!("unix:{}", path.display());
     assert_exit(&there(&["unix", &unix]).unwrap(), 0);
     assert_eq!(says(&daemon, &["unix", &unix]), "");
-    UnixStream::connect(path).unwrap();
+    let _client = UnixStream::connect(&path).unwrap();
+    assert_eq!(says(&daemon, &["unix", &unix]), "");
+    remove_file(&path).unwrap();
+    drop(UnixListener::bind(&path).unwrap());
+    let said = says(&daemon, &["unix", &unix]);
+    assert!(said.contains("its file leads to another socket"), "{said}");
+}
+
+/// One that has the same name later is another one, from which nothing comes here.
+#[test]
+fn socket_of_an_interface_that_was_removed_is_opened_anew() {
+    let (_folder, daemon) = serve(&[]);
+    let script = "ip link add v0 type veth peer name v1 || exit 77
+        $0 bind --device v0 $1 tcp tcp:0.0.0.0:80; $0 bind --device v0 $1 udp udp:0.0.0.0:80
+        ip link del v0; ip link add v0 type veth peer name v1
+        for again in 1 2
+        do $0 bind --device v0 $1 tcp tcp:0.0.0.0:80; $0 bind --device v0 $1 udp udp:0.0.0.0:80
+        done";
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&daemon.path)
+        .output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        _ => return is_missing("unshare, or the right to make a network interface,"),
+    };
+    let opened =
+        |name| format!("fdholder bind: info: {name}: opened anew: its interface was removed\n");
+    assert_eq!(stderr(&output), [opened("tcp"), opened("udp")].concat());
+}
+
+/// The same file by another path, and one that was renamed.
+#[test]
+fn socket_is_known_by_every_path_that_leads_to_it() {
+    let (folder, daemon) = serve(&[]);
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("run")).unwrap();
+    std::os::unix::fs::symlink(at("run"), at("var")).unwrap();
+    for scheme in ["unix", "unix-dgram", "unix-seqpacket"] {
+        let endpoint = |path: &str| format!("{scheme}:{}", at(path).display());
+        says(&daemon, &[scheme, &endpoint("run/web")]);
+        assert_eq!(says(&daemon, &[scheme, &endpoint("var/web")]), "");
+        fs::rename(at("run/web"), at("renamed")).unwrap();
+        assert_eq!(says(&daemon, &[scheme, &endpoint("renamed")]), "");
+        remove_file(at("renamed")).unwrap();
+        let said = refuses(&daemon, 1, &[scheme, &endpoint("renamed")]);
+        assert!(said.contains("held under it is Unix"), "{said}");
+    }
 }
 
 /// The kernel lets sockets of one user alone share an address.

@@ -89,7 +89,9 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         // It is held, whatever else is.
         let group = Group::of(id, &ids, binding.holder, deadline).ok();
         let warning = group.and_then(|group| group.warning());
-        warning.iter().for_each(|warning| binding.warn(warning));
+        if let Some(warning) = warning {
+            binding.warn(&warning);
+        }
     } else {
         binding.bring_about_all(&id, &ids, &endpoints)?;
     }
@@ -135,90 +137,76 @@ impl Binding<'_> {
                 self.bring_about(id, endpoint)?;
             }
         }
-        if let Some(note) = group.growth() {
-            self.say(id, &note);
-        }
+        self.say(id, group.growth());
         if self.replace {
             return group.surplus.iter().try_for_each(|id| self.release(id));
         }
-        group.warning().iter().for_each(|warning| self.warn(warning));
+        if let Some(warning) = group.warning() {
+            self.warn(&warning);
+        }
         Ok(())
     }
 
     /// Another process that does the same at the same time may be faster; then what that has
     /// opened is what is wanted, as soon as it is held.
     fn bring_about(&mut self, id: &Identifier, endpoint: &Endpoint) -> Result<(), Failure> {
-        let policy = Policy { replace: self.replace, reset_unasked: true };
-        let mut in_use = None;
-        let mut released = None;
+        let policy = Policy { replace: self.replace, may_look_for_users: true };
+        let (mut in_use, mut released) = (None, None);
         for _ in 0..ATTEMPTS {
             let held = self.held(id)?;
-            let opened = match &held {
-                None => {
-                    endpoint.open(self.options).map(|new| (new, None)).map_err(NotSettled::Open)
-                }
-                Some(held) => match settle(endpoint, self.options, held, policy, None) {
-                    Ok(Settled::Held(notes)) => {
-                        notes.iter().for_each(|note| self.say(id, note));
-                        return Ok(());
-                    }
-                    Ok(Settled::Replaced(new, why)) => Ok((new, why)),
-                    Ok(Settled::MustGo(why)) => {
-                        self.delete(id)?;
-                        released = Some(why);
-                        continue;
-                    }
-                    Err(problem) => Err(problem),
+            let settled = match &held {
+                Some(held) => settle(endpoint, self.options, held, policy, None),
+                None => match endpoint.open(self.options) {
+                    Ok(new) => Ok(Settled::Replaced(new, released.clone())),
+                    Err(error) => Err(NotSettled::Open(error)),
                 },
             };
-            let problem = match opened {
-                Ok((new, why)) => {
-                    if !self.give(id, &new, held.as_ref())? {
-                        continue;
-                    }
-                    if let Some(why) = why.or(released) {
-                        self.say(id, &format!("opened anew: {why}"));
-                    }
-                    let notes = held.map(left_behind).unwrap_or_default().into_iter();
-                    notes.for_each(|note| self.say(id, &format!("the one before: {note}")));
-                    let limits = limits(endpoint, self.options, &new);
-                    limits.iter().for_each(|note| self.say(id, note));
+            match settled {
+                Ok(Settled::Held(notes)) => {
+                    self.say(id, notes);
                     return Ok(());
                 }
-                Err(problem) => problem,
-            };
-            match problem {
-                NotSettled::Differs(what) => {
-                    return Err(Failure::new(exit::DENIED, differs(id, endpoint, &what)));
+                Ok(Settled::Replaced(new, why)) => {
+                    if self.give(id, &new, held.as_ref())? {
+                        self.say(id, why.map(|why| format!("opened anew: {why}")));
+                        let left = held.map(left_behind).unwrap_or_default();
+                        self.say(id, left.iter().map(|left| format!("the one before: {left}")));
+                        self.say(id, limits(endpoint, self.options, &new));
+                        return Ok(());
+                    }
                 }
-                NotSettled::Unable(what) => {
-                    let problem = format_args!("unable to {what} for {id}");
-                    return Err(Failure::new(exit::SYSTEM, problem));
+                Ok(Settled::MustGo(why)) => {
+                    self.delete(id)?;
+                    released = Some(why);
                 }
-                NotSettled::Open(OpenError::InUse(problem)) => {
+                Err(NotSettled::Open(OpenError::InUse(problem))) => {
                     if in_use.is_none() {
-                        if let Some(other) = self.owner_of(endpoint, id)? {
-                            let problem = OpenError::InUse(format!(
-                                "Address already in use: this holder has it, held under {other}"
-                            ));
-                            return Err(self.cannot_open(id, endpoint, held.as_ref(), &problem));
-                        }
+                        self.refuse_if_held_elsewhere(id, endpoint, held.as_ref())?;
                     }
                     in_use = Some(problem);
                     std::thread::sleep(RETRY_PAUSE);
                 }
-                NotSettled::Open(error) => {
-                    return Err(self.cannot_open(id, endpoint, held.as_ref(), &error));
-                }
+                Err(problem) => return Err(not_settled(id, endpoint, held.as_ref(), &problem)),
             }
         }
         let problem = in_use.unwrap_or_else(|| "others change it all the time".to_owned());
-        let problem = match released {
-            Some(why) => format!("{problem}; what was held is released: {why}"),
-            None => problem,
-        };
+        let fate = released.map(|why| format!("; what was held is released: {why}"));
+        let problem = OpenError::InUse(problem + &fate.unwrap_or_default());
         let held = self.held(id)?;
-        Err(self.cannot_open(id, endpoint, held.as_ref(), &OpenError::InUse(problem)))
+        Err(not_settled(id, endpoint, held.as_ref(), &NotSettled::Open(problem)))
+    }
+
+    /// Fails if this holder has the address under another identifier, as far as this user may
+    /// see it.
+    fn refuse_if_held_elsewhere(
+        &mut self,
+        id: &Identifier,
+        endpoint: &Endpoint,
+        held: Option<&OwnedFd>,
+    ) -> Result<(), Failure> {
+        let Some(other) = self.owner_of(endpoint, id)? else { return Ok(()) };
+        let problem = format!("Address already in use: this holder has it, held under {other}");
+        Err(not_settled(id, endpoint, held, &NotSettled::Open(OpenError::InUse(problem))))
     }
 
     /// Why what is held is not what is wanted, if it cannot be changed.
@@ -242,7 +230,7 @@ impl Binding<'_> {
             let Some(fd) = self.held(other)? else { continue };
             if is_reachable_at(endpoint, self.options, &fd) && self.give(id, &fd, None)? {
                 self.delete(other)?;
-                self.say(id, &format!("is what was held under {other}"));
+                self.say(id, [format!("is what was held under {other}")]);
                 self.bring_about(id, endpoint)?;
                 return Ok(true);
             }
@@ -258,8 +246,8 @@ impl Binding<'_> {
             return Ok(());
         }
         self.delete(id)?;
-        self.say(id, "released, as it was not given");
-        left_behind(fd).iter().for_each(|note| self.say(id, note));
+        self.say(id, ["released, as it was not given".to_owned()]);
+        self.say(id, left_behind(fd));
         Ok(())
     }
 
@@ -329,8 +317,10 @@ impl Binding<'_> {
     }
 
     /// Says what was done.
-    fn say(&self, id: &Identifier, note: &str) {
-        self.write(format_args!("info: {id}: {note}"));
+    fn say(&self, id: &Identifier, notes: impl IntoIterator<Item = String>) {
+        for note in notes {
+            self.write(format_args!("info: {id}: {note}"));
+        }
     }
 
     fn warn(&self, warning: &str) {
@@ -341,27 +331,6 @@ impl Binding<'_> {
         // Without a reader nobody misses it.
         let _ = writeln!(std::io::stderr(), "{}: {line}", self.invocation.called);
     }
-
-    fn cannot_open(
-        &self,
-        id: &Identifier,
-        endpoint: &Endpoint,
-        held: Option<&OwnedFd>,
-        error: &OpenError,
-    ) -> Failure {
-        let problem = format!("unable to open {endpoint} for {id}: {error}");
-        let Some(held) = held else { return Failure::new(exit::SYSTEM, problem) };
-        let is_in_the_way = matches!(error, OpenError::InUse(_)) && endpoint.is_in_the_way_of(held);
-        let advice = match rustix::fs::fstat(held) {
-            Ok(stat) if is_in_the_way => format!(
-                "; it is in the way, and was opened by uid {}: do this as that user, or delete it \
-                 first",
-                stat.st_uid
-            ),
-            _ => String::new(),
-        };
-        Failure::new(exit::SYSTEM, format_args!("{problem}; {id} stays{advice}"))
-    }
 }
 
 fn differs(id: &Identifier, endpoint: &Endpoint, what: &str) -> String {
@@ -369,4 +338,34 @@ fn differs(id: &Identifier, endpoint: &Endpoint, what: &str) -> String {
         "unable to bind {id} to {endpoint}: held under it is {what}: --replace replaces it, delete \
          removes it"
     )
+}
+
+/// Why it is not held as it was asked for; `held` is what stays.
+fn not_settled(
+    id: &Identifier,
+    endpoint: &Endpoint,
+    held: Option<&OwnedFd>,
+    problem: &NotSettled,
+) -> Failure {
+    let error = match problem {
+        NotSettled::Differs(what) => {
+            return Failure::new(exit::DENIED, differs(id, endpoint, what));
+        }
+        NotSettled::Unable { what, why } => {
+            let problem = format_args!("unable to change {what} for {id}: {why}");
+            return Failure::new(exit::SYSTEM, problem);
+        }
+        NotSettled::Open(error) => error,
+    };
+    let problem = format!("unable to open {endpoint} for {id}: {error}");
+    let Some(held) = held else { return Failure::new(exit::SYSTEM, problem) };
+    let is_in_the_way = matches!(error, OpenError::InUse(_)) && endpoint.is_in_the_way_of(held);
+    let advice = match rustix::fs::fstat(held) {
+        Ok(stat) if is_in_the_way => format!(
+            "; it is in the way, and was opened by uid {}: do this as that user, or delete it first",
+            stat.st_uid
+        ),
+        _ => String::new(),
+    };
+    Failure::new(exit::SYSTEM, format_args!("{problem}; {id} stays{advice}"))
 }

@@ -100,17 +100,7 @@ fn define(command: Command) -> Command {
                 .default_value("systemd")
                 .help("How PROG is told"),
         )
-        .arg(Arg::new("nonblock").long("nonblock").action(ArgAction::SetTrue).help(
-            "Set O_NONBLOCK on what is passed on from the holder: the program before may have \
-             cleared it",
-        ))
-        .arg(
-            Arg::new("blocking")
-                .long("blocking")
-                .action(ArgAction::SetTrue)
-                .conflicts_with("nonblock")
-                .help("Clear O_NONBLOCK, for a PROG that waits in accept(2)"),
-        )
+        .args(blocking_options())
         .arg(
             Arg::new("no-pid")
                 .long("no-pid")
@@ -143,6 +133,19 @@ fn define(command: Command) -> Command {
                 .value_parser(clap::value_parser!(OsString))
                 .help("Program to become, and its arguments"),
         )
+}
+
+fn blocking_options() -> [Arg; 2] {
+    let flag = |id: &'static str| Arg::new(id).long(id).action(ArgAction::SetTrue);
+    [
+        flag("nonblock").help(
+            "Set O_NONBLOCK on what comes from the holder, as PROG expects it: the program before \
+             may have cleared it",
+        ),
+        flag("blocking")
+            .conflicts_with("nonblock")
+            .help("Clear O_NONBLOCK, for a PROG that waits in accept(2)"),
+    ]
 }
 
 /// What `--fd` says.

@@ -175,6 +175,9 @@ fn define_daemon(command: Command) -> Command {
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
              nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\
+             At start, after an upgrade or takeover, and at SIGHUP, what is held under these ids is \
+             compared with the file. Options that changed are set, and a socket that no client can \
+             reach any more is opened anew. What cannot be changed stays, and is logged.\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0 (also when it was taken over), \
              +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \

@@ -1,4 +1,4 @@
-//! What only sock_diag(7) says of a Unix socket: the file that leads to it, and its queue.
+//! What only `sock_diag(7)` says of a Unix socket: the file that leads to it, and its queue.
 //!
 //! The kernel answers for sockets of the caller's own network namespace. No client is made for it.
 

@@ -11,6 +11,7 @@ use super::{Endpoint, OpenError, UnixAddress};
 use crate::look::describe::{describe, Queue};
 use crate::sockopt::{get_int, set_int};
 use fdholder::{strerror, Errno};
+use fdholder_daemon::confinement::explain;
 use rustix::fs::{chmod, chown, fchmod, fchown, rename, Gid, Mode, Uid};
 use rustix::net::sockopt::{set_socket_reuseport, socket_reuseport, socket_type};
 use rustix::net::{bind, connect_unspec, getpeername, getsockname, listen, SocketAddrAny};
@@ -25,9 +26,9 @@ const ANOTHER: &str = "another ";
 pub struct Policy {
     /// What cannot be changed in place is replaced.
     pub replace: bool,
-    /// An option that was not asked for gets the system's value, unless a running program has the
-    /// socket: a server may have set it for itself.
-    pub reset_unasked: bool,
+    /// /proc is searched for programs that have the socket. If there is none, an option that was
+    /// not asked for gets the system's value; a server may have set it for itself.
+    pub may_look_for_users: bool,
 }
 
 /// How it is held by now.
@@ -49,8 +50,8 @@ pub enum NotSettled {
     Differs(String),
     /// Another one could not be opened.
     Open(OpenError),
-    /// To read behind "unable to ".
-    Unable(String),
+    /// One thing could not be changed: to read behind "unable to change ", and why.
+    Unable { what: String, why: String },
 }
 
 /// Sees to it that a held descriptor is what was asked for. `opened` is one that was bound for
@@ -76,14 +77,14 @@ pub fn settle(
     }
     if lost.or(fixed).is_some() {
         let why = lost.map(|lost| lost.name.to_owned());
-        return replace(endpoint, options, held, why, opened);
+        return replace(endpoint, options, held, why, policy, opened);
     }
     let mut notes = Vec::new();
     let mut users = None;
     for difference in differences {
         let name = difference.name;
         if !difference.is_asked && matches!(difference.remedy, Remedy::Set(..)) {
-            if !policy.reset_unasked {
+            if !policy.may_look_for_users {
                 continue;
             }
             let users = users.get_or_insert_with(|| users_of(held));
@@ -100,11 +101,11 @@ pub fn settle(
             // Its address may be somebody else's by now.
             Err(_) if matches!(difference.remedy, Remedy::Listen(_)) => {
                 let why = "it was not listening any more".to_owned();
-                return replace(endpoint, options, held, Some(why), opened);
+                return replace(endpoint, options, held, Some(why), policy, opened);
             }
             Err(errno) if difference.is_asked => {
-                let (wanted, why) = (difference.wanted, strerror(errno));
-                return Err(NotSettled::Unable(format!("change {name} to {wanted}: {why}")));
+                let what = format!("{name} to {}", difference.wanted);
+                return Err(NotSettled::Unable { what, why: explain(errno) });
             }
             Err(errno) => {
                 notes.push(format!("{name} stays {}: {}", difference.is, strerror(errno)));
@@ -281,6 +282,7 @@ fn replace(
     options: &EndpointOptions,
     held: BorrowedFd<'_>,
     why: Option<String>,
+    policy: Policy,
     opened: Option<OwnedFd>,
 ) -> Result<Settled, NotSettled> {
     let has_name_for_itself = matches!(
@@ -288,7 +290,13 @@ fn replace(
         Endpoint::Unix { address: UnixAddress::Abstract(_), .. } | Endpoint::Vsock { .. }
     );
     if has_name_for_itself && endpoint.is_in_the_way_of(held) {
-        return Ok(Settled::MustGo(why.unwrap_or_else(|| "it was to be replaced".to_owned())));
+        let why = why.unwrap_or_else(|| "it was to be replaced".to_owned());
+        let users = if policy.may_look_for_users { users_of(held) } else { Vec::new() };
+        if users.is_empty() {
+            return Ok(Settled::MustGo(why));
+        }
+        let problem = format!("{why}, and {} has its name: stop it first", in_words(&users));
+        return Err(NotSettled::Open(OpenError::InUse(problem)));
     }
     let new = match opened {
         Some(new) => endpoint.listen(&new, options).map(|()| new),

@@ -95,8 +95,10 @@ const fn row(
     Row { name, systemd, value, suits, how, is_changeable: true, help }
 }
 
-const fn fixed(row: Row) -> Row {
-    Row { is_changeable: false, ..row }
+impl Row {
+    const fn fixed(self) -> Self {
+        Self { is_changeable: false, ..self }
+    }
 }
 
 /// In the order in which they are set: the type of service sets the priority, too.
@@ -112,17 +114,17 @@ pub const ROWS: [Row; 25] = [
         "Set O_NONBLOCK, for programs that expect it, as nginx does"),
     row(("reuseport", "ReusePort"), Kind::Flag, Suits::Ip, any(SOCKET, libc::SO_REUSEPORT),
         "Let others listen on the same address (SO_REUSEPORT)"),
-    fixed(row(("ipv6only", "BindIPv6Only"), Kind::Flag, Suits::AnyIpv6,
+    row(("ipv6only", "BindIPv6Only"), Kind::Flag, Suits::AnyIpv6,
         any(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-        "No IPv4 by way of [::]")),
+        "No IPv4 by way of [::]").fixed(),
     row(("fastopen", "FastOpen"), Kind::Number(0, u32::MAX), Suits::Tcp,
         any(libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
         "TCP Fast Open, with N unfinished handshakes at most"),
     row(("freebind", "FreeBind"), Kind::Flag, Suits::Ip,
         How::Int((libc::IPPROTO_IP, libc::IP_FREEBIND), (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)),
         "The address need not be there yet (IP_FREEBIND)"),
-    fixed(row(("device", "BindToDevice"), Kind::Name, Suits::Ip, How::Device,
-        "Only what comes over this interface (SO_BINDTODEVICE)")),
+    row(("device", "BindToDevice"), Kind::Name, Suits::Ip, How::Device,
+        "Only what comes over this interface (SO_BINDTODEVICE)").fixed(),
     row(("transparent", "Transparent"), Kind::Flag, Suits::Ip,
         How::Int((libc::IPPROTO_IP, libc::IP_TRANSPARENT), (libc::IPPROTO_IPV6, IPV6_TRANSPARENT)),
         "Any address, as a proxy needs it (IP_TRANSPARENT)"),

@@ -11,7 +11,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
-const BIND: Policy = Policy { replace: false, reset_unasked: true };
+const BIND: Policy = Policy { replace: false, may_look_for_users: true };
 
 fn endpoint(text: &str) -> Endpoint {
     text.parse().unwrap()
@@ -193,7 +193,7 @@ fn every_option_that_changed_is_set_or_refused_by_name() {
 #[test]
 fn option_that_was_not_said_is_left_where_it_is_not_to_be_reset() {
     let held = endpoint("tcp:127.0.0.1:0").open(&options("nonblock = true")).unwrap();
-    let policy = Policy { replace: false, reset_unasked: false };
+    let policy = Policy { replace: false, may_look_for_users: false };
     let settled = settle_by("tcp:127.0.0.1:0", "", &held, policy);
     assert!(matches!(settled, Ok(Settled::Held(notes)) if notes.is_empty()));
     assert_eq!(differences("tcp:127.0.0.1:0", "", &held), ["nonblock"]);

@@ -295,6 +295,24 @@ fn replacement_says_who_has_the_one_before_and_who_waits_in_it() {
     end(program);
 }
 
+/// The kernel frees it when the last copy is closed.
+#[test]
+fn abstract_name_that_a_program_still_has_is_not_given_up_for_nothing() {
+    let (_folder, daemon) = serve(&[]);
+    let endpoint = format!("unix:@fdholder-test-{}-used", std::process::id());
+    says(&daemon, &["web", &endpoint]);
+    let program = with_program(&daemon, "web");
+    shutdown(held(&daemon, "web"), Shutdown::Both).unwrap();
+    let before = inode(&daemon, "web");
+    let said = refuses(&daemon, 111, &["web", &endpoint]);
+    let who = format!("it was shut down, and pid {} (cat) has its name: stop it", program.id());
+    assert!(said.contains(&who), "{said}");
+    assert_eq!(inode(&daemon, "web"), before);
+    end(program);
+    assert!(says(&daemon, &["web", &endpoint]).contains("opened anew: it was shut down"));
+    assert_eq!(says(&daemon, &["web", &endpoint]), "");
+}
+
 /// Each of them finds it so, and one of them is faster.
 #[test]
 fn several_that_mend_the_same_at_once_agree() {

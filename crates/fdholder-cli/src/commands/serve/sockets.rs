@@ -11,9 +11,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use tracing::{info, warn};
 
-/// A server may set options for itself, and which programs have a socket is hidden from a daemon
-/// that is confined.
-const POLICY: Policy = Policy { replace: false, reset_unasked: false };
+/// A daemon that is confined does not see which programs have a socket, and has no time to look.
+const POLICY: Policy = Policy { replace: false, may_look_for_users: false };
 
 /// What is wanted, and what was opened for it while this process could.
 #[derive(Debug, Default)]
@@ -66,39 +65,27 @@ impl Sockets {
         let mut missing = Missing::default();
         for Socket { id, endpoint, options } in wanted {
             let opened = opened.remove(&id);
-            match store.find_held(&id) {
-                Some(held) => {
-                    let opened = opened.and_then(Result::ok);
-                    let settled = settle(&endpoint, &options, &held.fd, POLICY, opened);
-                    match settled {
-                        Ok(Settled::Replaced(fd, why)) => {
-                            let why = why.unwrap_or_default();
-                            missing.note(&id, &format!("opened anew: {why}"));
-                            if let Some(left) = left_in_queue(&held.fd) {
-                                missing.note(&id, &format!("the one before: {left}"));
-                            }
-                            missing.add(id, &endpoint, &options, fd);
-                        }
-                        Ok(Settled::Held(notes)) => {
-                            notes.iter().for_each(|note| missing.note(&id, note));
-                        }
-                        other => missing.problems.push(problem(&id, &endpoint, other)),
+            if let Some(held) = store.find_held(&id) {
+                let opened = opened.and_then(Result::ok);
+                match settle(&endpoint, &options, &held.fd, POLICY, opened) {
+                    Ok(Settled::Replaced(fd, why)) => {
+                        let why = format!("opened anew: {}", why.unwrap_or_default());
+                        let left = left_in_queue(&held.fd);
+                        let left = left.map(|left| format!("the one before: {left}"));
+                        missing.note(&id, [why].into_iter().chain(left));
+                        missing.add(id, &endpoint, &options, fd);
                     }
+                    Ok(Settled::Held(notes)) => missing.note(&id, notes),
+                    other => missing.problems.push(problem(&id, &endpoint, other)),
                 }
-                None => {
-                    let opened = opened.unwrap_or_else(|| endpoint.open(&options));
-                    let listening = opened.and_then(|fd| {
-                        endpoint.listen(&fd, &options)?;
-                        Ok(fd)
-                    });
-                    match listening {
-                        Ok(fd) => missing.add(id, &endpoint, &options, fd),
-                        Err(error) => {
-                            let error = whose(&endpoint, error, store);
-                            let problem = format!("open {endpoint} for {id}: {error}");
-                            missing.problems.push(problem);
-                        }
-                    }
+                continue;
+            }
+            let opened = opened.unwrap_or_else(|| endpoint.bound(&options));
+            match opened.and_then(|fd| endpoint.listen(&fd, &options).map(|()| fd)) {
+                Ok(fd) => missing.add(id, &endpoint, &options, fd),
+                Err(error) => {
+                    let error = whose(&endpoint, error, store);
+                    missing.problems.push(format!("open {endpoint} for {id}: {error}"));
                 }
             }
         }
@@ -109,17 +96,21 @@ impl Sockets {
 impl Missing {
     /// Logs what was changed and what could not be had, and leaves what was opened.
     pub fn said(self) -> Vec<Entry<OwnedFd>> {
-        self.notes.iter().for_each(|note| info!("{note}"));
-        self.problems.iter().for_each(|problem| warn!("unable to {problem}"));
+        for note in self.notes {
+            info!("{note}");
+        }
+        for problem in self.problems {
+            warn!("unable to {problem}");
+        }
         self.entries
     }
 
-    fn note(&mut self, id: &Identifier, note: &str) {
-        self.notes.push(format!("{id}: {note}"));
+    fn note(&mut self, id: &Identifier, notes: impl IntoIterator<Item = String>) {
+        self.notes.extend(notes.into_iter().map(|note| format!("{id}: {note}")));
     }
 
     fn add(&mut self, id: Identifier, endpoint: &Endpoint, options: &EndpointOptions, fd: OwnedFd) {
-        limits(endpoint, options, &fd).iter().for_each(|note| self.note(&id, note));
+        self.note(&id, limits(endpoint, options, &fd));
         self.entries.push(Entry { id, limit: Limit::never(), fd });
     }
 }
@@ -131,7 +122,7 @@ fn problem(id: &Identifier, endpoint: &Endpoint, settled: Result<Settled, NotSet
             "open {endpoint} for {id}: held under it is {what}: fdholder bind --replace replaces it"
         ),
         Err(NotSettled::Open(error)) => format!("open {endpoint} for {id}: {error}; {id} stays"),
-        Err(NotSettled::Unable(what)) => format!("{what} for {id}"),
+        Err(NotSettled::Unable { what, why }) => format!("change {what} for {id}: {why}"),
         Ok(Settled::MustGo(why)) => format!(
             "open {endpoint} for {id} anew: {why}, and what is held has the name until it is closed: \
              delete it, then send SIGHUP"

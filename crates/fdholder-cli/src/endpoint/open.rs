@@ -142,7 +142,7 @@ impl Endpoint {
     }
 
     /// Binds a socket to its address, which is no path.
-    fn bind(&self, socket: &OwnedFd) -> Result<(), Errno> {
+    pub(super) fn bind(&self, socket: &OwnedFd) -> Result<(), Errno> {
         match self {
             Self::Ip { address, .. } => bind(socket, address),
             Self::Unix { address: UnixAddress::Abstract(name), .. } => {

@@ -174,8 +174,9 @@ fn adjust(
         }
         Remedy::Backlog(backlog) => {
             listen(held, *backlog)?;
-            let is = accept_queue(held).map_or(difference.wanted.clone(), |(_, is)| is.to_string());
-            return Ok(changed(&is).filter(|_| is != difference.is));
+            // Where the kernel does not tell, it may have been so before.
+            let Some((_, is)) = accept_queue(held) else { return Ok(None) };
+            return Ok(changed(&is.to_string()).filter(|_| is.to_string() != difference.is));
         }
         Remedy::Listen(backlog) => {
             let address = getsockname(held)?;

@@ -253,6 +253,34 @@ fn socket_that_is_shut_down_is_mended_or_opened_anew() {
     }
 }
 
+/// As a service may have stored it.
+#[test]
+fn socket_that_never_listened_does_so_now() {
+    let folder = tempfile::tempdir().unwrap();
+    for text in of_each_kind(folder.path()) {
+        let listener = endpoint(&text);
+        let Ok(socket) = open::create(&listener) else { continue };
+        if !listener.is_listener() {
+            continue;
+        }
+        match &listener {
+            Endpoint::Unix { address: UnixAddress::Path(path), .. } => {
+                rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path).unwrap())
+                    .unwrap();
+            }
+            _ => listener.bind(&socket).unwrap(),
+        }
+        assert_eq!(differences(&text, "", &socket), ["not listening"], "{text}");
+        let settled = settle_by(&text, "backlog = 7", &socket, BIND);
+        assert!(matches!(settled, Ok(Settled::Held(_))), "{text}: {settled:?}");
+        // The kernel does not tell the backlog of vsock.
+        let unknown: &[_] = if text.starts_with("vsock") { &["backlog"] } else { &[] };
+        assert_eq!(differences(&text, "backlog = 7", &socket), unknown, "{text}");
+        let settled = settle_by(&text, "backlog = 7", &socket, BIND);
+        assert!(matches!(settled, Ok(Settled::Held(notes)) if notes.is_empty()), "{text}");
+    }
+}
+
 #[test]
 fn port_of_a_listener_that_was_shut_down_stays() {
     // The kernel takes back the port that it gave.

@@ -423,6 +423,31 @@ fn socket_of_an_interface_that_was_removed_is_opened_anew() {
     assert_eq!(stderr(&output), [opened("tcp"), opened("udp")].concat());
 }
 
+/// A link-local address is one of each interface.
+#[test]
+fn address_of_another_interface_is_another_one() {
+    let (_folder, daemon) = serve(&[]);
+    let script = "ip link add v0 type veth peer name v1 || exit 77
+        for link in v0 v1
+        do ip link set $link up; ip address add fe80::1234/64 dev $link nodad || exit 77
+        done
+        $0 bind $1 web 'tcp:[fe80::1234%v0]:80' && $0 bind $1 web 'tcp:[fe80::1234%v0]:80' || exit
+        $0 bind $1 web 'tcp:[fe80::1234%v1]:80'; echo $?
+        $0 bind --replace $1 web 'tcp:[fe80::1234%v1]:80' || exit
+        $0 bind $1 web 'tcp:[fe80::1234%v1]:80'; echo $?";
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&daemon.path)
+        .output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        _ => return is_missing("unshare, or the right to make a network interface,"),
+    };
+    assert_eq!(stdout(&output), "1\n0\n", "{output:?}");
+    assert!(stderr(&output).contains("held under it is TCP listener [fe80::1234%"), "{output:?}");
+    assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+}
+
 /// The same file by another path, and one that was renamed.
 #[test]
 fn socket_is_known_by_every_path_that_leads_to_it() {

@@ -132,6 +132,31 @@ fn changed_option_is_set_or_said_at_sighup_upgrade_and_takeover() {
     assert_eq!(inode(&daemon, "web"), before);
 }
 
+/// The standby has the one that took the place of another, and the audit log tells of it.
+#[test]
+fn replacement_at_sighup_outlives_the_daemon() {
+    let config =
+        [SERVING, "standby = true\naudit = true\n", &socket("web", "unix:PLACE/web", "")].concat();
+    let place = Place::with(&config);
+    let daemon = place.serve(&[]);
+    let status = || {
+        let output = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    eventually("a standby has everything", || status()["standby"] == "ready");
+    remove_file(place.at("web")).unwrap();
+    let said = reload(&place, &daemon);
+    assert!(said.contains("op=configure id=\"web\""), "{said}");
+    let before = inode(&daemon, "web");
+    daemon.signal(Signal::KILL);
+    assert_eq!(inode(&daemon, "web"), before);
+    UnixStream::connect(place.at("web")).unwrap();
+    let pid = i32::try_from(status()["pid"].as_i64().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    eventually("it ends", || UnixStream::connect(&daemon.path).is_err());
+}
+
 #[test]
 fn mode_of_a_file_is_set_at_sighup() {
     let web = |mode| [SERVING, &socket("web", "unix:PLACE/web", mode)].concat();

@@ -50,19 +50,23 @@ fn define(command: Command) -> Command {
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "delete fd")?;
+    // It is no option of s6's.
+    let drain = if invocation.as_s6 { None } else { invocation.optional("drain") };
+    let drain = drain.and_then(|Milliseconds(patience)| patience);
     let copy = match (!invocation.as_s6).then(|| holder.retrieve(&id, deadline)) {
         None => None,
         Some(Ok(copy)) => Some(copy),
-        // Who may delete it may still not look at it.
+        // Who may delete it may still not look at it: then there is no queue to wait for.
+        Some(Err(error)) if error.cause() == Cause::Denied(Errno::PERM) && drain.is_some() => {
+            return Err(error.into());
+        }
         Some(Err(error)) if matches!(error.cause(), Cause::Denied(_)) => None,
         Some(Err(error)) => {
             return Err(Error::new(format!("delete fd for id {id}"), error.cause()).into());
         }
     };
-    if let Some(Milliseconds(Some(patience))) = invocation.optional("drain") {
-        if let Some(copy) = &copy {
-            drain(copy, Deadline::after(patience), deadline);
-        }
+    if let Some((copy, patience)) = copy.as_ref().zip(drain) {
+        wait_for_queue(copy, Deadline::after(patience), deadline);
     }
     let warn = |warning: std::fmt::Arguments<'_>| {
         // Without a reader nobody misses it.
@@ -83,7 +87,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 }
 
 /// Waits until the queue is empty.
-fn drain(listener: &OwnedFd, patience: Deadline, deadline: Deadline) {
+fn wait_for_queue(listener: &OwnedFd, patience: Deadline, deadline: Deadline) {
     let is_waiting = || accept_queue(listener).is_some_and(|(waiting, _)| waiting > 0);
     while is_waiting() && !patience.passed() && !deadline.passed() {
         std::thread::sleep(DRAIN_PAUSE);

@@ -330,6 +330,11 @@ fn open_beside(
             let aside = aside(path);
             rename(path, &aside)
                 .map_err(|errno| OpenError::of_file("put the socket's file aside", errno))?;
+            if leads(&aside, held) != Leads::Here {
+                // Another one was put there just now.
+                let _ = rename(&aside, path);
+                return Err(OpenError::InUse("its file leads to another socket".to_owned()));
+            }
             match endpoint.open(options) {
                 Ok(new) => {
                     // It leads nowhere any more, and does no harm.

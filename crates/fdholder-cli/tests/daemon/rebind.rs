@@ -2,7 +2,7 @@
 
 use crate::serve;
 use crate::support::{
-    assert_exit, deadline, eventually, id, is_missing, stderr, stdout, suite, Daemon,
+    assert_exit, deadline, eventually, id, is_missing, stderr, stdout, suite, Daemon, Rules, Suite,
 };
 use fdholder::{Errno, Limit};
 use rustix::fs::{fcntl_getfl, fstat, OFlags};
@@ -557,6 +557,23 @@ fn delete_says_how_many_clients_wait_and_drain_waits_for_them() {
     rustix::io::write(held(&daemon, "fifo"), b"12345").unwrap();
     let output = delete(&daemon, &["fifo"]);
     assert!(stderr(&output).contains("5 bytes in it were not read"), "{output:?}");
+}
+
+/// Without the right to look at it there is no queue to wait for, and nothing is lost.
+#[test]
+fn drain_of_what_may_not_be_retrieved_deletes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = Rules::none(folder.path().join("rules"));
+    let rules = rules.allow("uid/self").regexes("uid/self", ".", "^none$");
+    let daemon = Daemon::with_rules(Suite::Ours, &folder.path().join("holder"), &rules, &[]);
+    let null = fs::File::open("/dev/null").unwrap();
+    daemon.client().store(&id("web"), Limit::never(), null, deadline()).unwrap();
+    let output = delete(&daemon, &["--drain", "1000", "web"]);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("unable to retrieve fd for id web"), "{output:?}");
+    let output = delete(&daemon, &["web"]);
+    assert_exit(&output, 0);
+    assert_eq!(stderr(&output), "");
 }
 
 #[test]

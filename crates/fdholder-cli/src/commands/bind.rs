@@ -5,7 +5,7 @@ pub mod group;
 
 use crate::connect::{connect, identifier};
 use crate::endpoint::{
-    arguments, fixed_differences, is_bound, is_reachable_at, left_behind, limits, settle, Endpoint,
+    arguments, fixed_differences, is_reachable_at, left_behind, limits, settle, Endpoint,
     EndpointOptions, NotSettled, OpenError, Policy, Settled,
 };
 use crate::failure::{exit, Failure};
@@ -238,13 +238,9 @@ impl Binding<'_> {
         Ok(false)
     }
 
-    /// Releases what is no longer wanted: sockets as this program opens them, nothing else.
+    /// Releases what is no longer wanted.
     fn release(&mut self, id: &Identifier) -> Result<(), Failure> {
         let Some(fd) = self.held(id)? else { return Ok(()) };
-        if !is_bound(&fd) {
-            self.warn(&format!("{id} stays, as it is no socket with an address to listen on"));
-            return Ok(());
-        }
         self.delete(id)?;
         self.say(id, ["released, as it was not given".to_owned()]);
         self.say(id, left_behind(fd));

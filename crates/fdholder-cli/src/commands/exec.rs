@@ -1,6 +1,6 @@
 //! `exec`: become a program that has held descriptors open, and knows of them.
 
-use crate::commands::bind::group::{group_of, in_words, number_in};
+use crate::commands::bind::group::{group_of, in_words, may_have_clients, number_in};
 use crate::connect::{connect, connect_negotiated};
 use crate::endpoint::{set_nonblocking, Mode};
 use crate::failure::{exit, Failure};
@@ -342,17 +342,21 @@ impl Source {
         // Without the right to list there is nothing to say.
         let Ok(mut ids) = self.holder.list(self.deadline) else { return Vec::new() };
         ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
-        let is_passed = |id: &Identifier| passed.iter().any(|one| one.id == *id);
-        let warning = |group: &[u8]| {
-            let of_group = ids.iter().filter(|id| number_in(group, id).is_some());
-            let left: Vec<_> = of_group.filter(|id| !is_passed(id)).cloned().collect();
-            (!left.is_empty()).then(|| {
-                let group = group.escape_ascii();
-                let left = in_words(&left);
-                format!("only a part of {group}/… is passed on: clients wait in {left}")
-            })
-        };
-        groups.into_iter().filter_map(warning).collect()
+        ids.retain(|id| passed.iter().all(|one| one.id != *id));
+        let mut warnings = Vec::new();
+        for group in groups {
+            let mut left = ids.clone();
+            left.retain(|id| number_in(group, id).is_some());
+            left.retain(|id| {
+                may_have_clients(id, &mut self.holder, self.deadline).unwrap_or_default()
+            });
+            if !left.is_empty() {
+                let (group, left) = (group.escape_ascii(), in_words(&left));
+                warnings
+                    .push(format!("only a part of {group}/… is passed on: clients wait in {left}"));
+            }
+        }
+        warnings
     }
 
     /// `None` when it may be missing, and is.

@@ -609,7 +609,7 @@ fn group_with_more_or_fewer_addresses_is_said() {
     let tcp = "tcp:127.0.0.1:0";
     assert_eq!(says(&daemon, &["web", tcp, tcp]), "");
     let said = says(&daemon, &["web", tcp, tcp, tcp, tcp]);
-    assert!(said.contains("info: web: 4 addresses, of which 2 were held"), "{said}");
+    assert!(said.contains("info: web: 2 of 4 addresses were held"), "{said}");
     assert_eq!(ids(&daemon), ["web/1", "web/2", "web/3", "web/4"]);
     let said = says(&daemon, &["web", tcp, tcp]);
     assert!(said.contains("warning: web/3 and web/4 are held, too"), "{said}");
@@ -618,7 +618,7 @@ fn group_with_more_or_fewer_addresses_is_said() {
     shutdown(held(&daemon, "web/3"), Shutdown::Both).unwrap();
     let said = says(&daemon, &["web", tcp, tcp, tcp, tcp]);
     assert!(said.contains("info: web/3: listens again"), "{said}");
-    assert!(said.contains("4 addresses, of which 3 were held"), "{said}");
+    assert!(said.contains("3 of 4 addresses were held"), "{said}");
     // A single one is not of the group.
     let said = says(&daemon, &["web", tcp]);
     assert!(said.contains("warning: web/1, web/2, web/3 and web/4 are held, too"), "{said}");
@@ -630,7 +630,7 @@ fn group_with_more_or_fewer_addresses_is_said() {
     daemon.client().store(&id("web/7"), Limit::never(), null, deadline()).unwrap();
     let said = says(&daemon, &["--replace", "web", tcp, tcp]);
     assert!(said.contains("info: web/3: released"), "{said}");
-    assert!(said.contains("warning: web/7 stays"), "{said}");
+    assert!(!said.contains("web/7"), "{said}");
     assert_eq!(ids(&daemon), ["web/1", "web/2", "web/7"]);
 }
 
@@ -667,6 +667,8 @@ fn exec_warns_when_it_passes_a_part_of_a_group() {
     let tcp = "tcp:127.0.0.1:0";
     says(&daemon, &["web", tcp, tcp, tcp]);
     says(&daemon, &["one", tcp]);
+    let null = fs::File::open("/dev/null").unwrap();
+    daemon.client().store(&id("web/9"), Limit::never(), null, deadline()).unwrap();
     let exec = |arguments: &[&str]| {
         let mut command = suite::fdholder(["exec"]);
         command.args(arguments).arg(&daemon.path).args(["--", "sh", "-c", "echo $LISTEN_FDS"]);

@@ -1,5 +1,6 @@
 //! The descriptors of one service: those of several addresses are held under ID/1, ID/2, …
 
+use crate::endpoint::is_bound;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier};
 use std::collections::BTreeSet;
 
@@ -62,13 +63,17 @@ impl Group {
             }
             Err(error) => return Err(error),
         };
-        let is_of_group = |one: &&Identifier| *one == id || number_in(id.as_bytes(), one).is_some();
         let is_wanted = |one: &&Identifier| wanted.contains(one);
-        let mut surplus: Vec<_> =
-            held.iter().filter(is_of_group).filter(|one| !is_wanted(one)).cloned().collect();
+        let (found, others): (Vec<_>, Vec<_>) = held.iter().partition(is_wanted);
+        let mut surplus = Vec::new();
+        for one in others {
+            let is_of_group = one == id || number_in(id.as_bytes(), one).is_some();
+            if is_of_group && may_have_clients(one, holder, deadline)? {
+                surplus.push(one.clone());
+            }
+        }
         surplus.sort_by_key(|one| number_in(id.as_bytes(), one));
-        let held = held.iter().filter(is_wanted).count();
-        Ok(Self { surplus, held, wanted: wanted.len() })
+        Ok(Self { surplus, held: found.len(), wanted: wanted.len() })
     }
 
     /// That more is held than is wanted.
@@ -90,10 +95,24 @@ impl Group {
     pub fn growth(&self) -> Option<String> {
         let Self { held, wanted, .. } = self;
         (*held > 0 && held < wanted).then(|| {
-            format!(
-                "{wanted} addresses, of which {held} were held: a program that runs has no more"
-            )
+            format!("{held} of {wanted} addresses were held: a program that runs has no others")
         })
+    }
+}
+
+/// Whether a socket with an address is held there, and not a connection, say, that a service has
+/// stored under such an identifier; as far as this user may see it.
+pub fn may_have_clients(
+    id: &Identifier,
+    holder: &mut Client,
+    deadline: Deadline,
+) -> Result<bool, Error> {
+    match holder.retrieve(id, deadline) {
+        Ok(fd) => Ok(is_bound(fd)),
+        Err(error) => match error.cause() {
+            Cause::Denied(errno) => Ok(errno != Errno::NOENT),
+            _ => Err(error),
+        },
     }
 }
 

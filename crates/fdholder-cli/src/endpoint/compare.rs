@@ -101,7 +101,7 @@ pub fn compare(endpoint: &Endpoint, options: &EndpointOptions, held: impl AsFd) 
         differences.extend(file(endpoint, options, held));
     }
     let mut fresh = create(endpoint).ok();
-    let rows = ROWS.iter().filter(|row| row.suits(endpoint));
+    let rows = ROWS.iter().filter(|row| row.suits(endpoint) && row.how != How::Otherwise);
     differences.extend(rows.filter_map(|row| option(row, endpoint, options, held, &mut fresh)));
     differences
 }
@@ -263,8 +263,12 @@ fn option(
     fresh: &mut Option<OwnedFd>,
 ) -> Option<Difference> {
     let said = options.get(row.name);
-    let is = row.read(held, endpoint)?;
     let asked = said.and_then(|value| value.reading(row));
+    let Some(is) = row.read(held, endpoint) else {
+        // It is set, as it was asked for; not all can be read of all protocols.
+        let remedy = Remedy::Set(row, asked?);
+        return Some(Difference::between(row.name, "unknown", "asked for", remedy));
+    };
     let of_system = match row.how {
         How::Nonblock => Some(Reading::Int(0)),
         _ => fresh.as_ref().and_then(|fresh| row.read(fresh, endpoint)),

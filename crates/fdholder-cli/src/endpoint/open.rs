@@ -188,7 +188,7 @@ pub fn backlog(options: &EndpointOptions) -> i32 {
     said.map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX))
 }
 
-/// Whoever may search the folder may connect, unless it is said otherwise, as with systemd.
+/// Everybody who may search the folder may connect, unless a mode is said, as with systemd.
 fn mode(options: &EndpointOptions) -> u32 {
     options.mode().map_or(0o666, |Mode(mode)| mode)
 }

@@ -252,6 +252,7 @@ pub fn arguments() -> Vec<Arg> {
     let mut arguments = Vec::with_capacity(ROWS.len() + 1);
     for row in &ROWS {
         let argument = Arg::new(row.name).long(row.name).help(row.help);
+        let argument = if row.name == "backlog" { argument.short('b') } else { argument };
         arguments.push(match row.value {
             Kind::Flag => argument.action(ArgAction::SetTrue),
             kind => argument
@@ -259,9 +260,6 @@ pub fn arguments() -> Vec<Arg> {
                 .allow_hyphen_values(matches!(kind, Kind::Number(..)))
                 .value_parser(move |text: &str| Value::read(kind, text)),
         });
-        if row.name == "backlog" {
-            arguments[0] = arguments[0].clone().short('b');
-        }
         if row.name == "nonblock" {
             arguments.push(
                 Arg::new("blocking")

@@ -169,7 +169,9 @@ fn adjust(
                 let lock = get_int(held, BUF_LOCK)?;
                 set_int(held, BUF_LOCK, lock & !lock_of(row))?;
             }
-            let is = row.read(held, endpoint).map(|is| row.in_words(&is)).unwrap_or_default();
+            // Where the kernel does not tell, it may have been so before.
+            let Some(is) = row.read(held, endpoint) else { return Ok(None) };
+            let is = row.in_words(&is);
             return Ok(changed(&is).filter(|_| is != difference.is));
         }
         Remedy::Backlog(backlog) => {

@@ -7,6 +7,8 @@ use crate::program::Invocation;
 use crate::users::read_owner;
 use clap::{Arg, ArgAction};
 use fdholder_daemon::access::User;
+use rustix::fs::Stat;
+use rustix::process::geteuid;
 use std::collections::BTreeMap;
 
 /// What was said of an endpoint beside its address, by the name of the option. By default it is
@@ -210,6 +212,19 @@ impl EndpointOptions {
     pub fn with_reuseport(&self) -> Self {
         let mut all = self.clone();
         all.0.insert("reuseport", Value::Flag(true));
+        all
+    }
+
+    /// The same, with the mode and owner that a file has where none was said; an owner that this
+    /// process cannot give is left out.
+    #[must_use]
+    pub fn as_file(&self, file: &Stat) -> Self {
+        let mut all = self.clone();
+        all.0.entry("mode").or_insert(Value::Mode(Mode(file.st_mode & 0o777)));
+        let owner = User { uid: file.st_uid, gid: file.st_gid };
+        if geteuid().is_root() && owner != User::this_process() {
+            all.0.entry("owner").or_insert(Value::Owner(owner));
+        }
         all
     }
 

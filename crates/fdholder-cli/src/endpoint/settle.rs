@@ -12,7 +12,7 @@ use crate::look::describe::{describe, Queue};
 use crate::sockopt::{get_int, set_int};
 use fdholder::{strerror, Errno};
 use fdholder_daemon::confinement::explain;
-use rustix::fs::{chmod, chown, fchmod, fchown, rename, Gid, Mode, Uid};
+use rustix::fs::{chmod, chown, fchmod, fchown, rename, stat, Gid, Mode, Uid};
 use rustix::net::sockopt::{set_socket_reuseport, socket_reuseport, socket_type};
 use rustix::net::{bind, connect_unspec, getpeername, getsockname, listen, SocketAddrAny};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -329,6 +329,8 @@ fn open_beside(
         Endpoint::Unix { address: UnixAddress::Path(path), .. }
             if leads(path, held) == Leads::Here =>
         {
+            // What nobody has asked for is as it was: it may have been set by hand.
+            let options = &stat(path).map_or_else(|_| options.clone(), |it| options.as_file(&it));
             let aside = aside(path);
             rename(path, &aside)
                 .map_err(|errno| OpenError::of_file("put the socket's file aside", errno))?;

@@ -255,6 +255,23 @@ fn changed_option_is_set_or_refused_by_its_name() {
     assert_eq!(mode(), 0o640);
 }
 
+/// Both may have been set by hand.
+#[test]
+fn mode_and_owner_stay_when_a_socket_is_opened_anew() {
+    let (folder, daemon) = serve(&[]);
+    for scheme in ["unix", "unix-dgram", "unix-seqpacket"] {
+        let path = folder.path().join(scheme);
+        let arguments = [scheme, &format!("{scheme}:{}", path.display())];
+        says(&daemon, &[&arguments[..], &["--mode", "0600"]].concat());
+        let is_given = std::os::unix::fs::chown(&path, Some(4711), Some(4712)).is_ok();
+        shutdown(held(&daemon, scheme), Shutdown::Both).unwrap_or_default();
+        assert!(says(&daemon, &arguments).contains("opened anew: it was shut down"));
+        let file = fs::metadata(&path).unwrap();
+        assert_eq!(file.permissions().mode() & 0o777, 0o600, "{scheme}");
+        assert!(!is_given || (file.uid(), file.gid()) == (4711, 4712), "{scheme}");
+    }
+}
+
 /// A server that runs may have set it, and would be lost without it.
 #[test]
 fn option_that_was_not_asked_for_stays_while_a_program_has_the_socket() {

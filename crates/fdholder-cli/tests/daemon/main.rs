@@ -4,7 +4,9 @@
 mod bind;
 mod config;
 mod confined;
+mod elsewhere;
 mod exec;
+mod groups;
 mod hung_up;
 mod lifecycle;
 mod limits;

@@ -6,7 +6,6 @@ use crate::failure::{exit, Failure};
 use fdholder::Identifier;
 use fdholder_daemon::confinement::advice;
 use rustix::fs::OFlags;
-use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -68,9 +67,7 @@ impl Config {
         let mut seen = HashMap::new();
         for Socket { id, endpoint, options } in &sockets {
             let address = endpoint.to_string();
-            // Those may be there twice, and a memfd has no address.
-            let is_memfd = matches!(endpoint, Endpoint::Memfd(_));
-            let may_be_twice = options.reuseport || address.ends_with(":0") || is_memfd;
+            let may_be_twice = endpoint.may_be_twice(options);
             if let Some(other) = seen.insert(address, id).filter(|_| !may_be_twice) {
                 return Err(format!(": sockets.\"{id}\" has the address of sockets.\"{other}\""));
             }
@@ -100,8 +97,7 @@ fn socket(id: &str, table: &toml::Value) -> Result<Socket, String> {
     let address = table.remove("address").ok_or("it has no address")?;
     let address = address.as_str().ok_or("its address is no text")?;
     let endpoint: Endpoint = address.parse().map_err(|problem| format!("address: {problem}"))?;
-    let options =
-        EndpointOptions::deserialize(table).map_err(|error| with_suggestion(error.message()))?;
+    let options = EndpointOptions::of_toml(&table, suggestion)?;
     options.suit(&endpoint)?;
     Ok(Socket { id, endpoint, options })
 }
@@ -123,12 +119,24 @@ fn with_suggestion(message: &str) -> String {
     }
     let words: Vec<_> = message.split('`').skip(1).step_by(2).collect();
     let Some((unknown, known)) = words.split_first() else { return message.clone() };
-    let alike = |word: &&&str| strsim::jaro_winkler(unknown, word);
+    let known: Vec<_> = known.iter().map(|word| (*word, *word)).collect();
+    suggestion(unknown, &known)
+}
+
+/// That a key is unknown, and which was meant: of each that may be looked for, the first is
+/// compared and the second said.
+fn suggestion(unknown: &str, known: &[(&str, &str)]) -> String {
+    let plain = |word: &str| word.to_lowercase().replace('_', "-");
+    let alike = |word: &(&str, &str)| strsim::jaro_winkler(&plain(unknown), &plain(word.0));
     match known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))) {
-        Some(best) if alike(&best) >= ALIKE => {
-            format!("unknown key '{unknown}': did you mean '{best}'?")
+        Some(best) if alike(best) >= ALIKE => {
+            format!("unknown key '{unknown}': did you mean '{}'?", best.1)
         }
-        _ => format!("unknown key '{unknown}': there are {}", known.join(", ")),
+        _ => {
+            let mut names: Vec<_> = known.iter().map(|(_, name)| *name).collect();
+            names.dedup();
+            format!("unknown key '{unknown}': there are {}", names.join(", "))
+        }
     }
 }
 
@@ -154,7 +162,10 @@ mod tests {
         assert_eq!(config.wishes.max_fds, Some(5));
         let ids: Vec<_> = config.sockets.iter().map(|socket| socket.id.to_string()).collect();
         assert_eq!(ids, ["log/1", "web"]);
-        assert!(config.sockets[1].options.nonblock && config.sockets[0].options.mode.is_some());
+        assert!(
+            config.sockets[1].options.is_on("nonblock")
+                && config.sockets[0].options.mode().is_some()
+        );
     }
 
     #[test]
@@ -177,7 +188,19 @@ mod tests {
             ),
             (
                 "[sockets.web]\naddress = 'unix:/x'\nmode = '0999'",
-                ": sockets.\"web\": it is not a mode such as 0660",
+                ": sockets.\"web\": mode: it is not a mode such as 0660",
+            ),
+            (
+                "[sockets.web]\naddress = 'tcp:1.2.3.4:5'\nDeferAcceptSec = 5",
+                ": sockets.\"web\": unknown key 'DeferAcceptSec': did you mean 'defer-accept'?",
+            ),
+            (
+                "[sockets.web]\naddress = 'tcp:1.2.3.4:5'\nkeepalive_tme = 5",
+                ": sockets.\"web\": unknown key 'keepalive_tme': did you mean 'keepalive-time'?",
+            ),
+            (
+                "[sockets.web]\naddress = 'tcp:1.2.3.4:5'\nkeepalive_time = 0",
+                ": sockets.\"web\": keepalive_time: it is not a number from 1 to 32767",
             ),
             ("[sockets]\nweb = 5", ": sockets.\"web\": it is no table"),
             (

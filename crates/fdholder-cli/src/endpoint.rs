@@ -2,32 +2,54 @@
 //!
 //! `tcp:0.0.0.0:80`, `udp:[::1]:53`, `unix:/run/web.sock`, `fifo:/run/log`, `memfd:state`.
 
-mod held;
+mod address;
+mod compare;
+mod diag;
 mod open;
 mod options;
+mod settle;
+mod table;
+#[cfg(test)]
+mod tests_of_held;
+mod users;
 
+pub use diag::accept_queue;
 pub use open::OpenError;
 pub use options::{arguments, EndpointOptions, Mode};
+pub use settle::{
+    fixed_differences, is_bound, is_reachable_at, left_behind, left_in_queue, limits, settle,
+    NotSettled, Policy, Settled,
+};
+pub use table::set_nonblocking;
 
-use rustix::net::SocketType;
+use crate::options::number;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{socket_with, AddressFamily, SocketFlags, SocketType};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Where a service can be reached, or what it keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A TCP listener. Port 0: one that is free.
-    Tcp(SocketAddr),
-    /// A UDP socket.
-    Udp(SocketAddr),
+    /// A TCP or MPTCP listener, or a UDP socket. Port 0: one that is free.
+    Ip { protocol: IpProtocol, address: SocketAddr },
     /// A Unix-domain socket: a listener, or one for datagrams.
     Unix { kind: UnixKind, address: UnixAddress },
+    /// A listener for virtual machines: vsock(7).
+    Vsock { cid: u32, port: u32 },
     /// A named pipe.
     Fifo(PathBuf),
     /// Memory, to keep state in. The name is only to be looked at.
     Memfd(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpProtocol {
+    Tcp,
+    Mptcp,
+    Udp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +82,43 @@ impl UnixKind {
     }
 }
 
-/// The schemes, for who has mistyped one.
-const SCHEMES: &str = "tcp:ADDRESS:PORT, udp:ADDRESS:PORT, unix:/PATH, unix-dgram:/PATH, \
-                       unix-seqpacket:/PATH, fifo:/PATH or memfd:NAME";
+impl Endpoint {
+    /// Whether two sockets can have this address at once: port 0 is another one each time, and a
+    /// memfd has none.
+    pub fn may_be_twice(&self, options: &EndpointOptions) -> bool {
+        match self {
+            Self::Ip { address, .. } => address.port() == 0 || options.is_on("reuseport"),
+            Self::Memfd(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether clients connect to it, and wait in its queue.
+    pub fn is_listener(&self) -> bool {
+        match self {
+            Self::Ip { protocol, .. } => *protocol != IpProtocol::Udp,
+            Self::Unix { kind, .. } => *kind != UnixKind::Datagram,
+            Self::Vsock { .. } => true,
+            Self::Fifo(_) | Self::Memfd(_) => false,
+        }
+    }
+
+    /// The path that clients use, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Unix { address: UnixAddress::Path(path), .. } | Self::Fifo(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+/// The schemes, for a mistyped one.
+const SCHEMES: &str = "tcp:ADDRESS:PORT, mptcp:ADDRESS:PORT, udp:ADDRESS:PORT, unix:/PATH, \
+                       unix-dgram:/PATH, unix-seqpacket:/PATH, vsock:CID:PORT, fifo:/PATH or \
+                       memfd:NAME";
+
+/// Any address of this machine: `VMADDR_CID_ANY`.
+const CID_ANY: u32 = u32::MAX;
 
 impl FromStr for Endpoint {
     type Err = String;
@@ -75,9 +131,12 @@ impl FromStr for Endpoint {
             return Err(format!("'{text}' does not say what it is: {SCHEMES}"));
         };
         let unix = |kind| Ok(Self::Unix { kind, address: unix_address(rest)? });
+        let ip = |protocol| Ok(Self::Ip { protocol, address: ip_address(scheme, rest)? });
         match scheme {
-            "tcp" => ip_address(scheme, rest).map(Self::Tcp),
-            "udp" => ip_address(scheme, rest).map(Self::Udp),
+            "tcp" => ip(IpProtocol::Tcp),
+            "mptcp" => ip(IpProtocol::Mptcp),
+            "udp" => ip(IpProtocol::Udp),
+            "vsock" => vsock(rest),
             "unix" | "unix-stream" => unix(UnixKind::Stream),
             "unix-dgram" => unix(UnixKind::Datagram),
             "unix-seqpacket" => unix(UnixKind::Seqpacket),
@@ -98,12 +157,34 @@ fn ip_address(scheme: &str, text: &str) -> Result<SocketAddr, String> {
     if text.parse::<u16>().is_ok() {
         return Err(format!("say {scheme}:0.0.0.0:{text} (IPv4) or {scheme}:[::]:{text} (both)"));
     }
-    text.parse().map_err(|_| {
+    with_scope(text)?.parse().map_err(|_| {
         format!(
             "'{text}' is not an IP address with a port, such as 127.0.0.1:80 or [::1]:80; names \
              are not looked up"
         )
     })
+}
+
+/// The name of an interface as its number: `[fe80::1%eth0]:80`.
+fn with_scope(text: &str) -> Result<String, String> {
+    let named = text.split_once('%').and_then(|(ip, rest)| Some((ip, rest.split_once(']')?)));
+    let Some((ip, (name, port))) = named.filter(|(_, (name, _))| name.parse::<u32>().is_err())
+    else {
+        return Ok(text.to_owned());
+    };
+    let flags = SocketFlags::CLOEXEC;
+    let index = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
+        .and_then(|socket| name_to_index(socket, name))
+        .map_err(|_| format!("there is no interface '{name}'"))?;
+    Ok(format!("{ip}%{index}]{port}"))
+}
+
+/// `CID:PORT`, as systemd writes it: without a CID it is any.
+fn vsock(text: &str) -> Result<Endpoint, String> {
+    let wrong = || format!("'{text}' is not CID:PORT, such as 2:1234, or :1234 for any CID");
+    let (cid, port) = text.split_once(':').ok_or_else(wrong)?;
+    let cid = if cid.is_empty() { Ok(CID_ANY) } else { number(cid) };
+    Ok(Endpoint::Vsock { cid: cid.map_err(|_| wrong())?, port: number(port).map_err(|_| wrong())? })
 }
 
 fn unix_address(text: &str) -> Result<UnixAddress, String> {
@@ -129,8 +210,16 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => write!(f, "tcp:{address}"),
-            Self::Udp(address) => write!(f, "udp:{address}"),
+            Self::Ip { protocol, address } => {
+                f.write_str(match protocol {
+                    IpProtocol::Tcp => "tcp:",
+                    IpProtocol::Mptcp => "mptcp:",
+                    IpProtocol::Udp => "udp:",
+                })?;
+                address.fmt(f)
+            }
+            Self::Vsock { cid: CID_ANY, port } => write!(f, "vsock::{port}"),
+            Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
             Self::Unix { kind, address } => {
                 f.write_str(match kind {
                     UnixKind::Stream => "unix:",
@@ -157,6 +246,10 @@ mod tests {
         for text in [
             "tcp:0.0.0.0:80",
             "tcp:[::]:443",
+            "tcp:[fe80::1%1]:443",
+            "mptcp:127.0.0.1:443",
+            "vsock:2:1234",
+            "vsock::1234",
             "udp:127.0.0.1:53",
             "unix:/run/web.sock",
             "unix-dgram:/run/log",
@@ -167,6 +260,7 @@ mod tests {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         assert_eq!("unix-stream:/x".parse::<Endpoint>(), "unix:/x".parse());
+        assert_eq!("tcp:[fe80::1%lo]:80".parse::<Endpoint>(), "tcp:[fe80::1%1]:80".parse());
     }
 
     #[test]
@@ -179,6 +273,9 @@ mod tests {
             ("tcp:localhost:80", "names are not looked up"),
             ("tcp:127.0.0.1", "with a port"),
             ("tcp:127.0.0.1:65536", "with a port"),
+            ("tcp:[fe80::1%none]:80", "there is no interface 'none'"),
+            ("vsock:2", "not CID:PORT"),
+            ("vsock:x:5", "not CID:PORT"),
             ("unix:relative", "not an absolute path"),
             ("unix:@", "has a name"),
             ("fifo:", "not an absolute path"),

@@ -130,6 +130,18 @@ impl std::error::Error for ListenError {}
 ///
 /// [`ListenError`].
 pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
+    listen_at_prepared(wanted, |_| Ok(()))
+}
+
+/// The same, with a socket that the caller prepares before it is bound.
+///
+/// # Errors
+///
+/// [`ListenError`], and those of `prepare`.
+pub fn listen_at_prepared<E: From<ListenError>>(
+    wanted: &Listen,
+    prepare: impl FnOnce(&OwnedFd) -> Result<(), E>,
+) -> Result<OwnedFd, E> {
     let Listen { path, backlog, mode, reuse, owner, kind, nonblocking } = wanted;
     let doing = || format!("bind to {}", path.display());
     let address = SocketAddrUnix::new(path).map_err(ListenError::system(doing()))?;
@@ -141,6 +153,7 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
     let waits = if *nonblocking { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
     let socket = socket_with(AddressFamily::UNIX, *kind, SocketFlags::CLOEXEC | waits, None)
         .map_err(ListenError::system("create a socket"))?;
+    prepare(&socket)?;
     let mode = Mode::from_raw_mode(*mode);
     let umask = rustix::process::umask(Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO) - mode);
     let bound = bind(&socket, &address);
@@ -155,12 +168,12 @@ pub fn listen_at(wanted: &Listen) -> Result<OwnedFd, ListenError> {
             listen(&socket, *backlog)
                 .map_err(ListenError::system(format!("listen to {}", path.display())))?;
         }
-        Ok(())
+        Ok::<(), ListenError>(())
     };
     if let Err(error) = finish() {
         // It leads nowhere.
         let _ = unlink(path);
-        return Err(error);
+        return Err(error.into());
     }
     Ok(socket)
 }

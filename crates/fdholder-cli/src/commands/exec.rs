@@ -1,7 +1,8 @@
 //! `exec`: become a program that has held descriptors open, and knows of them.
 
+use crate::commands::bind::group::{group_of, in_words, may_have_clients, number_in};
 use crate::connect::{connect, connect_negotiated};
-use crate::endpoint::Mode;
+use crate::endpoint::{set_nonblocking, Mode};
 use crate::failure::{exit, Failure};
 use crate::options::{
     milliseconds_option, number, path_operand, timeout_option, Milliseconds, EXIT_CODES_EXEC,
@@ -22,8 +23,10 @@ use fdholder::{Cause, Client, Deadline, Errno, Identifier};
 use fdholder_daemon::notify::is_reserved;
 use fdholder_daemon::privileges::raise_open_files;
 use rustix::process::{getrlimit, setrlimit, Resource};
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -97,6 +100,7 @@ fn define(command: Command) -> Command {
                 .default_value("systemd")
                 .help("How PROG is told"),
         )
+        .args(blocking_options())
         .arg(
             Arg::new("no-pid")
                 .long("no-pid")
@@ -129,6 +133,19 @@ fn define(command: Command) -> Command {
                 .value_parser(clap::value_parser!(OsString))
                 .help("Program to become, and its arguments"),
         )
+}
+
+fn blocking_options() -> [Arg; 2] {
+    let flag = |id: &'static str| Arg::new(id).long(id).action(ArgAction::SetTrue);
+    [
+        flag("nonblock").help(
+            "Set O_NONBLOCK on what comes from the holder, as PROG expects it: the program before \
+             may have cleared it",
+        ),
+        flag("blocking")
+            .conflicts_with("nonblock")
+            .help("Clear O_NONBLOCK, for a PROG that waits in accept(2)"),
+    ]
 }
 
 /// What `--fd` says.
@@ -213,7 +230,13 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             return Err(Failure::new(exit::USAGE, "no PATH: where does the holder listen?"));
         }
         let mut source = Source::of(invocation, notify.is_some())?;
-        passed.append(&mut source.get(choices)?);
+        let mut chosen = source.get(choices)?;
+        set_blocking(invocation, &chosen)?;
+        for warning in source.parts_of_groups(&chosen) {
+            // Without a reader nobody misses it.
+            let _ = writeln!(std::io::stderr(), "{}: warning: {warning}", invocation.called);
+        }
+        passed.append(&mut chosen);
         if let Some(service) = notify {
             let wanted = front_door::Wanted {
                 path: invocation.optional("notify-socket"),
@@ -245,6 +268,19 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     leave(passed, &numbers, &kept)?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Err(become_program(invocation, told))
+}
+
+/// Sets or clears `O_NONBLOCK`, if that is asked for.
+fn set_blocking(invocation: &Invocation, passed: &[Passed<OwnedFd>]) -> Result<(), Failure> {
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    if !flag("nonblock") && !flag("blocking") {
+        return Ok(());
+    }
+    for Passed { fd, id, .. } in passed {
+        set_nonblocking(fd.as_fd(), flag("nonblock"))
+            .map_err(|errno| Failure::system(format!("set O_NONBLOCK of {id}"), errno))?;
+    }
+    Ok(())
 }
 
 /// What the environment says of descriptors that were for somebody else, and is not said anew:
@@ -295,6 +331,32 @@ impl Source {
             }
         }
         Ok(passed)
+    }
+
+    /// That only a part of a group is passed on: clients that come to the rest wait.
+    fn parts_of_groups(&mut self, passed: &[Passed<OwnedFd>]) -> Vec<String> {
+        let groups: BTreeSet<_> = passed.iter().filter_map(|one| group_of(&one.id)).collect();
+        if groups.is_empty() {
+            return Vec::new();
+        }
+        // Without the right to list there is nothing to say.
+        let Ok(mut ids) = self.holder.list(self.deadline) else { return Vec::new() };
+        ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
+        ids.retain(|id| passed.iter().all(|one| one.id != *id));
+        let mut warnings = Vec::new();
+        for group in groups {
+            let mut left = ids.clone();
+            left.retain(|id| number_in(group, id).is_some());
+            left.retain(|id| {
+                may_have_clients(id, &mut self.holder, self.deadline).unwrap_or_default()
+            });
+            if !left.is_empty() {
+                let (group, left) = (group.escape_ascii(), in_words(&left));
+                warnings
+                    .push(format!("only a part of {group}/… is passed on: clients wait in {left}"));
+            }
+        }
+        warnings
     }
 
     /// `None` when it may be missing, and is.

@@ -28,7 +28,7 @@ use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
 use fdholder_daemon::privileges::{drop_to, gain_none, Become};
 use fdholder_daemon::signals::Signals;
 use fdholder_daemon::{Ended, Options, Reload, Room, Server};
-use sockets::{Missing, Sockets};
+use sockets::Sockets;
 use start::Start;
 use std::cell::OnceCell;
 use std::fs::File;
@@ -177,6 +177,9 @@ fn define_daemon(command: Command) -> Command {
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
              nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\
+             At start, after an upgrade or takeover, and at SIGHUP, what is held under these ids is \
+             compared with the file. Options that changed are set, and a socket that no client can \
+             reach any more is opened anew. What cannot be changed stays, and is logged.\n\n\
              SIGTERM or SIGINT ends it once clients have finished what they began; PATH stays, \
              for the next one to replace. Exit codes: 0 (also when it was taken over), \
              +1 if descriptors were still held, +2 if clients were cut off; 100 wrong usage, 111 \
@@ -258,8 +261,8 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     };
     let mut settings = Settings::of(invocation, &wishes)?;
     settings.needs = Needs::of(&wishes, file.clone(), &sockets);
-    settings.sockets = Sockets::of(sockets);
-    settings.reload = file.map(|file| reload::by(file, said, wishes));
+    settings.sockets = Sockets::of(sockets.clone());
+    settings.reload = file.map(|file| reload::by(file, said, wishes, sockets));
     let start = if let Some(start) = start::by_following(&settings)? {
         start
     } else {
@@ -493,13 +496,11 @@ fn say_what_was_held(held: usize, kept: usize) {
 /// over is served in any case.
 fn hold_missing(server: &mut Server, sockets: Sockets, is_anew: bool) -> Result<(), Failure> {
     let is_heir = !is_anew || server.held() > 0;
-    let Missing { entries, problems } = sockets.missing_from(server.store());
-    for problem in problems {
-        if !is_heir {
-            return Err(Failure::new(exit::SYSTEM, format_args!("unable to {problem}")));
-        }
-        warn!("unable to {problem}");
+    let missing = sockets.missing_from(server.store());
+    if let Some(problem) = missing.problems.first().filter(|_| !is_heir) {
+        return Err(Failure::new(exit::SYSTEM, format_args!("unable to {problem}")));
     }
+    let entries = missing.said();
     match server.hold(entries) {
         Err(errno) if !is_heir => Err(Failure::system("hold the sockets of the file", errno)),
         Err(errno) => {

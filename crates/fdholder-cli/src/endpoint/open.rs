@@ -1,20 +1,23 @@
 //! Opening an endpoint.
 
+use super::compare::number_of;
 use super::options::{EndpointOptions, Mode};
-use super::{Endpoint, UnixAddress, UnixKind};
-use crate::sockopt::set_tcp_fastopen;
+use super::table::{How, ROWS};
+use super::{Endpoint, IpProtocol, UnixAddress};
 use fdholder::{strerror, Errno};
 use fdholder_daemon::confinement::explain;
-use fdholder_daemon::listen::{listen_at, Listen, ListenError, BACKLOG_DEFAULT};
+use fdholder_daemon::listen::{listen_at_prepared, Listen, ListenError, BACKLOG_DEFAULT};
 use rustix::fs::{
     chmodat, chown, fstat, memfd_create, mkfifoat, open, AtFlags, FileType, Gid, MemfdFlags,
     OFlags, Uid, CWD,
 };
-use rustix::net::{bind, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags};
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::net::sockopt::{set_socket_reuseaddr, socket_acceptconn};
+use rustix::net::{
+    bind, listen, socket_with, AddressFamily, Protocol, RawProtocol, SocketAddrUnix, SocketFlags,
+    SocketType,
+};
+use socket2::{SockAddr, SockRef};
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -47,7 +50,7 @@ impl OpenError {
         }
     }
 
-    fn of_file(doing: &str, errno: Errno) -> Self {
+    pub(super) fn of_file(doing: &str, errno: Errno) -> Self {
         Self::Other(format!("unable to {doing}: {}", explain(errno)))
     }
 }
@@ -56,7 +59,9 @@ impl From<ListenError> for OpenError {
     fn from(error: ListenError) -> Self {
         let text = error.to_string();
         match error {
-            ListenError::InUse { .. } | ListenError::System { errno: Errno::ADDRINUSE, .. } => {
+            ListenError::InUse { .. }
+            // One of another type is there, and lives.
+            | ListenError::System { errno: Errno::ADDRINUSE | Errno::PROTOTYPE, .. } => {
                 Self::InUse(text)
             }
             ListenError::System { .. } | ListenError::NotASocket(_) => Self::Other(text),
@@ -71,100 +76,121 @@ impl Endpoint {
     ///
     /// [`OpenError`]; nothing is left behind but a fifo that was just made.
     pub fn open(&self, options: &EndpointOptions) -> Result<OwnedFd, OpenError> {
+        let socket = self.bound(options)?;
+        self.listen(&socket, options)?;
+        Ok(socket)
+    }
+
+    /// Has it listen, if it is to and does not yet.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn listen(&self, socket: &OwnedFd, options: &EndpointOptions) -> Result<(), OpenError> {
+        if self.is_listener() && socket_acceptconn(socket) != Ok(true) {
+            listen(socket, backlog(options)).map_err(|errno| OpenError::system("listen", errno))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it takes from others as soon as it is bound, though they have the address, too.
+    pub fn receives_at_once(&self, options: &EndpointOptions) -> bool {
+        !self.is_listener() && options.is_on("reuseport")
+    }
+
+    /// Opens it, but has it listen only where nobody else can have the address.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], as for [`open`](Self::open).
+    pub fn bound(&self, options: &EndpointOptions) -> Result<OwnedFd, OpenError> {
         match self {
-            Self::Tcp(address) => ip_socket(*address, Type::STREAM, options),
-            Self::Udp(address) => ip_socket(*address, Type::DGRAM, options),
-            Self::Unix { kind, address: UnixAddress::Path(path) } => Ok(listen_at(&Listen {
-                backlog: backlog(options),
-                mode: mode(options),
-                owner: options.owner,
-                kind: kind.socket_type(),
-                nonblocking: options.nonblock,
-                ..Listen::stream_at(path)
-            })?),
-            Self::Unix { kind, address: UnixAddress::Abstract(name) } => {
-                abstract_socket(*kind, name, options)
+            Self::Unix { kind, address: UnixAddress::Path(path) } => {
+                let listen = Listen {
+                    backlog: backlog(options),
+                    mode: mode(options),
+                    owner: options.owner(),
+                    kind: kind.socket_type(),
+                    nonblocking: options.is_on("nonblock"),
+                    ..Listen::stream_at(path)
+                };
+                // A client that comes at once finds them set.
+                listen_at_prepared(&listen, |socket| self.prepare(socket, options))
             }
             Self::Fifo(path) => fifo(path, options),
             Self::Memfd(name) => memfd_create(name.as_str(), MemfdFlags::CLOEXEC)
                 .map_err(|errno| OpenError::system("make a memfd", errno)),
+            _ => {
+                let failed = |doing| move |errno| OpenError::system(doing, errno);
+                let socket = create(self).map_err(failed("create a socket"))?;
+                self.prepare(&socket, options)?;
+                self.bind(&socket).map_err(failed("bind"))?;
+                Ok(socket)
+            }
+        }
+    }
+
+    /// Sets the options that were asked for.
+    fn prepare(&self, socket: &OwnedFd, options: &EndpointOptions) -> Result<(), OpenError> {
+        for row in ROWS.iter().filter(|row| row.how != How::Otherwise && row.suits(self)) {
+            if let Some(value) = options.get(row.name).and_then(|value| value.reading(row)) {
+                row.set(socket, &value, self)
+                    .map_err(|errno| OpenError::system(&format!("set {}", row.name), errno))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds a socket to its address, which is no path.
+    pub(super) fn bind(&self, socket: &OwnedFd) -> Result<(), Errno> {
+        match self {
+            Self::Ip { address, .. } => bind(socket, address),
+            Self::Unix { address: UnixAddress::Abstract(name), .. } => {
+                bind(socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)
+            }
+            Self::Vsock { cid, port } => {
+                let bound = SockRef::from(socket).bind(&SockAddr::vsock(*cid, *port));
+                bound.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+            }
+            _ => Err(Errno::INVAL),
         }
     }
 }
 
-fn backlog(options: &EndpointOptions) -> i32 {
-    options.backlog.map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX))
-}
-
-/// Whoever may search the folder may connect, unless it is said otherwise, as with systemd.
-fn mode(options: &EndpointOptions) -> u32 {
-    options.mode.map_or(0o666, |Mode(mode)| mode)
-}
-
-fn ip_socket(
-    address: SocketAddr,
-    kind: Type,
-    options: &EndpointOptions,
-) -> Result<OwnedFd, OpenError> {
-    let failed = |doing: &'static str| {
-        move |error: io::Error| {
-            OpenError::system(doing, Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+/// A socket of this kind, on which nothing but `SO_REUSEADDR` was set.
+///
+/// # Errors
+///
+/// Those of socket(2); EINVAL for what is no socket.
+pub fn create(endpoint: &Endpoint) -> Result<OwnedFd, Errno> {
+    let (domain, kind, protocol) = match endpoint {
+        Endpoint::Ip { protocol, address } => {
+            let kind =
+                if *protocol == IpProtocol::Udp { SocketType::DGRAM } else { SocketType::STREAM };
+            let number = RawProtocol::new(number_of(*protocol).unsigned_abs());
+            let domain = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+            (domain, kind, number.map(Protocol::from_raw))
         }
+        Endpoint::Unix { kind, .. } => (AddressFamily::UNIX, kind.socket_type(), None),
+        Endpoint::Vsock { .. } => (AddressFamily::VSOCK, SocketType::STREAM, None),
+        Endpoint::Fifo(_) | Endpoint::Memfd(_) => return Err(Errno::INVAL),
     };
-    let domain = Domain::for_address(address);
-    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
-    let socket = Socket::new(domain, kind, Some(protocol)).map_err(failed("create a socket"))?;
-    if kind == Type::STREAM {
+    let socket = socket_with(domain, kind, SocketFlags::CLOEXEC, protocol)?;
+    if protocol.is_some() && kind == SocketType::STREAM {
         // What an earlier listener's connections have left in TIME_WAIT is in nobody's way.
-        socket.set_reuse_address(true).map_err(failed("set SO_REUSEADDR"))?;
-    }
-    if options.reuseport {
-        socket.set_reuse_port(true).map_err(failed("set SO_REUSEPORT"))?;
-    }
-    if options.ipv6only {
-        socket.set_only_v6(true).map_err(failed("set IPV6_V6ONLY"))?;
-    }
-    if options.freebind {
-        let set = if address.is_ipv6() {
-            socket.set_freebind_v6(true)
-        } else {
-            socket.set_freebind_v4(true)
-        };
-        set.map_err(failed("set IP_FREEBIND"))?;
-    }
-    if let Some(device) = &options.device {
-        socket.bind_device(Some(device.as_bytes())).map_err(failed("set SO_BINDTODEVICE"))?;
-    }
-    if let Some(pending) = options.fastopen {
-        set_tcp_fastopen(&socket, pending)
-            .map_err(|errno| OpenError::system("set TCP_FASTOPEN", errno))?;
-    }
-    if options.nonblock {
-        socket.set_nonblocking(true).map_err(failed("set O_NONBLOCK"))?;
-    }
-    socket.bind(&address.into()).map_err(failed("bind"))?;
-    if kind == Type::STREAM {
-        socket.listen(backlog(options)).map_err(failed("listen"))?;
-    }
-    Ok(socket.into())
-}
-
-fn abstract_socket(
-    kind: UnixKind,
-    name: &str,
-    options: &EndpointOptions,
-) -> Result<OwnedFd, OpenError> {
-    let failed = |doing: &'static str| move |errno| OpenError::system(doing, errno);
-    let waits = if options.nonblock { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
-    let flags = SocketFlags::CLOEXEC | waits;
-    let socket = socket_with(AddressFamily::UNIX, kind.socket_type(), flags, None)
-        .map_err(failed("create a socket"))?;
-    let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(failed("bind"))?;
-    bind(&socket, &address).map_err(failed("bind"))?;
-    if kind != UnixKind::Datagram {
-        listen(&socket, backlog(options)).map_err(failed("listen"))?;
+        set_socket_reuseaddr(&socket, true)?;
     }
     Ok(socket)
+}
+
+pub fn backlog(options: &EndpointOptions) -> i32 {
+    let said = options.number("backlog");
+    said.map_or(BACKLOG_DEFAULT, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// Everybody who may search the folder may connect, unless a mode is said, as with systemd.
+fn mode(options: &EndpointOptions) -> u32 {
+    options.mode().map_or(0o666, |Mode(mode)| mode)
 }
 
 fn fifo(path: &Path, options: &EndpointOptions) -> Result<OwnedFd, OpenError> {
@@ -178,13 +204,13 @@ fn fifo(path: &Path, options: &EndpointOptions) -> Result<OwnedFd, OpenError> {
     if is_new {
         // Whatever the umask is.
         chmodat(CWD, path, wanted, AtFlags::empty()).map_err(failed("set its mode"))?;
-        if let Some(user) = options.owner {
+        if let Some(user) = options.owner() {
             chown(path, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
                 .map_err(failed("set its owner"))?;
         }
     }
     // Both ends, so that neither readers nor writers see an end of it while it is held.
-    let waits = if options.nonblock { OFlags::NONBLOCK } else { OFlags::empty() };
+    let waits = if options.is_on("nonblock") { OFlags::NONBLOCK } else { OFlags::empty() };
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | waits;
     let fd = open(path, flags, rustix::fs::Mode::empty()).map_err(failed("open it"))?;
     let stat = fstat(&fd).map_err(failed("look at it"))?;

@@ -1,13 +1,14 @@
 //! What a descriptor is, in words: its kind, its addresses, what waits in it.
 
 use crate::show::terminal::harmless;
-use crate::sockopt::tcp_accept_queue;
-use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
+use crate::sockopt::{get_int, tcp_accept_queue};
+use rustix::fs::{fcntl_getfl, statx, AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{
     getpeername, getsockname, AddressFamily, SocketAddrAny, SocketAddrUnix, SocketType,
 };
+use socket2::SockRef;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -20,6 +21,8 @@ pub struct Description {
     pub peer: String,
     pub listening: bool,
     pub queue: Option<Queue>,
+    /// Whether accept(2) and read(2) on it do not wait; for sockets, pipes and fifos.
+    pub nonblock: Option<bool>,
 }
 
 /// What waits in it.
@@ -77,7 +80,12 @@ pub fn describe(fd: impl AsFd) -> Description {
     let is_pipe = file_type == Ok(FileType::Fifo);
     let queue = is_pipe.then(|| ioctl_fionread(fd).ok().map(Queue::Bytes)).flatten();
     let kind = kind.to_owned();
-    Description { kind, address, peer: String::new(), listening: false, queue }
+    let nonblock = if is_pipe { is_nonblocking(fd) } else { None };
+    Description { kind, address, peer: String::new(), listening: false, queue, nonblock }
+}
+
+fn is_nonblocking(fd: BorrowedFd<'_>) -> Option<bool> {
+    fcntl_getfl(fd).ok().map(|flags| flags.contains(OFlags::NONBLOCK))
 }
 
 fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
@@ -85,22 +93,29 @@ fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
     let is_ip = matches!(domain, AddressFamily::INET | AddressFamily::INET6);
     let is_unix = domain == AddressFamily::UNIX;
     let kind = match socket_type(fd) {
+        Ok(SocketType::STREAM) if is_ip && is_mptcp(fd) => "MPTCP",
         Ok(SocketType::STREAM) if is_ip => "TCP",
         Ok(SocketType::DGRAM) if is_ip => "UDP",
         Ok(SocketType::STREAM) if is_unix => "Unix",
         Ok(SocketType::DGRAM) if is_unix => "Unix datagram",
         Ok(SocketType::SEQPACKET) if is_unix => "Unix seqpacket",
+        Ok(SocketType::STREAM) if domain == AddressFamily::VSOCK => "vsock",
         _ => "other",
     };
     let queue = if !listening {
         ioctl_fionread(fd).ok().map(Queue::Bytes)
-    } else if kind == "TCP" {
+    } else if is_ip {
         tcp_accept_queue(fd).ok().map(|(waiting, most)| Queue::Clients(waiting, most))
     } else {
         // Only sock_diag(7) tells, and only in the socket's own network namespace.
         None
     };
     let words = |address: Option<SocketAddrAny>| address.and_then(in_words).unwrap_or_default();
+    let vsock = SockRef::from(&fd).local_addr().ok();
+    let vsock = vsock.and_then(|address| address.as_vsock_address()).map(|(cid, port)| match cid {
+        u32::MAX => format!(":{port}"),
+        cid => format!("{cid}:{port}"),
+    });
     Description {
         kind: match kind {
             _ if listening => format!("{kind} listener"),
@@ -108,11 +123,16 @@ fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
             "Unix datagram" | "Unix seqpacket" => kind.to_owned(),
             _ => format!("{kind} socket"),
         },
-        address: words(getsockname(fd).ok()),
+        address: vsock.unwrap_or_else(|| words(getsockname(fd).ok())),
         peer: words(getpeername(fd).ok().flatten()),
         listening,
         queue,
+        nonblock: is_nonblocking(fd),
     }
+}
+
+fn is_mptcp(socket: BorrowedFd<'_>) -> bool {
+    get_int(socket, (libc::SOL_SOCKET, libc::SO_PROTOCOL)) == Ok(libc::IPPROTO_MPTCP)
 }
 
 fn in_words(address: SocketAddrAny) -> Option<String> {

@@ -74,9 +74,11 @@ fn another_address_is_an_error_unless_it_is_to_be_replaced() {
             address(&first)
         )
     );
-    assert_eq!(inode(&held(&daemon, "web")), inode(&first));
+    let before = inode(&first);
+    assert_eq!(inode(&held(&daemon, "web")), before);
+    drop(first);
     bind_well(&daemon.path, &["--replace", "web", "udp:127.0.0.1:0"]);
-    assert_ne!(inode(&held(&daemon, "web")), inode(&first));
+    assert_ne!(inode(&held(&daemon, "web")), before);
     assert_eq!(socket_acceptconn(held(&daemon, "web")), Ok(false));
 }
 

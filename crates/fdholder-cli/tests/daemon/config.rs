@@ -13,39 +13,39 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 /// A folder with a configuration in it.
-struct Place {
+pub struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn with(config: &str) -> Self {
+    pub fn with(config: &str) -> Self {
         let place = Self { folder: tempfile::tempdir().unwrap() };
         place.write(config);
         place
     }
 
     /// `PLACE` stands for the folder.
-    fn write(&self, config: &str) {
+    pub fn write(&self, config: &str) {
         let folder = self.folder.path().to_str().unwrap();
         fs::write(self.file(), config.replace("PLACE", folder)).unwrap();
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.at("fdholder.toml")
     }
 
-    fn serve(&self, more: &[&str]) -> Daemon {
+    pub fn serve(&self, more: &[&str]) -> Daemon {
         let mut command = suite::fdholder(["serve", "-1", "--config"]);
         command.arg(self.file()).args(more);
         command.stderr(File::create(self.at("log")).unwrap());
         Daemon::spawn(command, &self.at("holder"))
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.at("log")).unwrap()
     }
 
@@ -60,7 +60,7 @@ fn status(path: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-const SERVING: &str = "path = 'PLACE/holder'\nmax_fds = 20\nmax_connections = 9\n";
+pub const SERVING: &str = "path = 'PLACE/holder'\nmax_fds = 20\nmax_connections = 9\n";
 
 const WEB: &str = "[sockets.'web/1']\naddress = 'unix:PLACE/web'\nmode = '0640'\nnonblock = true\n";
 

@@ -4,7 +4,9 @@
 mod bind;
 mod config;
 mod confined;
+mod elsewhere;
 mod exec;
+mod groups;
 mod hung_up;
 mod lifecycle;
 mod limits;
@@ -15,6 +17,8 @@ mod lost;
 mod notify;
 mod programs;
 mod readme;
+mod rebind;
+mod reload;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;

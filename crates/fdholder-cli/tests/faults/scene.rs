@@ -125,8 +125,10 @@ fn attach(pid: u32, fault: Fault) -> Result<Child, String> {
     Ok(strace)
 }
 
+/// The kernel releases what a tracer traced when that is killed; asked to end, strace(1) may wait
+/// for ever for a thread that an execve has ended.
 fn detach(mut strace: Child) {
-    signal(strace.id(), Signal::TERM);
+    let _ = strace.kill();
     let _ = strace.wait();
 }
 

@@ -6,8 +6,9 @@ use crate::audit::{Event, Operation, Verdict, Who};
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::hold::Hold;
-use crate::Store;
-use fdholder::{strerror, Entry, Errno, Timestamp};
+use crate::{Outcome, Store};
+use fdholder::extension::OnConflict;
+use fdholder::{strerror, Entry, Errno, Tenure, Timestamp};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use tracing::{info, warn};
@@ -51,18 +52,27 @@ impl Server {
         &self.hold.store
     }
 
-    /// Holds what does not come from a client, as if the daemon's own user had stored it.
+    /// Holds what does not come from a client, as if the daemon's own user had stored it; in the
+    /// place of what was held under the same identifier.
     ///
     /// # Errors
     ///
-    /// ENFILE and EBUSY as for a client. What came before is held, the rest is closed.
+    /// ENFILE as for a client. What came before is held, the rest is closed.
     pub fn hold(&mut self, entries: Vec<Entry<OwnedFd>>) -> Result<(), Errno> {
         let pid = i32::try_from(std::process::id()).ok();
         let who = Who { uid: self.user.uid, gid: Some(self.user.gid), pid };
         for Entry { id, limit, fd } in entries {
             let entry = Entry { id: id.clone(), limit, fd: ClientFd::new(fd, who.uid) };
             let (now, owner) = (Timestamp::now(), self.user.uid);
-            let outcome = self.hold.apply(now, |store| store.store(entry, owner, now));
+            let outcome = self.hold.apply(now, |store| {
+                if store.find_held(&id).is_none() {
+                    return store.store(entry, owner, now);
+                }
+                let set = vec![store.stage(entry, owner, Tenure::from(now))];
+                let Outcome { answer, changes } =
+                    store.setdump(set, OnConflict::Replace, owner, now);
+                Outcome { answer: answer.map(|_| ()), changes }
+            });
             let Hold { store, auditor, .. } = &mut self.hold;
             let (at, operation) = (clock::now(), Operation::Configure);
             auditor.changed(who, operation, &outcome.changes, store, now, at);

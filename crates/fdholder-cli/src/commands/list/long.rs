@@ -125,6 +125,7 @@ fn as_json(seen: &Seen) -> Value {
     value["address"] = json!(what.and_then(|what| text(&what.address)));
     value["peer"] = json!(what.and_then(|what| text(&what.peer)));
     value["listening"] = json!(what.map(|what| what.listening));
+    value["nonblock"] = json!(what.and_then(|what| what.nonblock));
     value["queue"] = json!(queue);
     value["queue_max"] = json!(queue_max);
     value["owner_uid"] = json!(seen.origin.map(|origin| origin.owner));

@@ -1,18 +1,20 @@
 //! Reading a configuration again.
 
-use super::sockets::{Missing, Sockets};
+use super::sockets::Sockets;
 use super::{mode, Wishes};
-use crate::config::Config;
+use crate::config::{Config, Socket};
+use fdholder::Identifier;
 use fdholder_daemon::{Reload, Reloaded};
 use std::fs::{set_permissions, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// From this file, beside what the command line says. What is not fit to be changed is told
 /// of, and stays as it was when this process began.
-pub fn by(file: PathBuf, said: Wishes, begun: Wishes) -> Reload {
+pub fn by(file: PathBuf, said: Wishes, begun: Wishes, sockets: Vec<Socket>) -> Reload {
     let mut in_force = begun.clone();
+    let mut before = sockets;
     Reload::by(move |store| {
         let stays = |problem: &dyn std::fmt::Display| {
             warn!("the configuration in force stays: {problem}");
@@ -32,10 +34,16 @@ pub fn by(file: PathBuf, said: Wishes, begun: Wishes) -> Reload {
                 warn!("{} keeps the mode it has: {error}", path.display());
             }
         }
-        let Missing { entries, problems } = Sockets::of(config.sockets).missing_from(store);
-        for problem in problems {
-            warn!("unable to {problem}");
+        let sockets = config.sockets;
+        let is_in_file = |id: &Identifier| sockets.iter().any(|socket| socket.id == *id);
+        for Socket { id, .. } in before.iter().filter(|socket| !is_in_file(&socket.id)) {
+            if store.find_held(id).is_some() {
+                info!("{id}: no longer in the file, and stays: delete releases it");
+            }
         }
+        let missing = Sockets::of(sockets.clone()).after(&before).missing_from(store);
+        before = sockets;
+        let entries = missing.said();
         let options = wishes.options();
         in_force = wishes;
         Some(Reloaded { rules, options, entries })

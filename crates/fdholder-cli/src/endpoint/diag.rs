@@ -1,0 +1,138 @@
+//! What only `sock_diag(7)` says of a Unix socket: the file that leads to it, and its queue.
+//!
+//! The kernel answers for sockets of the caller's own network namespace. No client is made for it.
+
+use crate::sockopt::tcp_accept_queue;
+use rustix::fs::fstat;
+use rustix::net::netlink::{SocketAddrNetlink, SOCK_DIAG};
+use rustix::net::sockopt::{socket_acceptconn, socket_cookie, socket_domain};
+use rustix::net::{
+    recv, sendto, socket_with, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
+};
+use std::os::fd::AsFd;
+
+/// The bytes of `struct nlmsghdr`, and of `struct unix_diag_msg` behind it.
+const BEFORE_ATTRIBUTES: usize = 16 + 16;
+
+/// A message that asks: `SOCK_DIAG_BY_FAMILY`, `NLM_F_REQUEST`.
+const BY_FAMILY: u16 = 20;
+const REQUEST: u16 = 1;
+
+/// What to show, `UDIAG_SHOW_VFS` and `UDIAG_SHOW_RQLEN`, and the attributes that show it.
+const SHOW: u32 = 0x2 | 0x10;
+const VFS: u16 = 1;
+const RQLEN: u16 = 4;
+
+/// A socket as the kernel describes it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// The inode of the file that it was bound to, while that is open: its low 32 bits.
+    pub file: Option<u32>,
+    /// Clients that wait, and how many may.
+    pub queue: Option<(u32, u32)>,
+}
+
+/// Looks a Unix socket up; `None` where the kernel does not tell.
+pub fn unix_socket(socket: impl AsFd) -> Option<UnixSocket> {
+    let socket = socket.as_fd();
+    let inode = fstat(socket).ok()?.st_ino as u32; // The kernel has no more bits of it.
+    let request = request(inode, socket_cookie(socket).ok()?);
+    let flags = SocketFlags::CLOEXEC;
+    let netlink =
+        socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(SOCK_DIAG)).ok()?;
+    sendto(&netlink, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0)).ok()?;
+    // It answers before sendto(2) returns.
+    let mut answer = [0; 512];
+    let (len, _) = recv(&netlink, &mut answer, RecvFlags::DONTWAIT).ok()?;
+    read(&answer[..len])
+}
+
+/// Clients that wait to be accepted from a listener, and how many may.
+pub fn accept_queue(listener: impl AsFd) -> Option<(u32, u32)> {
+    let listener = listener.as_fd();
+    if socket_acceptconn(listener) != Ok(true) {
+        return None;
+    }
+    match socket_domain(listener).ok()? {
+        AddressFamily::UNIX => unix_socket(listener)?.queue,
+        AddressFamily::INET | AddressFamily::INET6 => tcp_accept_queue(listener).ok(),
+        _ => None,
+    }
+}
+
+/// `struct unix_diag_req` behind its header.
+fn request(inode: u32, cookie: u64) -> Vec<u8> {
+    const LEN: u32 = 16 + 24;
+    let mut bytes = Vec::with_capacity(LEN as usize);
+    bytes.extend(LEN.to_ne_bytes());
+    bytes.extend(BY_FAMILY.to_ne_bytes());
+    bytes.extend(REQUEST.to_ne_bytes());
+    bytes.extend([0; 8]); // Sequence and sender.
+    bytes.extend([AddressFamily::UNIX.as_raw() as u8, 0, 0, 0]); // It is 1.
+    bytes.extend(u32::MAX.to_ne_bytes()); // In any state.
+    bytes.extend(inode.to_ne_bytes());
+    bytes.extend(SHOW.to_ne_bytes());
+    bytes.extend((cookie as u32).to_ne_bytes());
+    bytes.extend(((cookie >> 32) as u32).to_ne_bytes());
+    bytes
+}
+
+fn read(answer: &[u8]) -> Option<UnixSocket> {
+    if u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?) != BY_FAMILY {
+        return None;
+    }
+    let number =
+        |value: &[u8], at: usize| Some(u32::from_ne_bytes(value.get(at..at + 4)?.try_into().ok()?));
+    let mut found = UnixSocket::default();
+    let mut rest = answer.get(BEFORE_ATTRIBUTES..)?;
+    while let Some((head, _)) = rest.split_at_checked(4) {
+        let len = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let value = rest.get(4..len)?;
+        match u16::from_ne_bytes([head[2], head[3]]) {
+            VFS => found.file = number(value, 0),
+            RQLEN => found.queue = number(value, 0).zip(number(value, 4)),
+            _ => {}
+        }
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::linux::fs::MetadataExt;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    #[test]
+    fn unix_socket_is_found_with_its_file_and_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let inode = path.metadata().unwrap().st_ino() as u32;
+        let found = unix_socket(&listener).unwrap();
+        assert_eq!(found.file, Some(inode));
+        assert_eq!(found.queue.unwrap().0, 0);
+        let _clients = (UnixStream::connect(&path).unwrap(), UnixStream::connect(&path).unwrap());
+        assert_eq!(accept_queue(&listener).unwrap().0, 2);
+        std::fs::rename(&path, folder.path().join("other")).unwrap();
+        assert_eq!(unix_socket(&listener).unwrap().file, Some(inode));
+        let (one, _other) = UnixDatagram::pair().unwrap();
+        assert_eq!(unix_socket(&one).unwrap().file, None);
+    }
+
+    #[test]
+    fn answer_that_is_cut_off_is_no_answer() {
+        let mut answer = [0; BEFORE_ATTRIBUTES + 12];
+        answer[4..6].copy_from_slice(&BY_FAMILY.to_ne_bytes());
+        answer[BEFORE_ATTRIBUTES..][..2].copy_from_slice(&12_u16.to_ne_bytes());
+        answer[BEFORE_ATTRIBUTES + 2..][..2].copy_from_slice(&RQLEN.to_ne_bytes());
+        assert_eq!(read(&answer).unwrap().queue, Some((0, 0)));
+        for len in 0..answer.len() {
+            assert_eq!(read(&answer[..len]).and_then(|found| found.queue), None, "{len}");
+        }
+        // A length that leads nowhere.
+        answer[BEFORE_ATTRIBUTES] = 0;
+        assert_eq!(read(&answer), None);
+    }
+}

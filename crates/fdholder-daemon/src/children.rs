@@ -7,7 +7,7 @@
 
 use crate::confinement::advice;
 use crate::launch::Launch;
-use crate::limits::CHILD_STACK_LEN;
+use crate::limits::{CHILD_STACK_LEN, ROOM_PAUSE};
 use crate::own_table::{close_other, separate};
 use crate::thread::spawn;
 use fdholder::transport::{self, Wait};
@@ -243,7 +243,7 @@ fn launch_children(socket: OwnedFd, jobs: &Mutex<VecDeque<Job>>) {
             Ok(received) => received,
             // There is no memory at this moment; nothing was taken.
             Err(_) => {
-                std::thread::sleep(crate::limits::ROOM_PAUSE);
+                std::thread::sleep(ROOM_PAUSE);
                 continue;
             }
         };
@@ -328,7 +328,6 @@ fn ending_of(process: &Process) -> String {
     let id = WaitId::Pid(Pid::from_child(process));
     loop {
         match waitid(id.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
-            Err(Errno::INTR) => {}
             Ok(Some(status)) => {
                 return match (status.exit_status(), status.terminating_signal()) {
                     (Some(code), _) => format!("exit status: {code}"),
@@ -336,7 +335,10 @@ fn ending_of(process: &Process) -> String {
                     _ => "it has ended".to_owned(),
                 };
             }
-            _ => return "it has ended".to_owned(),
+            // Somebody else has waited for it.
+            Err(Errno::CHILD) => return "it has ended".to_owned(),
+            // What failed says nothing of the child.
+            Ok(None) | Err(_) => std::thread::sleep(ROOM_PAUSE),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Descriptors that this process was started with, and those that it leaves to the program
 //! that it becomes, by their numbers.
 //!
-//! The only `unsafe` of the programs: numbers become descriptors.
+//! `unsafe` as numbers become descriptors.
 #![allow(unsafe_code)]
 
 use rustix::io::{dup2, fcntl_getfd, fcntl_setfd, Errno, FdFlags};

@@ -281,14 +281,13 @@ impl Transfer {
         let (mut attempts, mut route) = (1, None);
         let mut report = loop {
             let direct = !self.relay && route.is_none();
-            let ends = Ends::open(self, direct.then(|| self.needs_entries()))?;
-            let can_send = ends.from.is_fdholder() && !self.relay;
-            let by = route.unwrap_or(if can_send { Route::Direct } else { Route::Relay });
+            let mut ends = Ends::open(self, direct.then(|| self.needs_entries()))?;
+            let by = route.unwrap_or(self.route(&ends));
             let result = match by {
-                Route::Direct => direct::run(self, ends, watch),
-                Route::Relay => relay::run(self, ends, watch),
+                Route::Direct => direct::run(self, &mut ends, watch),
+                Route::Relay => relay::run(self, &mut ends, watch),
             };
-            match result {
+            match result.map_err(|error| ends.first_to_refuse(error)) {
                 Err(error) if changed_meanwhile(&error) && attempts < ATTEMPTS => attempts += 1,
                 Err(error) if is_busy(&error) && by == Route::Direct => route = Some(Route::Relay),
                 result => break result?,
@@ -296,6 +295,14 @@ impl Transfer {
         };
         report.elapsed = start.elapsed();
         Ok(report)
+    }
+
+    fn route(&self, ends: &Ends) -> Route {
+        if ends.from.is_fdholder() && !self.relay {
+            Route::Direct
+        } else {
+            Route::Relay
+        }
     }
 
     /// Whether it takes to know what there is, not only how much.

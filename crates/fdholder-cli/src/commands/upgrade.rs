@@ -28,6 +28,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     match holder.upgrade(deadline)? {
         Ok(version) => print(&format!("fdholder {version} serves now\n"))?,
         Err(why) => {
+            let why = if why.is_empty() { "the holder does not say why".to_owned() } else { why };
             return Err(Failure::new(exit::DENIED, format_args!("unable to upgrade: {why}")));
         }
     }

@@ -6,9 +6,11 @@ use crate::startup;
 use fdholder::environ::Variable;
 use fdholder::Errno;
 use nix::unistd::execvpe;
+use rustix::fs::{accessat, stat, Access, AtFlags, FileType, CWD};
 use std::collections::HashMap;
 use std::ffi::{CString, NulError, OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Becomes the program on the command line, with these variables set or unset. Everything else that
 /// execve(2) keeps is as this process found it, which `std::process::Command` would not leave so.
@@ -16,29 +18,63 @@ pub fn become_program(
     invocation: &Invocation,
     variables: impl IntoIterator<Item = Variable>,
 ) -> Failure {
-    let words: Vec<OsString> =
-        invocation.matches.get_many("prog").into_iter().flatten().cloned().collect();
-    let Some(name) = words.first().cloned() else {
-        return Failure::new(exit::USAGE, "no program to become");
+    let words = invocation.matches.get_many::<OsString>("prog").into_iter().flatten();
+    let words = words.map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>();
+    let (Ok(words), Ok(environment)) = (words, merged(variables)) else {
+        return Failure::new(exit::USAGE, "an argument or a variable has a NUL inside");
     };
-    let name = name.display();
-    let words = words.into_iter().map(|word| CString::new(word.into_vec()));
-    let (Ok(words), Ok(environment)) = (words.collect::<Result<Vec<_>, _>>(), merged(variables))
-    else {
-        let problem = format_args!("unable to exec {name}: an argument or a variable has a NUL");
-        return Failure::new(exit::CANNOT_EXEC, problem);
+    let Some(name) = words.first() else {
+        return Failure::new(exit::USAGE, "no program to become");
     };
     startup::restore_sigpipe();
     // The program is found in the PATH of this process, which no variable here is.
-    let Err(errno) = execvpe(&words[0], &words, &environment);
+    let Err(errno) = execvpe(name, &words, &environment);
     startup::ignore_sigpipe();
-    let errno = Errno::from_raw_os_error(errno as i32);
+    failed(OsStr::from_bytes(name.to_bytes()), Errno::from_raw_os_error(errno as i32))
+}
+
+/// Fails as [`become_program`] would where the program is not there, or is none that this user may
+/// execute: for a command that changes something before it becomes that.
+pub fn check_program(invocation: &Invocation) -> Result<(), Failure> {
+    let name: OsString = invocation.optional("prog").unwrap_or_default();
+    find(&name).map_err(|errno| failed(&name, errno))
+}
+
+/// Looks where execvp(3) does.
+fn find(name: &OsStr) -> Result<(), Errno> {
+    if name.is_empty() || name.as_bytes().contains(&b'/') {
+        return check_executable(Path::new(name));
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    let mut problem = Errno::NOENT;
+    for folder in std::env::split_paths(&folders) {
+        match check_executable(&folder.join(name)) {
+            Ok(()) => return Ok(()),
+            Err(Errno::ACCESS) => problem = Errno::ACCESS,
+            Err(_) => {}
+        }
+    }
+    Err(problem)
+}
+
+fn check_executable(file: &Path) -> Result<(), Errno> {
+    if FileType::from_raw_mode(stat(file)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::ACCESS);
+    }
+    match accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS) {
+        Err(Errno::ACCESS) => Err(Errno::ACCESS),
+        // exec knows, on a kernel that does not.
+        _ => Ok(()),
+    }
+}
+
+fn failed(name: &OsStr, errno: Errno) -> Failure {
     let (code, advice) = match errno {
         Errno::NOENT => (exit::NOT_FOUND, ""),
         Errno::TOOBIG => (exit::CANNOT_EXEC, " (too many variables: raise ulimit -s)"),
         _ => (exit::CANNOT_EXEC, ""),
     };
-    let text = fdholder::strerror(errno);
+    let (name, text) = (name.display(), fdholder::strerror(errno));
     Failure::new(code, format_args!("unable to exec {name}: {text}{advice}"))
 }
 

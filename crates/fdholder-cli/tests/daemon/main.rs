@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bind;
+mod blame;
 mod config;
 mod confined;
 mod exec;
@@ -15,6 +16,7 @@ mod lost;
 mod notify;
 mod programs;
 mod readme;
+mod rights;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;

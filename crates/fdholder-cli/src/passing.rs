@@ -207,7 +207,7 @@ pub fn leave(passed: Vec<Passed<OwnedFd>>, numbers: &[u32], kept: &[u32]) -> Res
         })
         .collect::<Result<_, _>>()?;
     inherited::close_on_exec_from(FIRST, kept)
-        .map_err(|errno| Failure::system("see what is open in /proc/self/fd", errno))?;
+        .map_err(|errno| Failure::system("close what is not passed on", errno))?;
     for (fd, &number) in moved.iter().zip(numbers) {
         inherited::leave(fd.as_fd(), number).map_err(failed(number))?;
     }

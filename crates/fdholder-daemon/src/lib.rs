@@ -29,6 +29,7 @@ pub mod launch;
 pub mod limits;
 pub mod listen;
 pub mod memory;
+pub mod nothing;
 pub mod notify;
 mod offspring;
 mod outbox;

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use rustix::io::{dup2, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
-use std::io;
+use rustix::process::{getrlimit, Resource};
 use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -44,21 +44,46 @@ pub fn take(number: u32) -> Result<OwnedFd, Errno> {
 ///
 /// # Errors
 ///
-/// When /proc cannot be read.
-pub fn close_on_exec_from(first: u32, kept: &[u32]) -> io::Result<()> {
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let number = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        let Some(number) = number.filter(|number| *number >= first && !kept.contains(number))
-        else {
-            continue;
-        };
-        match descriptor(number).and_then(|fd| fcntl_setfd(fd, FdFlags::CLOEXEC)) {
-            // The one that the folder was read by.
-            Ok(()) | Err(Errno::BADF) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+/// Those of fcntl(2).
+pub fn close_on_exec_from(first: u32, kept: &[u32]) -> Result<(), Errno> {
+    if gaps(first, kept).all(|(from, to)| close_range_on_exec(from, to)) {
+        return Ok(());
     }
-    Ok(())
+    let is_kept = |number: &u32| *number < first || kept.contains(number);
+    let close = |number| match descriptor(number).and_then(|fd| fcntl_setfd(fd, FdFlags::CLOEXEC)) {
+        Err(Errno::BADF) => Ok(()),
+        result => result,
+    };
+    // A kernel before 5.11, or a filter that does not know the call.
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        for entry in open {
+            let entry = entry.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            number.filter(|number| !is_kept(number)).map_or(Ok(()), close)?;
+        }
+        return Ok(());
+    }
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(OPEN_FILES_MAX);
+    (first..most as u32).filter(|number| !is_kept(number)).try_for_each(close)
+}
+
+/// The kernel's default for `fs.nr_open`: above that no descriptor is looked for one by one.
+const OPEN_FILES_MAX: u64 = 1 << 20;
+
+/// What is between the kept numbers, from the first on.
+fn gaps(first: u32, kept: &[u32]) -> impl Iterator<Item = (u32, u32)> {
+    let mut kept: Vec<_> = kept.iter().copied().filter(|number| *number >= first).collect();
+    kept.sort_unstable();
+    let starts: Vec<_> =
+        std::iter::once(first).chain(kept.iter().map(|number| number.saturating_add(1))).collect();
+    let ends = kept.into_iter().map(|number| number.checked_sub(1)).chain([Some(u32::MAX)]);
+    starts.into_iter().zip(ends).filter_map(|(from, to)| Some((from, to?))).filter(|(a, b)| a <= b)
+}
+
+/// Whether the kernel has done that.
+fn close_range_on_exec(from: u32, to: u32) -> bool {
+    // SAFETY: it takes numbers, and closes nothing now. By number, as the C library may be older.
+    unsafe { libc::syscall(libc::SYS_close_range, from, to, libc::CLOSE_RANGE_CLOEXEC) == 0 }
 }
 
 /// Leaves a descriptor to the program that this process becomes, as this number. What has the
@@ -74,4 +99,17 @@ pub fn leave(fd: BorrowedFd<'_>, number: u32) -> Result<(), Errno> {
     // caller's promise.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
     dup2(fd, &mut place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_leave_out_what_is_kept() {
+        let of = |kept: &[u32]| gaps(3, kept).collect::<Vec<_>>();
+        assert_eq!(of(&[]), [(3, u32::MAX)]);
+        assert_eq!(of(&[9, 3, 4, 1]), [(5, 8), (10, u32::MAX)]);
+        assert_eq!(of(&[5, 5]), [(3, 4), (6, u32::MAX)]);
+    }
 }

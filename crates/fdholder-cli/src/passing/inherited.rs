@@ -4,10 +4,10 @@
 //! `unsafe` as numbers become descriptors.
 #![allow(unsafe_code)]
 
-use rustix::io::{dup2, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
+use rustix::io::{dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
 use rustix::process::{getrlimit, Resource};
 use std::mem::ManuallyDrop;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// The descriptor `number`, which must have been open when this process started; so it is
 /// asked for before this process opens any of its own.
@@ -49,22 +49,45 @@ pub fn close_on_exec_from(first: u32, kept: &[u32]) -> Result<(), Errno> {
     if gaps(first, kept).all(|(from, to)| close_range_on_exec(from, to)) {
         return Ok(());
     }
-    let is_kept = |number: &u32| *number < first || kept.contains(number);
-    let close = |number| match descriptor(number).and_then(|fd| fcntl_setfd(fd, FdFlags::CLOEXEC)) {
-        Err(Errno::BADF) => Ok(()),
-        result => result,
-    };
     // A kernel before 5.11, or a filter that does not know the call.
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        for entry in open {
-            let entry = entry.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            number.filter(|number| !is_kept(number)).map_or(Ok(()), close)?;
-        }
-        return Ok(());
+    for number in open_from(first)?.into_iter().filter(|number| !kept.contains(number)) {
+        fcntl_setfd(descriptor(number)?, FdFlags::CLOEXEC)?;
     }
-    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(OPEN_FILES_MAX);
-    (first..most as u32).filter(|number| !is_kept(number)).try_for_each(close)
+    Ok(())
+}
+
+/// What is open, from this number on.
+///
+/// # Errors
+///
+/// Those of getdents(2).
+pub fn open_from(first: u32) -> Result<Vec<u32>, Errno> {
+    let mut numbers = Vec::new();
+    if let Ok(folder) = std::fs::read_dir("/proc/self/fd") {
+        for entry in folder {
+            let entry = entry.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+    } else {
+        let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(OPEN_FILES_MAX);
+        numbers.extend(0..most as u32);
+    }
+    // The folder's own is closed by now.
+    numbers.retain(|number| *number >= first && descriptor(*number).is_ok());
+    Ok(numbers)
+}
+
+/// Copies a descriptor to the lowest free number from `above` on, for the program that this process
+/// becomes: nothing here owns it.
+///
+/// # Errors
+///
+/// Those of fcntl(2).
+pub fn copy_to_keep(fd: BorrowedFd<'_>, above: u32) -> Result<u32, Errno> {
+    let above = RawFd::try_from(above).map_err(|_| Errno::MFILE)?;
+    let copy = fcntl_dupfd_cloexec(fd, above)?;
+    fcntl_setfd(&copy, FdFlags::empty())?;
+    Ok(copy.into_raw_fd().unsigned_abs()) // A descriptor is never negative.
 }
 
 /// The kernel's default for `fs.nr_open`: above that no descriptor is looked for one by one.

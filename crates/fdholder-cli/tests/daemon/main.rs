@@ -7,6 +7,7 @@ mod config;
 mod confined;
 mod exec;
 mod hung_up;
+mod kept;
 mod lifecycle;
 mod limits;
 mod lingering;

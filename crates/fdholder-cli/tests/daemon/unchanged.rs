@@ -62,9 +62,10 @@ fn becoming() -> (tempfile::TempDir, Daemon, Vec<Vec<PathBuf>>) {
     let s6 = |program| Suite::Ours.words(program).remove(0);
     let path = daemon.path.to_str().unwrap().to_owned();
     let path = path.as_str();
-    let commands: [(PathBuf, &[&str]); 8] = [
+    let commands: [(PathBuf, &[&str]); 9] = [
         (fdholder.clone(), &["exec", "--fd", "x", path, "--"]),
         (fdholder.clone(), &["exec", "--missing-ok", "--fd", "none", path, "--"]),
+        (fdholder.clone(), &["exec", "--keep-all", "--fd-prefix", "x", "--no-pid", path, "--"]),
         (fdholder.clone(), &["exec", "--env-style", "s6", "--fd", "x=9", path, "--"]),
         (fdholder.clone(), &["exec", "--notify", "service", path, "--"]),
         (fdholder.clone(), &["retrieve", path, "x"]),

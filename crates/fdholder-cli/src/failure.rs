@@ -161,7 +161,9 @@ fn advice(cause: Cause) -> Option<&'static str> {
         Cause::Exchange(Errno::BADF) => "that descriptor is closed, or cannot be passed on",
         Cause::Exchange(Errno::NAMETOOLONG) => "an id has at most 255 bytes",
         Cause::Exchange(Errno::INVAL) => "an id has at least one byte",
-        Cause::TimedOut => "no answer in time: is that an fd-holder, is option -t too short?",
+        Cause::TimedOut => {
+            "no answer in time: is it stopped, is that an fd-holder, is option -t too short?"
+        }
         _ => return None,
     })
 }

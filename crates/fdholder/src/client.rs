@@ -217,6 +217,7 @@ impl Client {
         mut fds: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<(), Cause> {
+        let deadline = deadline.of_message();
         while !bytes.is_empty() {
             match transport::send(&self.socket, bytes, fds, deadline.wait()) {
                 Ok(sent) => {
@@ -244,6 +245,7 @@ impl Client {
 
     /// The next frame. What arrives beyond it waits in the decoder.
     pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Frame<'_, OwnedFd>, Cause> {
+        let deadline = deadline.of_message();
         // Polonius would let the loop return the frame it found; until then it is asked
         // for again.
         while !self.decoder.has_frame() {
@@ -300,6 +302,7 @@ impl Client {
 /// the socket's send timeout, which is what connect(2) heeds on a Unix socket whose
 /// listener has a full queue.
 fn connect_socket(path: &Path, deadline: Deadline) -> Result<OwnedFd, Errno> {
+    let deadline = deadline.of_message();
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     loop {
@@ -340,6 +343,18 @@ mod tests {
         assert_eq!(client.list(past).unwrap_err().cause(), Cause::TimedOut);
         let error = client.list(Deadline::NEVER).unwrap_err();
         assert_eq!(error.cause(), Cause::Exchange(Errno::NOTCONN));
+    }
+
+    /// What has come of a message does not count: a holder that dribbles does not keep a client.
+    #[test]
+    fn message_that_does_not_come_in_its_time_ends_the_wait() {
+        let (mut client, mut server) = pair();
+        let each = Deadline::each(Duration::from_millis(20));
+        server.write_all(b"\0\0\0\x01\0\0\x01").unwrap();
+        assert_eq!(client.list(each).unwrap_err().cause(), Cause::Denied(Errno::PERM));
+        server.write_all(b"\0\0\0\x01").unwrap();
+        assert_eq!(client.list(each).unwrap_err().cause(), Cause::TimedOut);
+        assert!(!each.passed() && Deadline::each(Duration::ZERO).passed());
     }
 
     #[test]

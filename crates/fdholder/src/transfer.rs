@@ -165,6 +165,7 @@ pub struct Transfer {
     to: PathBuf,
     timeout_from: Option<Duration>,
     timeout_to: Option<Duration>,
+    patience: Option<Duration>,
     only: Option<Filter>,
     on_conflict: OnConflict,
     moving: bool,
@@ -195,6 +196,7 @@ impl Transfer {
             to: to.as_ref().to_owned(),
             timeout_from: None,
             timeout_to: None,
+            patience: None,
             only: None,
             on_conflict: OnConflict::Replace,
             moving: false,
@@ -210,6 +212,14 @@ impl Transfer {
     pub fn timeouts(mut self, from: Option<Duration>, to: Option<Duration>) -> Self {
         self.timeout_from = from;
         self.timeout_to = to;
+        self
+    }
+
+    /// How long either may take for each answer, in the place of [timeouts](Self::timeouts): a
+    /// transfer that goes on has no end, and a holder that has stopped is given up.
+    #[must_use]
+    pub fn patience(mut self, each: Duration) -> Self {
+        self.patience = Some(each);
         self
     }
 

@@ -4,7 +4,7 @@ mod plan;
 mod summary;
 
 use crate::failure::{exit, Failure};
-use crate::options::{milliseconds, path_operand, Milliseconds};
+use crate::options::{milliseconds, path_operand, Milliseconds, PATIENCE};
 use crate::program::{Invocation, Program};
 use crate::show::progress::Bar;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
@@ -49,7 +49,11 @@ fn define(command: Command) -> Command {
                 .value_name("FROM:TO")
                 .allow_hyphen_values(true)
                 .value_parser(OsStringValueParser::new().try_map(|text| timeouts(&text)))
-                .help("Give up after waiting so many milliseconds for either (0 or none: never)"),
+                .help(format!(
+                    "Give up after waiting so many milliseconds for either; 0 or none: never \
+                     [default: {} for each answer]",
+                    PATIENCE.as_millis()
+                )),
         )
         .arg(
             Arg::new("only")
@@ -148,10 +152,12 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 /// What the command line says of holders, timeouts and choice.
 fn transfer(invocation: &Invocation) -> Result<Transfer, Failure> {
     let (from, to): (PathBuf, PathBuf) = (invocation.required("from")?, invocation.required("to")?);
-    let timeouts = invocation.optional("timeouts");
-    let (Milliseconds(from_timeout), Milliseconds(to_timeout)) =
-        timeouts.unwrap_or((Milliseconds(None), Milliseconds(None)));
-    let mut transfer = Transfer::new(from, to).timeouts(from_timeout, to_timeout);
+    let mut transfer = Transfer::new(from, to);
+    match invocation.optional("timeouts") {
+        Some((Milliseconds(from), Milliseconds(to))) => transfer = transfer.timeouts(from, to),
+        None if !invocation.as_s6 => transfer = transfer.patience(PATIENCE),
+        None => {}
+    }
     if let Some(on_conflict) = invocation.optional("on-conflict") {
         transfer = transfer.on_conflict(on_conflict);
     }

@@ -18,6 +18,7 @@ mod notify;
 mod programs;
 mod readme;
 mod rights;
+mod stopped;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;

@@ -162,6 +162,8 @@ fn deliver(
         .is_sent_elsewhere(count)
         .map_err(|error| TransferError::new(Side::Destination, error))?;
     let mut wait = FIRST_WAIT;
+    from_time.renew();
+    to_time.renew();
     loop {
         // Without a wait: that is below, where it is seen whose time it is.
         match from.receive(Deadline::after(Duration::ZERO)) {

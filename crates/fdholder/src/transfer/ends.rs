@@ -20,17 +20,25 @@ use std::time::{Duration, Instant};
 pub(super) struct Allowance {
     side: Side,
     left: Option<Duration>,
+    /// For each answer as much, in the place of something for the whole.
+    each: Option<Duration>,
 }
 
 impl Allowance {
-    fn new(side: Side, left: Option<Duration>) -> Self {
-        Self { side, left }
+    fn new(side: Side, left: Option<Duration>, each: Option<Duration>) -> Self {
+        Self { side, left, each }
+    }
+
+    /// Another answer begins to be waited for.
+    pub fn renew(&mut self) {
+        self.left = self.each.or(self.left);
     }
 
     pub fn spend<T>(
         &mut self,
         operation: impl FnOnce(Deadline) -> Result<T, Error>,
     ) -> Result<T, TransferError> {
+        self.renew();
         let start = Instant::now();
         let deadline = self.left.map_or(Deadline::NEVER, Deadline::after);
         let result = operation(deadline);
@@ -97,8 +105,9 @@ impl Ends {
     /// Connects to both and asks both what they speak, which takes them both at once; the
     /// source perhaps for a snapshot as well, with or without entries.
     pub fn open(transfer: &Transfer, snapshot: Option<bool>) -> Result<Self, TransferError> {
-        let mut from_time = Allowance::new(Side::Source, transfer.timeout_from);
-        let mut to_time = Allowance::new(Side::Destination, transfer.timeout_to);
+        let each = transfer.patience;
+        let mut from_time = Allowance::new(Side::Source, transfer.timeout_from, each);
+        let mut to_time = Allowance::new(Side::Destination, transfer.timeout_to, each);
         let (from, to) = (&transfer.from, &transfer.to);
         let begin = |path, side, snapshot| {
             move |deadline| {

@@ -157,7 +157,9 @@ fn advice(cause: Cause) -> Option<&'static str> {
         Cause::BrokenOff => {
             "the holder closed the connection after it had answered: did it end? Its log says why"
         }
-        Cause::Exchange(Errno::NFILE) => "this process has no room for them: see ulimit -n",
+        Cause::Exchange(Errno::NFILE) => {
+            "this process has no room for them: see ulimit -n, and /proc/sys/fs/file-nr"
+        }
         Cause::Exchange(Errno::BADF) => "that descriptor is closed, or cannot be passed on",
         Cause::Exchange(Errno::NAMETOOLONG) => "an id has at most 255 bytes",
         Cause::Exchange(Errno::INVAL) => "an id has at least one byte",

@@ -70,11 +70,16 @@ pub struct Guarded {
 impl Guarded {
     /// One that holds `x0`, `x1` …
     pub fn holding(suite: Suite, count: u32) -> Self {
+        Self::with(suite, count, &[])
+    }
+
+    /// The same with options for the daemon.
+    pub fn with(suite: Suite, count: u32, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let rules = folder.path().join("rules");
         Rights::ALL.write(&rules);
         let rules = Rules { dir: rules };
-        let daemon = Daemon::with_rules(suite, &folder.path().join("holder"), &rules, &[]);
+        let daemon = Daemon::with_rules(suite, &folder.path().join("holder"), &rules, options);
         let guarded = Self { folder, daemon, suite };
         guarded.fill(count);
         guarded

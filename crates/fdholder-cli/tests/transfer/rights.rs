@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("every_right_from_s6_to_s6_has_its_exit_code", true, || {
         every_right(Suite::S6V213, Suite::S6V213);
     }),
+    ("dry_run_with_conflicts_and_little_room_has_the_exit_code_of_the_transfer", true, little_room),
 ];
 
 /// Options, and what they ask for.
@@ -125,4 +126,46 @@ fn check_and_put_right(source: &Guarded, destination: &Guarded, options: &[&str]
         source.fill(count);
     }
     destination.fill(0);
+}
+
+/// A destination with room for three, which may have one of what comes already.
+fn little_room() {
+    let options: [&[&str]; 9] = [
+        &[],
+        &["--relay"],
+        &["--move"],
+        &["--verify"],
+        &["--on-conflict", "keep"],
+        &["--on-conflict", "keep", "--move"],
+        &["--on-conflict", "fail"],
+        &["--on-conflict", "fail", "--prefix", "x1"],
+        &["--prefix", "x0"],
+    ];
+    let suites = [Suite::Ours, Suite::S6V211, Suite::S6V213];
+    for (from, to) in suites.into_iter().flat_map(|from| suites.map(|to| (from, to))) {
+        let destination = Guarded::with(to, 0, &["-n", "3"]);
+        for count in [0, 1, 3, 4, 300] {
+            let source = Guarded::holding(from, count);
+            for held in [0, 1, 3] {
+                for options in options {
+                    destination.fill(held);
+                    let paths = (&source.daemon.path, &destination.daemon.path);
+                    let dry = transferdump(&[&["--dry-run"], options].concat(), paths.0, paths.1);
+                    assert_eq!(ids(&destination.daemon).len(), held as usize);
+                    assert_eq!(ids(&source.daemon).len(), count as usize);
+                    let output = transferdump(options, paths.0, paths.1);
+                    let what = format!("{from} to {to}, {count} to {held}, {options:?}");
+                    if source.can_dump(count) {
+                        assert_eq!(dry.status, output.status, "{what}: {dry:?} {output:?}");
+                    } else {
+                        // Both sides are at fault: which is found first is luck.
+                        assert!(!dry.status.success() && !output.status.success(), "{what}");
+                    }
+                    if options.contains(&"--move") {
+                        source.fill(count);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -159,6 +159,15 @@ pub fn advice(kind: ErrorKind) -> &'static str {
     }
 }
 
+/// The same behind an error of executing a program, which may be one that nobody may execute:
+/// access(2) does not ask Landlock.
+pub fn advice_to_execute(program: &Path, kind: ErrorKind) -> &'static str {
+    match accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS) {
+        Err(Errno::ACCESS) => "",
+        _ => advice(kind),
+    }
+}
+
 /// An errno in words, with that.
 pub fn explain(errno: Errno) -> String {
     format!("{}{}", fdholder::strerror(errno), advice(errno.kind()))

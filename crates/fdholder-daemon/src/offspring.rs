@@ -3,7 +3,7 @@
 //! To start one and to let go of one that has ended takes the kernel milliseconds when many
 //! descriptors are open, in which the loop has clients to serve.
 
-use crate::confinement::advice;
+use crate::confinement::advice_to_execute;
 use crate::launch::Launch;
 use crate::limits::COURIER_STACK_LEN;
 use rustix::process::{
@@ -137,8 +137,8 @@ fn look_after(launch: &Launch, link: OwnedFd, state: &Mutex<State>) {
             child
         }
         Err(error) => {
-            *lock(state) =
-                State::Ended(format!("unable to start it: {error}{}", advice(error.kind())));
+            let advice = advice_to_execute(&launch.program, error.kind());
+            *lock(state) = State::Ended(format!("unable to start it: {error}{advice}"));
             // Now whoever reads the other end is told.
             return;
         }

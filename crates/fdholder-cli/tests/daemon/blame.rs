@@ -1,7 +1,7 @@
 //! Messages blame what is known, give a reason, and are one line.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, id, stderr, suite};
+use crate::support::{assert_exit, deadline, id, is_missing, stderr, suite, Daemon};
 use fdholder::extension::{hello, upgraded};
 use fdholder::frame::Message;
 use fdholder::reply::getdump_head;
@@ -106,4 +106,23 @@ fn program_that_may_not_be_executed_is_blamed_alone() {
     let output = command.env("FDHOLDER_CONFINED", "1").output().unwrap();
     assert_exit(&output, 126);
     assert!(stderr(&output).ends_with(": Permission denied\n"), "{output:?}");
+}
+
+/// It is not the next daemon that has too little room.
+#[test]
+fn takeover_refused_for_want_of_a_memfd_is_not_blamed_on_its_own_limit() {
+    if Command::new("strace").arg("--version").output().is_err() {
+        return is_missing("strace");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = Command::new("strace");
+    command.args(["-qq", "-o", "/dev/null", "-e", "inject=memfd_create:error=ENFILE"]);
+    command.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "-v0"]).arg(&path);
+    let daemon = Daemon::spawn(command, &path);
+    let output = run(&["serve", "-1", path.to_str().unwrap()]);
+    assert_exit(&output, 111);
+    assert!(stderr(&output).contains("it refuses: Too many open files"), "{output:?}");
+    assert!(!stderr(&output).contains("-n"), "{output:?}");
+    daemon.client().list(deadline()).unwrap();
 }

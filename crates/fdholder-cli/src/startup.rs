@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Whether SIGPIPE was ignored.
 static PIPE_IS_IGNORED: AtomicBool = AtomicBool::new(false);
 
+/// Which standard streams were closed.
+static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+
 // SAFETY: the loader calls what is in this section once, before `main` and any other thread.
 // `look` takes no arguments, which every C library allows, and needs nothing of the runtime.
 #[used]
@@ -24,12 +27,19 @@ extern "C" fn look() {
         (looked == 0).then(|| action.assume_init().sa_sigaction)
     };
     PIPE_IS_IGNORED.store(action == Some(libc::SIG_IGN), Ordering::Relaxed);
-    for stream in libc::STDIN_FILENO..=libc::STDERR_FILENO {
+    for (stream, closed) in (libc::STDIN_FILENO..).zip(&CLOSED) {
         // SAFETY: fcntl(2) asks for flags of a number, which may be of no descriptor.
         if unsafe { libc::fcntl(stream, libc::F_GETFD) } == -1 {
+            closed.store(true, Ordering::Relaxed);
             occupy();
         }
     }
+}
+
+/// Whether that is the number of a standard stream that was closed: what is there now
+/// nobody has passed on.
+pub fn was_closed(number: u32) -> bool {
+    CLOSED.get(number as usize).is_some_and(|closed| closed.load(Ordering::Relaxed))
 }
 
 /// Takes the lowest free number, which is that of a closed stream, until the next exec. The runtime

@@ -4,6 +4,7 @@
 //! `unsafe` as numbers become descriptors.
 #![allow(unsafe_code)]
 
+use crate::startup::was_closed;
 use rustix::io::{dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
 use rustix::process::{getrlimit, Resource};
 use std::mem::ManuallyDrop;
@@ -16,6 +17,9 @@ use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 ///
 /// EBADF when it is not open.
 pub fn descriptor(number: u32) -> Result<BorrowedFd<'static>, Errno> {
+    if was_closed(number) {
+        return Err(Errno::BADF);
+    }
     let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
     // SAFETY: not negative. If it is not open, fcntl says so and the borrow ends here. If
     // it is, it was inherited, so nothing in this process owns it or closes it.

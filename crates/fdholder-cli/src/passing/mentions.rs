@@ -11,7 +11,7 @@ pub struct Mention {
     pub place: Range<usize>,
 }
 
-/// Paths of descriptors, as a shell gives them for `<(command)`. Whoever made the text had the
+/// Paths of descriptors, as a shell gives them for `<(command)`: the text was made for that
 /// descriptor.
 pub fn in_paths(text: &[u8], own_pid: u32) -> Vec<Mention> {
     let own = format!("/proc/{own_pid}/fd/");

@@ -157,7 +157,7 @@ fn metrics_of_a_holder_that_refuses_say_that_it_answers() {
     }
 }
 
-/// Whoever takes something for a program knows before that it is there.
+/// A command that takes something for a program looks before whether that is there.
 #[test]
 fn a_program_that_is_missing_takes_nothing() {
     let holder = Guarded::holding(Suite::Ours, 1);

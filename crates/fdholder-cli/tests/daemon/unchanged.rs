@@ -1,7 +1,7 @@
 //! A program that another one becomes finds the process as it was: all that execve(2) keeps.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, id, stdout, suite, Daemon, Suite};
+use crate::support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Suite};
 use fdholder::Limit;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -177,4 +177,21 @@ fn a_program_whose_reader_leaves_ends_by_sigpipe() {
     drop(child.stdout.take());
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(13));
+}
+
+/// Nothing that stands in its place is taken for it.
+#[test]
+fn standard_input_that_is_closed_is_not_stored() {
+    let (_folder, daemon) = serve(&[]);
+    for words in
+        ["store \"$1\" new", "store -d 0 \"$1\" new", "exec --keep 0 --fd x \"$1\" -- true"]
+    {
+        let script = format!("exec \"$0\" {words} <&-");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
+        let output = command.output().unwrap();
+        assert!(!output.status.success(), "{words}: {output:?}");
+        assert!(stderr(&output).contains("Bad file descriptor"), "{words}: {output:?}");
+    }
+    assert!(daemon.client().list(deadline()).unwrap().is_empty());
 }

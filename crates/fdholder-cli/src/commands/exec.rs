@@ -45,10 +45,11 @@ fn define(command: Command) -> Command {
         .after_help(format!(
             "PROG gets the descriptors in the order of the options, from 3 on, and the \
              variables LISTEN_FDS, LISTEN_FDNAMES and LISTEN_PID; or others, by --env-style. \
-             Besides those it has standard input, output and error, and what its arguments or \
-             environment name: /dev/fd/63, --ready-fd=9, NODE_CHANNEL_FD, the jobserver in MAKEFLAGS \
-             and the like. Where one of those is to be, what a variable names gets another number, \
-             and the variable says so. Everything else is closed, without --keep or --keep-all.\n\n\
+             Besides those it has standard input, output and error, and the descriptors that its \
+             arguments or environment name: /dev/fd/63, --ready-fd=9, NODE_CHANNEL_FD, the \
+             jobserver in MAKEFLAGS and the like. If a held descriptor takes the number that a \
+             variable names, that one moves, and the variable is changed. Everything else is closed, \
+             unless --keep or --keep-all keeps it.\n\n\
              In LISTEN_FDNAMES a descriptor has its identifier as its name; a byte that cannot \
              stand there is written as % and two digits: tcp:80 is tcp%3A80.\n\n\
              Examples:\n  \

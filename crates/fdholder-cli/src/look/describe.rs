@@ -2,7 +2,7 @@
 
 use crate::show::terminal::harmless;
 use crate::sockopt::tcp_accept_queue;
-use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
+use rustix::fs::{fcntl_get_seals, statx, AtFlags, FileType, StatxFlags};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{
@@ -65,6 +65,8 @@ pub fn describe(fd: impl AsFd) -> Description {
     let (kind, address) = match file_type {
         Ok(FileType::RegularFile) => match target.strip_prefix("/memfd:") {
             Some(name) => ("memfd", name.trim_end_matches(" (deleted)").to_owned()),
+            // Without /proc nothing has a name.
+            None if target.is_empty() && is_memfd(fd) => ("memfd", target),
             None => ("file", target),
         },
         Ok(FileType::Directory) => ("folder", target),
@@ -78,6 +80,13 @@ pub fn describe(fd: impl AsFd) -> Description {
     let queue = is_pipe.then(|| ioctl_fionread(fd).ok().map(Queue::Bytes)).flatten();
     let kind = kind.to_owned();
     Description { kind, address, peer: String::new(), listening: false, queue }
+}
+
+/// Only files in memory have seals, and a memfd is in no folder.
+fn is_memfd(fd: BorrowedFd<'_>) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    fcntl_get_seals(fd).is_ok()
+        && statx(fd, c"", flags, StatxFlags::NLINK).is_ok_and(|stat| stat.stx_nlink == 0)
 }
 
 fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {

@@ -3,6 +3,7 @@
 use crate::serve;
 use crate::support::{assert_exit, deadline, eventually, id, is_missing, stdout, Daemon};
 use fdholder::Limit;
+use rustix::fs::{memfd_create, MemfdFlags};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -47,6 +48,11 @@ pub fn without_proc() {
     for words in commands {
         assert_exit(&in_no_proc(words, &[]), 0);
     }
+    let memfd = memfd_create("state", MemfdFlags::CLOEXEC).unwrap();
+    daemon.client().store(&id("state"), Limit::never(), &memfd, deadline()).unwrap();
+    let table = stdout(&in_no_proc(&["list", "--long", path], &[]));
+    let line = table.lines().find(|line| line.starts_with("state ")).unwrap();
+    assert_eq!(line.split_whitespace().nth(1), Some("memfd"), "{table}");
     // Nothing else is inherited there either, also where the kernel refuses close_range(2).
     let look = "for n in 3 4 5 9 300; do (: <&$n) 2>/dev/null && echo $n; done; :";
     let words = [

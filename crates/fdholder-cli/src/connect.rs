@@ -1,7 +1,7 @@
 //! The holder and the identifier that a command line names.
 
 use crate::failure::Failure;
-use crate::options::Milliseconds;
+use crate::options::{Milliseconds, PATIENCE};
 use crate::program::Invocation;
 use fdholder::{BadIdentifier, Cause, Client, Deadline, Errno, Error, Identifier};
 use std::ffi::OsString;
@@ -19,10 +19,14 @@ pub fn connect_negotiated(invocation: &Invocation) -> Result<(Client, Deadline),
     connect_by(invocation, Client::connect_negotiated)
 }
 
-/// When all that the command line wants done must be.
+/// When all that the command line wants done must be. If it says nothing, a holder that does not
+/// answer is given up; s6's programs wait for ever.
 pub fn deadline(invocation: &Invocation) -> Deadline {
-    let timeout = invocation.optional("timeout").and_then(|Milliseconds(timeout)| timeout);
-    timeout.map_or(Deadline::NEVER, Deadline::after)
+    match invocation.optional("timeout") {
+        Some(Milliseconds(Some(timeout))) => Deadline::after(timeout),
+        None if !invocation.as_s6 => Deadline::each(PATIENCE),
+        _ => Deadline::NEVER,
+    }
 }
 
 fn connect_by(

@@ -1,5 +1,6 @@
 //! How a program says that it failed: one line on stderr, and an exit code.
 
+use crate::show::terminal::harmless;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Left, Side, TransferError};
 use std::fmt::{self, Display};
 use std::io::Write;
@@ -26,12 +27,26 @@ pub mod exit {
 pub struct Failure {
     code: u8,
     message: String,
+    /// A holder has answered, and the answer was no.
+    is_refusal: bool,
 }
 
 impl Failure {
     /// A failure with a message that reads behind "fatal: ".
     pub fn new(code: u8, message: impl Display) -> Self {
-        Self { code, message: message.to_string() }
+        Self { code, message: message.to_string(), is_refusal: false }
+    }
+
+    /// Whether a holder has answered, and the answer was no.
+    pub fn is_refusal(&self) -> bool {
+        self.is_refusal
+    }
+
+    /// The same with what there is to say besides.
+    #[must_use]
+    pub fn with(mut self, besides: impl Display) -> Self {
+        self.message = format!("{} ({besides})", self.message);
+        self
     }
 
     /// The exit code.
@@ -51,8 +66,10 @@ impl Failure {
 
     /// Says it, and gives the exit code.
     pub fn report(&self, called: &str) -> ExitCode {
-        // Who cannot be told cannot be told; the exit code says it, too.
-        let _ = writeln!(std::io::stderr(), "{called}: fatal: {}", self.message);
+        // What others have written, a path or a holder's reason, is still one line. Whether that can
+        // be written or not, the exit code says it, too.
+        let line = harmless(format!("{called}: fatal: {}", self.message));
+        let _ = writeln!(std::io::stderr(), "{line}");
         ExitCode::from(self.code)
     }
 
@@ -76,10 +93,9 @@ impl Failure {
         };
         let advice = advice(error.cause()).map(str::to_owned);
         let besides: Vec<_> = advice.into_iter().chain(left.map(|left| left.to_string())).collect();
-        if besides.is_empty() {
-            return Self::new(code, error);
-        }
-        Self::new(code, format_args!("{error} ({})", besides.join("; ")))
+        let failure = Self::new(code, error);
+        let failure = if besides.is_empty() { failure } else { failure.with(besides.join("; ")) };
+        Self { is_refusal: matches!(error.cause(), Cause::Denied(_)), ..failure }
     }
 }
 
@@ -119,6 +135,10 @@ fn advice(cause: Cause) -> Option<&'static str> {
         }
         Cause::Connect(Errno::NAMETOOLONG) => "the path of a socket has at most 107 bytes",
         Cause::Connect(Errno::PROTOTYPE) => "that socket is not a stream: is the path right?",
+        Cause::Connect(Errno::MFILE) => "this process has no room for a socket: see ulimit -n",
+        Cause::Connect(Errno::NFILE) => {
+            "the system has no room for open files: see /proc/sys/fs/file-nr"
+        }
         Cause::Connect(Errno::TIMEDOUT) => "the daemon accepts nobody: is it stopped, is it full?",
         Cause::Denied(Errno::PERM) => "the holder's access rules do not grant this user that",
         Cause::Denied(Errno::NFILE) => "no room: see option -n of the holder, and ulimit -n",
@@ -131,14 +151,21 @@ fn advice(cause: Cause) -> Option<&'static str> {
         Cause::Exchange(Errno::AGAIN) => "it changes faster than it can be read: try again",
         Cause::Denied(Errno::NOENT) => "nothing is held under that id: list shows what is",
         Cause::Exchange(Errno::PIPE) => {
-            "the connection was closed: the holder's access rules do not let this user in, or \
-             it is not an fd-holder"
+            "the connection was closed without an answer: the holder's access rules do not let \
+             this user in, or it ended, or it is not an fd-holder"
         }
-        Cause::Exchange(Errno::NFILE) => "this process has no room for them: see ulimit -n",
+        Cause::BrokenOff => {
+            "the holder closed the connection after it had answered: did it end? Its log says why"
+        }
+        Cause::Exchange(Errno::NFILE) => {
+            "this process has no room for them: see ulimit -n, and /proc/sys/fs/file-nr"
+        }
         Cause::Exchange(Errno::BADF) => "that descriptor is closed, or cannot be passed on",
         Cause::Exchange(Errno::NAMETOOLONG) => "an id has at most 255 bytes",
         Cause::Exchange(Errno::INVAL) => "an id has at least one byte",
-        Cause::TimedOut => "no answer in time: is that an fd-holder, is option -t too short?",
+        Cause::TimedOut => {
+            "no answer in time: is it stopped, is that an fd-holder, is option -t too short?"
+        }
         _ => return None,
     })
 }

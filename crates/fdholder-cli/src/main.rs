@@ -16,6 +16,7 @@ mod passing;
 mod program;
 mod show;
 mod sockopt;
+mod startup;
 mod users;
 
 use program::Invocation;

@@ -37,10 +37,16 @@ pub fn prog_operands() -> Arg {
         .help("Program to become, and its arguments")
 }
 
+/// Without `-t`: how long each answer may take. Ten times what the slowest takes on a busy machine;
+/// a holder that is stopped, or whose machine is, takes longer.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
 /// `-t`: how long the whole operation may take.
 pub fn timeout_option() -> Arg {
-    milliseconds_option("timeout", 't', "timeout")
-        .help("Give up after so many milliseconds [default: 0, never]")
+    milliseconds_option("timeout", 't', "timeout").help(format!(
+        "Give up after so many milliseconds; 0: never [default: {} for each answer]",
+        PATIENCE.as_millis()
+    ))
 }
 
 /// An option whose value is a span in milliseconds.

@@ -5,6 +5,8 @@ pub mod activation;
 pub mod becoming;
 pub mod front_door;
 pub mod inherited;
+pub mod kept;
+mod mentions;
 mod names;
 mod order;
 
@@ -17,7 +19,7 @@ use clap::ValueEnum;
 use fdholder::environ::{self, Variable};
 use fdholder::{Entry, Errno, Identifier, Limit};
 use rustix::io::fcntl_dupfd_cloexec;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -70,6 +72,11 @@ impl ValueEnum for EnvStyle {
 const OTHERS: [&str; 6] =
     ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", "NGINX", "UVICORN_FD"];
 
+/// Whether a variable tells of descriptors that were meant for somebody else.
+pub fn is_for_others(name: &str) -> bool {
+    OTHERS.contains(&name) || name.starts_with("EINHORN_") || name.starts_with("S6_FD")
+}
+
 /// The processes that variables tell of.
 #[derive(Debug, Clone, Copy)]
 pub struct Pids {
@@ -84,11 +91,15 @@ pub struct Pids {
 /// # Errors
 ///
 /// Which number would be given twice.
-pub fn assign<F>(passed: &[Passed<F>], kept: &[u32], style: EnvStyle) -> Result<Vec<u32>, Failure> {
-    let mut taken = BTreeSet::new();
-    for number in kept.iter().copied().chain(passed.iter().filter_map(|it| it.number)) {
-        if !taken.insert(number) {
-            return Err(usage(format_args!("{number} cannot be two descriptors")));
+pub fn assign<F>(
+    passed: &[Passed<F>],
+    kept: &BTreeMap<u32, String>,
+    style: EnvStyle,
+) -> Result<Vec<u32>, Failure> {
+    let mut taken = kept.clone();
+    for (number, id) in passed.iter().filter_map(|it| Some((it.number?, &it.id))) {
+        if let Some(why) = taken.insert(number, format!("it is to be {id}")) {
+            return Err(usage(format_args!("{number} cannot be two descriptors: {why}")));
         }
     }
     let mut next = FIRST;
@@ -98,11 +109,12 @@ pub fn assign<F>(passed: &[Passed<F>], kept: &[u32], style: EnvStyle) -> Result<
             numbers.push(number);
             continue;
         }
-        while taken.contains(&next) {
+        while let Some(why) = taken.get(&next) {
             if style == EnvStyle::Systemd {
                 return Err(usage(format_args!(
-                    "{next} is taken, and LISTEN_FDS counts from {FIRST} without a gap: give it \
-                     another number, or choose another --env-style"
+                    "{next} is taken ({why}), and LISTEN_FDS counts from {FIRST} without a gap: \
+                     give {id} another number (--fd {id}=N), or choose another --env-style",
+                    id = one.id
                 )));
             }
             next += 1;
@@ -179,12 +191,16 @@ fn usage(problem: impl std::fmt::Display) -> Failure {
 }
 
 /// Leaves descriptors to the program that this process becomes, under these numbers; besides,
-/// it gets standard streams, and what is kept.
+/// it gets standard streams, and what is kept: these numbers, or all that is open.
 ///
 /// # Errors
 ///
 /// When a system call fails. This process is of no more use then.
-pub fn leave(passed: Vec<Passed<OwnedFd>>, numbers: &[u32], kept: &[u32]) -> Result<(), Failure> {
+pub fn leave(
+    passed: Vec<Passed<OwnedFd>>,
+    numbers: &[u32],
+    kept: Option<&[u32]>,
+) -> Result<(), Failure> {
     let failed = |number: u32| {
         move |errno| {
             let advice = if matches!(errno, Errno::BADF | Errno::INVAL | Errno::MFILE) {
@@ -206,8 +222,10 @@ pub fn leave(passed: Vec<Passed<OwnedFd>>, numbers: &[u32], kept: &[u32]) -> Res
             fcntl_dupfd_cloexec(&one.fd, above).map_err(failed(above.unsigned_abs()))
         })
         .collect::<Result<_, _>>()?;
-    inherited::close_on_exec_from(FIRST, kept)
-        .map_err(|errno| Failure::system("see what is open in /proc/self/fd", errno))?;
+    if let Some(kept) = kept {
+        inherited::close_on_exec_from(FIRST, kept)
+            .map_err(|errno| Failure::system("close what is not passed on", errno))?;
+    }
     for (fd, &number) in moved.iter().zip(numbers) {
         inherited::leave(fd.as_fd(), number).map_err(failed(number))?;
     }
@@ -240,14 +258,18 @@ mod tests {
     #[test]
     fn numbers_are_given_in_order_around_those_that_are_asked_for() {
         let wanted = passed(&[("a", None), ("b", Some(4)), ("c", None), ("d", Some(0))]);
+        let assign = |wanted: &[Passed<()>], kept: &[u32], style| {
+            let kept = kept.iter().map(|number| (*number, "it is kept".to_owned())).collect();
+            assign(wanted, &kept, style).ok()
+        };
         assert_eq!(assign(&wanted, &[], EnvStyle::Nginx).unwrap(), [3, 4, 5, 0]);
         // systemd's have no gap.
-        assert!(assign(&wanted, &[], EnvStyle::Systemd).is_err());
+        assert_eq!(assign(&wanted, &[], EnvStyle::Systemd), None);
         let wanted = passed(&[("a", None), ("b", Some(10)), ("c", None)]);
         assert_eq!(assign(&wanted, &[], EnvStyle::Systemd).unwrap(), [3, 10, 4]);
         assert_eq!(assign(&wanted, &[3], EnvStyle::S6).unwrap(), [4, 10, 5]);
-        assert!(assign(&wanted, &[3], EnvStyle::Systemd).is_err());
-        assert!(assign(&wanted, &[10], EnvStyle::S6).is_err());
+        assert_eq!(assign(&wanted, &[3], EnvStyle::Systemd), None);
+        assert_eq!(assign(&wanted, &[10], EnvStyle::S6), None);
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub fn read_owner(text: &str) -> Result<User, String> {
 fn look_up(file: &str, name: &str) -> Result<Option<(u32, Option<u32>)>, String> {
     let content = match fs::read_to_string(file) {
         Ok(content) => content,
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        // An image with nothing but a program has root, too.
+        Err(error) if error.kind() == ErrorKind::NotFound => "root:x:0:0".to_owned(),
         Err(error) => {
             return Err(format!("unable to read {file}: {error}{}", advice(error.kind())));
         }

@@ -5,15 +5,15 @@
 //! becomes of a child is read by the loop when the launcher's socket is readable: the loop waits
 //! for none of it.
 
-use crate::confinement::advice;
+use crate::confinement::advice_to_execute;
 use crate::launch::Launch;
 use crate::limits::{CHILD_STACK_LEN, ROOM_PAUSE};
+use crate::nothing;
 use crate::own_table::{close_other, separate};
 use crate::thread::spawn;
 use fdholder::transport::{self, Wait};
 use fdholder::Errno;
 use nix::sys::wait::{waitid as any_child, Id, WaitPidFlag};
-use rustix::fs::{memfd_create, open, MemfdFlags, Mode, OFlags};
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use rustix::process::{
     kill_process, waitid, waitpid, Pid, Signal, WaitId, WaitIdOptions, WaitOptions,
@@ -259,10 +259,7 @@ fn launch_children(socket: OwnedFd, jobs: &Mutex<VecDeque<Job>>) {
 
 /// The readiness pipe on standard output must end for its reader, and children get these.
 fn release_standard_streams() {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let null = open("/dev/null", flags, Mode::empty())
-        .or_else(|_| memfd_create("null", MemfdFlags::CLOEXEC));
-    if let Ok(null) = null {
+    if let Ok(null) = nothing::open() {
         // They fail only if interrupted, which they are not: all signals are blocked here.
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
@@ -298,7 +295,7 @@ fn watch(shared: &Shared, launch: &Launch, link: OwnedFd, state: &Mutex<State>) 
     let mut process = match started {
         Ok(process) => process,
         Err(error) => {
-            let advice = advice(error.kind());
+            let advice = advice_to_execute(&launch.program, error.kind());
             *lock(state) = State::Ended(format!("unable to start it: {error}{advice}"));
             return shared.wake();
         }

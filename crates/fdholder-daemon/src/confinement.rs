@@ -159,6 +159,15 @@ pub fn advice(kind: ErrorKind) -> &'static str {
     }
 }
 
+/// The same behind an error of executing a program, which may be one that nobody may execute:
+/// access(2) does not ask Landlock.
+pub fn advice_to_execute(program: &Path, kind: ErrorKind) -> &'static str {
+    match accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS) {
+        Err(Errno::ACCESS) => "",
+        _ => advice(kind),
+    }
+}
+
 /// An errno in words, with that.
 pub fn explain(errno: Errno) -> String {
     format!("{}{}", fdholder::strerror(errno), advice(errno.kind()))
@@ -180,9 +189,13 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Where the code comes from that this program shares with others, its loader included; also
-/// the next program needs that. A static one has none, and without /proc nothing is known.
+/// the next program needs that. A static one has none. Of another one nothing is known without
+/// /proc, and then it may be anywhere.
 fn folders_of_libraries() -> HashSet<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = match fs::read_to_string("/proc/self/maps") {
+        Err(_) if !cfg!(target_feature = "crt-static") => return HashSet::from(["/".into()]),
+        maps => maps.unwrap_or_default(),
+    };
     maps.lines().filter_map(folder_of_code).filter(|folder| folder != Path::new("/")).collect()
 }
 

@@ -2,12 +2,15 @@
 
 use crate::closing::ClientFd;
 use crate::confinement::is_confined;
+use crate::nothing;
 use rustix::io::{fcntl_setfd, FdFlags};
-use std::ffi::OsString;
+use rustix::param::linux_execfn;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 /// The variable that tells a daemon whom to follow, as the number of a connected socket.
@@ -44,8 +47,7 @@ impl Launch {
     /// The program that runs here, with the arguments that it was given; whatever stands
     /// where it was started from by now.
     pub fn of_this_program() -> Self {
-        let program = PathBuf::from("/proc/self/exe");
-        Self { program, arguments: std::env::args_os().collect() }
+        Self { program: own_program(), arguments: std::env::args_os().collect() }
     }
 
     /// The program that by now is where this one was started from; to be asked at start,
@@ -120,9 +122,18 @@ impl Launch {
     ///
     /// Those of fork(2) and execve(2).
     pub(crate) fn start(&self, link: OwnedFd) -> io::Result<Child> {
-        // Where there is no such file, what starts children has nothing there either.
-        let has_null = Path::new("/dev/null").exists();
-        let output = if has_null { Stdio::null() } else { Stdio::inherit() };
-        self.command(STDIN, FOLLOW_VARIABLE).stdin(Stdio::from(link)).stdout(output).spawn()
+        let nothing = Stdio::from(nothing::open()?);
+        self.command(STDIN, FOLLOW_VARIABLE).stdin(Stdio::from(link)).stdout(nothing).spawn()
     }
+}
+
+/// The file of this program, also where another one stands in its place by now. Without /proc that is
+/// where the kernel has found it: another one may stand there.
+pub fn own_program() -> PathBuf {
+    let link = PathBuf::from("/proc/self/exe");
+    if link.symlink_metadata().is_ok() {
+        return link;
+    }
+    let found = PathBuf::from(OsStr::from_bytes(linux_execfn().to_bytes()));
+    std::path::absolute(&found).unwrap_or(found)
 }

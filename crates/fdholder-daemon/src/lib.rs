@@ -31,6 +31,7 @@ pub mod launch;
 pub mod limits;
 pub mod listen;
 pub mod memory;
+pub mod nothing;
 pub mod notify;
 mod outbox;
 mod own_table;

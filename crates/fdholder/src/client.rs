@@ -7,15 +7,17 @@ use crate::id::Identifier;
 use crate::limits::REPLY_PAYLOAD_MAX;
 use crate::reply::{self, Answer};
 use crate::request::{Entry, Request};
-use crate::time::Limit;
+use crate::time::{Limit, Timestamp};
 use crate::transport::{self, Wait};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_timeout, Timeout};
-use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    connect, socket_with, socketpair, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
+};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// How long to wait before trying again what nothing announces: room for descriptors in
 /// flight (ETOOMANYREFS).
@@ -49,6 +51,8 @@ pub struct Client {
     /// Requests and replies are in step. False while one is under way, so that an error
     /// half-way leaves it false.
     pub(crate) in_step: bool,
+    /// The holder has answered something that only a user that it lets in is answered.
+    pub(crate) has_answered: bool,
     /// Which extensions the holder has said that it speaks.
     pub(crate) version: Option<u32>,
 }
@@ -75,6 +79,7 @@ impl Client {
             decoder: Decoder::new(REPLY_PAYLOAD_MAX),
             buffer: Vec::new(),
             in_step: true,
+            has_answered: false,
             version: None,
         }
     }
@@ -110,6 +115,24 @@ impl Client {
             .map_err(|cause| Error::new(format!("delete fd for id {id}"), cause))
     }
 
+    /// Fails with EPERM if s6's daemon would not delete what it holds under `id`. Nothing but the
+    /// right to store there tells: this stores under it, for which EBUSY is the answer. If nothing is
+    /// held there any more, what was stored has expired already.
+    pub(crate) fn may_delete(&mut self, id: &Identifier, deadline: Deadline) -> Result<(), Error> {
+        let refused = |cause| Error::new(format!("delete fd for id {id}"), cause);
+        let (nothing, _) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(|errno| refused(Cause::Exchange(errno)))?;
+        let past = Limit::at(Timestamp::from_system(UNIX_EPOCH));
+        match self.store(id, past, nothing, deadline) {
+            Err(error) if error.cause() == Cause::Denied(Errno::PERM) => {
+                Err(refused(error.cause()))
+            }
+            Err(error) if !matches!(error.cause(), Cause::Denied(_)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// A copy of the descriptor held under `id`, close-on-exec; the holder keeps its own.
     ///
     /// # Errors
@@ -133,8 +156,19 @@ impl Client {
         deadline: Deadline,
     ) -> Result<OwnedFd, Error> {
         let request = Request::Retrieve { id: id.clone(), delete };
-        self.ask(request, deadline, reply::parse_retrieved)
-            .map_err(|cause| Error::new(format!("retrieve fd for id {id}"), cause))
+        let mut is_lost = false;
+        let retrieved = self.ask(request, deadline, |frame| {
+            is_lost = frame.fds_lost;
+            reply::parse_retrieved(frame)
+        });
+        retrieved.map_err(|cause| {
+            let cause = match cause {
+                // It is this process that has no room, not the holder.
+                Cause::Denied(errno) if is_lost => Cause::Exchange(errno),
+                cause => cause,
+            };
+            Error::new(format!("retrieve fd for id {id}"), cause)
+        })
     }
 
     /// The identifiers of all that is held, in no particular order.
@@ -156,8 +190,8 @@ impl Client {
     ) -> Result<T, Cause> {
         match self.send_request(request, deadline) {
             // Before it has hung up the holder may have said why.
-            Ok(()) | Err(Cause::Exchange(Errno::PIPE)) => {}
-            Err(cause) => return Err(cause),
+            Err(cause) if cause.errno() != Errno::PIPE => return Err(cause),
+            _ => {}
         }
         let answer = read(self.receive(deadline)?)?;
         self.in_step = true;
@@ -183,6 +217,7 @@ impl Client {
         mut fds: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<(), Cause> {
+        let deadline = deadline.of_message();
         while !bytes.is_empty() {
             match transport::send(&self.socket, bytes, fds, deadline.wait()) {
                 Ok(sent) => {
@@ -192,20 +227,31 @@ impl Client {
                 Err(Errno::AGAIN) => self.wait_for(PollFlags::OUT, deadline)?,
                 Err(Errno::TOOMANYREFS) if !deadline.passed() => std::thread::sleep(RETRY_PAUSE),
                 Err(Errno::TOOMANYREFS) => return Err(Cause::TimedOut),
-                Err(Errno::CONNRESET) => return Err(Cause::Exchange(Errno::PIPE)),
+                Err(Errno::CONNRESET | Errno::PIPE) => return Err(self.closed()),
                 Err(errno) => return Err(Cause::Exchange(errno)),
             }
         }
         Ok(())
     }
 
+    /// The holder has closed the connection.
+    pub(crate) fn closed(&self) -> Cause {
+        if self.has_answered {
+            Cause::BrokenOff
+        } else {
+            Cause::Exchange(Errno::PIPE)
+        }
+    }
+
     /// The next frame. What arrives beyond it waits in the decoder.
     pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Frame<'_, OwnedFd>, Cause> {
+        let deadline = deadline.of_message();
         // Polonius would let the loop return the frame it found; until then it is asked
         // for again.
         while !self.decoder.has_frame() {
             self.fill(deadline)?;
         }
+        self.has_answered = true;
         Ok(self.decoder.next()?.ok_or(Malformed("an incomplete message"))?)
     }
 
@@ -218,8 +264,8 @@ impl Client {
             match transport::receive(&self.socket, &mut self.buffer, Wait::No) {
                 // A holder that does not let us in closes the connection; if our request
                 // was there already, the kernel calls that a reset.
-                Ok(received) if received.len == 0 => return Err(Cause::Exchange(Errno::PIPE)),
-                Err(Errno::CONNRESET) => return Err(Cause::Exchange(Errno::PIPE)),
+                Ok(received) if received.len == 0 => return Err(self.closed()),
+                Err(Errno::CONNRESET) => return Err(self.closed()),
                 Ok(received) => {
                     let bytes = &self.buffer[..received.len];
                     self.decoder.push(bytes, received.fds, received.fds_lost);
@@ -256,6 +302,7 @@ impl Client {
 /// the socket's send timeout, which is what connect(2) heeds on a Unix socket whose
 /// listener has a full queue.
 fn connect_socket(path: &Path, deadline: Deadline) -> Result<OwnedFd, Errno> {
+    let deadline = deadline.of_message();
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     loop {
@@ -279,7 +326,6 @@ fn connect_socket(path: &Path, deadline: Deadline) -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{socketpair, SocketFlags};
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
@@ -299,11 +345,33 @@ mod tests {
         assert_eq!(error.cause(), Cause::Exchange(Errno::NOTCONN));
     }
 
+    /// What has come of a message does not count: a holder that dribbles does not keep a client.
+    #[test]
+    fn message_that_does_not_come_in_its_time_ends_the_wait() {
+        let (mut client, mut server) = pair();
+        let each = Deadline::each(Duration::from_millis(20));
+        server.write_all(b"\0\0\0\x01\0\0\x01").unwrap();
+        assert_eq!(client.list(each).unwrap_err().cause(), Cause::Denied(Errno::PERM));
+        server.write_all(b"\0\0\0\x01").unwrap();
+        assert_eq!(client.list(each).unwrap_err().cause(), Cause::TimedOut);
+        assert!(!each.passed() && Deadline::each(Duration::ZERO).passed());
+    }
+
     #[test]
     fn a_closed_connection_is_epipe() {
         let (mut client, server) = pair();
         drop(server);
         assert_eq!(client.list(Deadline::NEVER).unwrap_err().cause(), Cause::Exchange(Errno::PIPE));
+    }
+
+    #[test]
+    fn a_connection_closed_after_an_answer_is_broken_off() {
+        let (mut client, mut server) = pair();
+        server.write_all(b"\0\0\0\x01\0\0\x01").unwrap();
+        client.list(Deadline::NEVER).unwrap_err();
+        drop(server);
+        let error = client.list(Deadline::NEVER).unwrap_err();
+        assert_eq!((error.cause(), error.errno()), (Cause::BrokenOff, Errno::PIPE));
     }
 
     #[test]

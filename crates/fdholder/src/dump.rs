@@ -69,17 +69,15 @@ impl Client {
 
     /// Announces a set of `count` descriptors, to be sent in parts of up to 253.
     ///
-    /// Nothing is sent for a set of none.
+    /// Also a set of none is announced: the holder says whether this user may give it one.
     ///
     /// # Errors
     ///
     /// As [`setdump`](Self::setdump).
     pub fn begin_setdump(&mut self, count: u32, deadline: Deadline) -> Result<Outgoing<'_>, Error> {
-        if count != 0 {
-            self.ask(Request::Setdump(count), deadline, |frame| reply::parse_setdump_head(&frame))
-                .map_err(|cause| Error::new(SET_DUMP, cause))?;
-            self.in_step = false;
-        }
+        self.ask(Request::Setdump(count), deadline, |frame| reply::parse_setdump_head(&frame))
+            .map_err(|cause| Error::new(SET_DUMP, cause))?;
+        self.in_step = count == 0;
         Ok(Outgoing { client: self, remaining: count, unanswered: VecDeque::new(), confirmed: 0 })
     }
 }
@@ -198,7 +196,7 @@ impl Outgoing<'_> {
 
     /// A part could not be sent. If the holder has hung up, it may have said why.
     pub(crate) fn undeliverable(&mut self, cause: Cause) -> Error {
-        while cause == Cause::Exchange(Errno::PIPE) && !self.unanswered.is_empty() {
+        while cause.errno() == Errno::PIPE && !self.unanswered.is_empty() {
             match self.read_answer(Deadline::after(Duration::ZERO)) {
                 Ok(()) => {}
                 Err(said @ (Cause::Denied(_) | Cause::Malformed(_))) => {
@@ -207,7 +205,8 @@ impl Outgoing<'_> {
                 Err(_) => break,
             }
         }
-        Error::new(SET_DUMP, cause)
+        let is_closed = cause.errno() == Errno::PIPE;
+        Error::new(SET_DUMP, if is_closed { self.client.closed() } else { cause })
     }
 
     /// Says that another process sends this many descriptors, as messages of 253.

@@ -37,9 +37,12 @@ pub enum Cause {
     Connect(Errno),
     /// The holder answered, and the answer was no.
     Denied(Errno),
-    /// The exchange broke: the holder closed the connection (EPIPE: it does not let this
-    /// user connect, or it went away), or the descriptor could not be sent (EBADF).
+    /// The exchange broke: the holder closed the connection without an answer (EPIPE: it does not
+    /// let this user connect, or it ended), or the descriptor could not be sent (EBADF).
     Exchange(Errno),
+    /// The holder closed the connection after it had answered a request: it ended, or disconnected
+    /// this client for a reason that its log says.
+    BrokenOff,
     /// The holder did not answer before the deadline.
     TimedOut,
     /// What answered does not speak the protocol.
@@ -51,6 +54,7 @@ impl Cause {
     pub fn errno(self) -> Errno {
         match self {
             Self::Connect(errno) | Self::Denied(errno) | Self::Exchange(errno) => errno,
+            Self::BrokenOff => Errno::PIPE,
             Self::TimedOut => Errno::TIMEDOUT,
             Self::Malformed(_) => Errno::PROTO,
         }

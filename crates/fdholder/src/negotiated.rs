@@ -58,6 +58,8 @@ impl Negotiation {
     fn read_version(&mut self, deadline: Deadline) -> Result<(), Cause> {
         self.asked?;
         let version = extension::parse_hello(&self.client.receive(deadline)?)?;
+        // That question is also answered to one of the holder's own user whom no rule lets in.
+        self.client.has_answered = false;
         self.client.in_step = self.snapshot.is_none();
         // One that does not know the question has answered it, too.
         self.client.version = version.ok();
@@ -152,6 +154,31 @@ impl Client {
                 .map_err(|cause| Error::new("delete what was transferred", cause))?;
         }
         Ok(released)
+    }
+
+    /// Fails with EPERM if the holder would not send a dump to another one: it is asked to send
+    /// nothing to `to`, whatever that is.
+    pub(crate) fn may_deliver(
+        &mut self,
+        to: BorrowedFd<'_>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let nothing = Extension::Deliver { runs: Vec::new(), to };
+        match self.ask_extension(nothing, deadline, |frame| extension::parse_delivered(&frame)) {
+            Err(cause @ Cause::Denied(Errno::PERM)) => Err(Error::new(GET_DUMP, cause)),
+            Ok(_) | Err(Cause::Denied(_)) => Ok(()),
+            Err(cause) => Err(Error::new(GET_DUMP, cause)),
+        }
+    }
+
+    /// Fails with EPERM if this user may see nothing of what the holder holds.
+    pub(crate) fn may_look(&mut self, deadline: Deadline) -> Result<(), Error> {
+        match self.status(deadline) {
+            // One of an earlier version.
+            Err(error) if error.cause() == Cause::Denied(Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(Error::new("get fd list", error.cause())),
+            Ok(_) => Ok(()),
+        }
     }
 
     /// Says what is to become of identifiers that a set, given on this connection, shares

@@ -165,6 +165,7 @@ pub struct Transfer {
     to: PathBuf,
     timeout_from: Option<Duration>,
     timeout_to: Option<Duration>,
+    patience: Option<Duration>,
     only: Option<Filter>,
     on_conflict: OnConflict,
     moving: bool,
@@ -195,6 +196,7 @@ impl Transfer {
             to: to.as_ref().to_owned(),
             timeout_from: None,
             timeout_to: None,
+            patience: None,
             only: None,
             on_conflict: OnConflict::Replace,
             moving: false,
@@ -210,6 +212,14 @@ impl Transfer {
     pub fn timeouts(mut self, from: Option<Duration>, to: Option<Duration>) -> Self {
         self.timeout_from = from;
         self.timeout_to = to;
+        self
+    }
+
+    /// How long either may take for each answer, in the place of [timeouts](Self::timeouts): a
+    /// transfer that goes on has no end, and a holder that has stopped is given up.
+    #[must_use]
+    pub fn patience(mut self, each: Duration) -> Self {
+        self.patience = Some(each);
         self
     }
 
@@ -281,14 +291,13 @@ impl Transfer {
         let (mut attempts, mut route) = (1, None);
         let mut report = loop {
             let direct = !self.relay && route.is_none();
-            let ends = Ends::open(self, direct.then(|| self.needs_entries()))?;
-            let can_send = ends.from.is_fdholder() && !self.relay;
-            let by = route.unwrap_or(if can_send { Route::Direct } else { Route::Relay });
+            let mut ends = Ends::open(self, direct.then(|| self.needs_entries()))?;
+            let by = route.unwrap_or(self.route(&ends));
             let result = match by {
-                Route::Direct => direct::run(self, ends, watch),
-                Route::Relay => relay::run(self, ends, watch),
+                Route::Direct => direct::run(self, &mut ends, watch),
+                Route::Relay => relay::run(self, &mut ends, watch),
             };
-            match result {
+            match result.map_err(|error| ends.first_to_refuse(error)) {
                 Err(error) if changed_meanwhile(&error) && attempts < ATTEMPTS => attempts += 1,
                 Err(error) if is_busy(&error) && by == Route::Direct => route = Some(Route::Relay),
                 result => break result?,
@@ -296,6 +305,14 @@ impl Transfer {
         };
         report.elapsed = start.elapsed();
         Ok(report)
+    }
+
+    fn route(&self, ends: &Ends) -> Route {
+        if ends.from.is_fdholder() && !self.relay {
+            Route::Direct
+        } else {
+            Route::Relay
+        }
     }
 
     /// Whether it takes to know what there is, not only how much.

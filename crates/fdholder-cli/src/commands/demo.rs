@@ -12,6 +12,7 @@ use crate::look::describe::describe;
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Client, Deadline, Identifier, Limit};
+use fdholder_daemon::launch::own_program;
 use report::{Carried, Report};
 use rustix::fs::{fstat, memfd_create, MemfdFlags};
 use rustix::process::{kill_process, Pid, Signal};
@@ -77,8 +78,9 @@ impl Drop for Actor {
 
 /// This program, as a subcommand.
 fn fdholder(arguments: &[&Path]) -> std::process::Command {
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.args(arguments).stdin(Stdio::null());
+    let mut command = std::process::Command::new(own_program());
+    // It reads nothing, and there may be no /dev/null.
+    command.args(arguments).stdin(Stdio::piped());
     command
 }
 
@@ -98,11 +100,12 @@ fn holder(path: &Path) -> Result<Actor, Failure> {
 
 /// A server on what the holder at `path` holds under `id`.
 fn server(path: &Path, id: &str) -> Result<Actor, Failure> {
+    let own = own_program();
     let words: [&Path; 6] = [
         "retrieve".as_ref(),
         path,
         id.as_ref(),
-        "/proc/self/exe".as_ref(),
+        &own,
         "demo".as_ref(),
         "--answer-on-stdin".as_ref(),
     ];
@@ -140,7 +143,9 @@ const STATE: &[u8] = b"what the service must not forget";
 
 fn play() -> Result<Report, Failure> {
     let system = |doing: &'static str| move |error: std::io::Error| Failure::system(doing, error);
-    let folder = tempfile::tempdir().map_err(system("make a temporary folder"))?;
+    // An image with nothing but a program has no /tmp.
+    let folder = tempfile::tempdir().or_else(|error| tempfile::tempdir_in(".").map_err(|_| error));
+    let folder = folder.map_err(system("make a temporary folder"))?;
     let (first_path, second_path) = (folder.path().join("first"), folder.path().join("second"));
     let (first, second) = (holder(&first_path)?, holder(&second_path)?);
 

@@ -10,9 +10,10 @@ use crate::options::{
 use crate::passing::activation;
 use crate::passing::becoming::become_program;
 use crate::passing::front_door::{self, FrontDoor};
-use crate::passing::inherited;
+use crate::passing::kept::{check_given, Kept};
 use crate::passing::{
-    assign, is_fd_name, leave, natural, stand_in, variables, EnvStyle, Passed, Pids, FIRST,
+    assign, is_fd_name, is_for_others, leave, natural, stand_in, variables, EnvStyle, Passed, Pids,
+    FIRST,
 };
 use crate::program::{Invocation, Program};
 use crate::users::read_owner;
@@ -47,7 +48,11 @@ fn define(command: Command) -> Command {
         .after_help(format!(
             "PROG gets the descriptors in the order of the options, from 3 on, and the \
              variables LISTEN_FDS, LISTEN_FDNAMES and LISTEN_PID; or others, by --env-style. \
-             Besides those it has standard input, output and error, and nothing else.\n\n\
+             Besides those it has standard input, output and error, and the descriptors that its \
+             arguments or environment name: /dev/fd/63, --ready-fd=9, NODE_CHANNEL_FD, the \
+             jobserver in MAKEFLAGS and the like. If a held descriptor takes the number that a \
+             variable names, that one moves, and the variable is changed. Everything else is closed, \
+             unless --keep or --keep-all keeps it.\n\n\
              In LISTEN_FDNAMES a descriptor has its identifier as its name; a byte that cannot \
              stand there is written as % and two digits: tcp:80 is tcp%3A80.\n\n\
              Examples:\n  \
@@ -107,11 +112,7 @@ fn define(command: Command) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Leave LISTEN_PID unset, for a PROG that starts another one"),
         )
-        .arg(
-            many(text("keep", "N"))
-                .value_parser(OsStringValueParser::new().try_map(|text| number(&text)))
-                .help("Pass on descriptor N as it is: the notification fd of s6, say"),
-        )
+        .args(kept_options())
         .arg(
             Arg::new("missing-ok")
                 .long("missing-ok")
@@ -145,6 +146,22 @@ fn blocking_options() -> [Arg; 2] {
         flag("blocking")
             .conflicts_with("nonblock")
             .help("Clear O_NONBLOCK, for a PROG that waits in accept(2)"),
+    ]
+}
+
+/// What else stays open.
+fn kept_options() -> [Arg; 2] {
+    [
+        Arg::new("keep")
+            .long("keep")
+            .value_name("N")
+            .action(ArgAction::Append)
+            .value_parser(OsStringValueParser::new().try_map(|text| number(&text)))
+            .help("Pass on descriptor N as it is: the notification fd of s6, say"),
+        Arg::new("keep-all")
+            .long("keep-all")
+            .action(ArgAction::SetTrue)
+            .help("Pass on all that this process has open, as it is"),
     ]
 }
 
@@ -198,20 +215,19 @@ fn choices(invocation: &Invocation) -> Vec<Choice> {
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let flag = |id: &str| invocation.matches.get_flag(id);
-    let kept: Vec<u32> =
-        invocation.matches.get_many("keep").into_iter().flatten().copied().collect();
+    let asked: Vec<u32> = many(invocation, "keep");
     // Before anything else is opened here.
+    if !(flag("inherited") || flag("keep-all")) {
+        check_given(activation::count())?;
+    }
     let inherited = if flag("inherited") { activation::passed_on()? } else { Vec::new() };
     // They move, in the order in which they are told.
     let given = FIRST..FIRST + inherited.len() as u32; // As many as can be open.
-    if let Some(number) = kept.iter().find(|number| given.contains(number)) {
+    if let Some(number) = asked.iter().find(|number| given.contains(number)) {
         let problem = format!("{number} is one of those that LISTEN_FDS tells of: it is passed on");
         return Err(Failure::new(exit::USAGE, problem));
     }
-    for &number in &kept {
-        inherited::descriptor(number)
-            .map_err(|errno| Failure::system(format!("keep descriptor {number}"), errno))?;
-    }
+    let kept = Kept::find(&asked, flag("keep-all"), &many(invocation, "prog"), given)?;
     let mut passed = Vec::new();
     for (name, fd) in inherited {
         let id = Identifier::new(name.as_bytes()).or_else(|_| Identifier::new("unknown"));
@@ -258,14 +274,16 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         return Err(Failure::new(exit::USAGE, problem));
     }
     let style = invocation.required("env-style")?;
-    let numbers = assign(&passed, &kept, style)?;
+    let numbers = assign(&passed, kept.taken(), style)?;
+    let kept = kept.settle(&numbers)?;
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let own = (!flag("no-pid")).then(std::process::id);
     let pids = Pids { own, parent: parent.unsigned_abs() };
     let mut told = others_variables();
     told.extend(variables(&passed, &numbers, style, pids)?);
     told.extend(door.into_iter().flat_map(FrontDoor::variables));
-    leave(passed, &numbers, &kept)?;
+    told.extend(kept.variables);
+    leave(passed, &numbers, kept.numbers.as_deref())?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Err(become_program(invocation, told))
 }
@@ -286,9 +304,13 @@ fn set_blocking(invocation: &Invocation, passed: &[Passed<OwnedFd>]) -> Result<(
 /// What the environment says of descriptors that were for somebody else, and is not said anew:
 /// unset first.
 fn others_variables() -> Vec<Variable> {
-    let is_others = |name: &String| name.starts_with("EINHORN_") || name.starts_with("S6_FD");
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    names.filter(is_others).map(|name| (name, None)).collect()
+    names.filter(|name| is_for_others(name)).map(|name| (name, None)).collect()
+}
+
+/// All values of an option or operand.
+fn many<T: Clone + Send + Sync + 'static>(invocation: &Invocation, id: &str) -> Vec<T> {
+    invocation.matches.get_many(id).into_iter().flatten().cloned().collect()
 }
 
 /// A holder that descriptors are taken from.

@@ -24,8 +24,9 @@ fn define(command: Command) -> Command {
         .after_help(format!(
             "For the textfile collector of the node exporter, from a timer:\n  \
              fdholder metrics --output /var/lib/node_exporter/fdholder.prom /run/holder\n\n\
-             fdholder_up is 0 when the holder cannot be reached or does not answer; the exit \
-             code is not 0 then. Of s6's daemon only how much it holds is told.\n\n{EXIT_CODES}"
+             fdholder_up is 0 when the holder cannot be reached or does not answer, and 1 when it \
+             answers no; the exit code is not 0 then. Of s6's daemon only how much it holds is \
+             told. For users that may list or take a dump.\n\n{EXIT_CODES}"
         ))
         .arg(
             Arg::new("output")
@@ -44,13 +45,16 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let known = look(&path, deadline(invocation));
     let text = match &known {
         Ok(known) => told(known, &path),
-        Err(_) => Metrics::of(&path).up(false).0,
+        Err(failure) => Metrics::of(&path).up(failure.is_refusal()).0,
     };
     match invocation.optional::<PathBuf>("output") {
         Some(file) => replace(&file, &text)?,
         None => print(&text)?,
     }
-    known.map(|_| ExitCode::SUCCESS)
+    match known? {
+        Known::LittleOf { held: Err(failure), .. } => Err(failure),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Nobody ever reads a part of it.
@@ -88,8 +92,8 @@ fn told(known: &Known, path: &Path) -> String {
     match known {
         Known::All(status) => metrics.status(status).0,
         Known::LittleOf { held, .. } => match held {
-            Some(held) => metrics.gauge("held_fds", HELD, held).0,
-            None => metrics.0,
+            Ok(held) => metrics.gauge("held_fds", HELD, held).0,
+            Err(_) => metrics.0,
         },
     }
 }

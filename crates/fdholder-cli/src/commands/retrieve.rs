@@ -4,9 +4,10 @@ use crate::connect::connect;
 use crate::connect::identifier;
 use crate::failure::Failure;
 use crate::options::{id_operand, path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
-use crate::passing::becoming::become_program;
+use crate::passing::becoming::{become_program, check_program};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
+use fdholder::Limit;
 use std::process::ExitCode;
 
 pub const PROGRAM: Program = Program {
@@ -26,7 +27,7 @@ fn define(command: Command) -> Command {
                 .short('D')
                 .long("delete")
                 .action(ArgAction::SetTrue)
-                .help("Have the holder let go of it as well"),
+                .help("Have the holder release it as well"),
         )
         .arg(timeout_option())
         .arg(path_operand())
@@ -35,11 +36,22 @@ fn define(command: Command) -> Command {
 }
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let delete = invocation.matches.get_flag("delete");
+    if delete {
+        check_program(invocation)?;
+    }
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "retrieve fd")?;
-    let delete = invocation.matches.get_flag("delete");
     let fd = holder.retrieve_maybe_delete(&id, delete, deadline);
     let fd = fd.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     rustix::stdio::dup2_stdin(&fd).map_err(|errno| Failure::system("move fd", errno))?;
-    Err(become_program(invocation, []))
+    let failure = become_program(invocation, []);
+    if !delete {
+        return Err(failure);
+    }
+    // What only exec itself finds out must not lose the descriptor.
+    Err(match holder.store(&id, Limit::never(), &fd, deadline) {
+        Ok(()) => failure.with(format_args!("{id} is held again, without a limit")),
+        Err(error) => failure.with(format_args!("{id} is lost: {error}")),
+    })
 }

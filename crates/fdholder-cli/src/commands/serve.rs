@@ -25,13 +25,13 @@ use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
+use fdholder_daemon::nothing;
 use fdholder_daemon::privileges::{drop_to, gain_none, Become};
 use fdholder_daemon::signals::Signals;
 use fdholder_daemon::{Ended, Options, Reload, Room, Server};
 use sockets::Sockets;
 use start::Start;
 use std::cell::OnceCell;
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -543,13 +543,16 @@ fn watchdog() -> Option<(Notifier, Duration)> {
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input
-/// and output: whoever reads the latter sees its end. Both become /dev/null rather than
-/// closed, so that no held descriptor ever gets their numbers.
+/// and output: whoever reads the latter sees its end. Both become /dev/null, or something as
+/// empty, rather than closed, so that no held descriptor ever gets their numbers.
 fn give_up_standard_streams(announce: bool) -> std::io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let null = nothing::open()?;
     let mut stdout = std::io::stdout();
-    let said =
-        if announce { stdout.write_all(b"\n").and_then(|()| stdout.flush()) } else { Ok(()) };
+    let said = if announce && !nothing::is_nothing(&stdout) {
+        stdout.write_all(b"\n").and_then(|()| stdout.flush())
+    } else {
+        Ok(())
+    };
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     said

@@ -25,7 +25,7 @@ fn define(command: Command) -> Command {
     command
         .about("Show how a holder is: process, room, standby, what was asked, what services say")
         .after_help(format!(
-            "For who may list. Counts begin when the process does. Of s6's daemon only process, \
+            "For users that may list or take a dump. Counts begin when the process does. Of s6's daemon only process, \
              user, and how much it holds can be seen.\n\n{EXIT_CODES}"
         ))
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("As JSON"))
@@ -42,11 +42,14 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         let screen = Screen::stdout();
         match &known {
             Known::All(status) => text(status, &path, screen),
-            Known::LittleOf { pid, uid, held } => little(&path, *pid, *uid, *held),
+            Known::LittleOf { pid, uid, held } => little(&path, *pid, *uid, held.as_ref().ok()),
         }
     };
     print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    match known {
+        Known::LittleOf { held: Err(failure), .. } => Err(failure),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Since the process began to serve.
@@ -113,12 +116,12 @@ fn services(services: &[Service]) -> Table {
     table
 }
 
-fn little(path: &Path, pid: Option<i32>, uid: u32, held: Option<usize>) -> String {
+fn little(path: &Path, pid: Option<i32>, uid: u32, held: Option<&usize>) -> String {
     let mut text = String::new();
     line(&mut text, "holder", format_args!("{}, s6's or alike", path.display()));
     let pid = pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
     line(&mut text, "process", format_args!("pid {pid}, user {}", UserNames::read().of(uid)));
-    let held = held.map_or_else(|| "? (you may not list)".to_owned(), |held| held.to_string());
+    let held = held.map_or_else(|| "? (you may not list)".to_owned(), ToString::to_string);
     line(&mut text, "held", held);
     text.push_str("\nIts protocol does not tell more.\n");
     text
@@ -128,6 +131,7 @@ fn as_json(known: &Known) -> Value {
     let status = match known {
         Known::All(status) => status,
         Known::LittleOf { pid, uid, held } => {
+            let held = held.as_ref().ok();
             return json!({ "is_fdholder": false, "pid": pid, "uid": uid, "held": held });
         }
     };

@@ -4,7 +4,7 @@ mod plan;
 mod summary;
 
 use crate::failure::{exit, Failure};
-use crate::options::{milliseconds, path_operand, Milliseconds};
+use crate::options::{milliseconds, path_operand, Milliseconds, PATIENCE};
 use crate::program::{Invocation, Program};
 use crate::show::progress::Bar;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
@@ -36,6 +36,9 @@ fn define(command: Command) -> Command {
              --move); the destination takes all of it or nothing, unless it is s6's daemon. \
              From a fdholder the descriptors go directly, from s6's daemon through this \
              process.\n\n\
+             It takes the right to take a dump of the source and to give one to the destination, \
+             also when nothing goes. --move takes the right to store, and so delete, each id in the \
+             source; --verify takes the right to list the destination, or to take a dump of it.\n\n\
              Exit codes: 0 done, 1 the source said no or broke off, 2 the destination did, \
              100 wrong usage, 111 no holder there or a system error.",
         )
@@ -46,7 +49,11 @@ fn define(command: Command) -> Command {
                 .value_name("FROM:TO")
                 .allow_hyphen_values(true)
                 .value_parser(OsStringValueParser::new().try_map(|text| timeouts(&text)))
-                .help("Give up after waiting so many milliseconds for either (0 or none: never)"),
+                .help(format!(
+                    "Give up after waiting so many milliseconds for either; 0 or none: never \
+                     [default: {} for each answer]",
+                    PATIENCE.as_millis()
+                )),
         )
         .arg(
             Arg::new("only")
@@ -78,11 +85,15 @@ fn define(command: Command) -> Command {
                         }
                     }),
                 )
-                .help("When the destination holds an id already: replace its descriptor [default], keep it, or fail and carry nothing"),
+                .help(
+                    "When the destination holds an id already: replace its descriptor [default], keep it, \
+                     or fail and carry nothing. keep and fail take the right to list there, or to \
+                     take a dump",
+                ),
         )
         .arg(switch("move").help("Delete from the source what the destination has confirmed"))
         .arg(switch("verify").help("Afterwards compare ids and limits in both holders"))
-        .arg(switch("dry-run").help("Only say what would be carried and replaced, and whether it fits"))
+        .arg(switch("dry-run").help("Only say what would be carried and replaced, and whether it would be refused"))
         .arg(switch("relay").help("Carry through this process even what could go directly"))
         .arg(switch("json").help("Say what was done (or would be) as JSON on stdout"))
         .arg(path_operand().id("from").value_name("FROM").help("Where the source listens"))
@@ -141,10 +152,12 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 /// What the command line says of holders, timeouts and choice.
 fn transfer(invocation: &Invocation) -> Result<Transfer, Failure> {
     let (from, to): (PathBuf, PathBuf) = (invocation.required("from")?, invocation.required("to")?);
-    let timeouts = invocation.optional("timeouts");
-    let (Milliseconds(from_timeout), Milliseconds(to_timeout)) =
-        timeouts.unwrap_or((Milliseconds(None), Milliseconds(None)));
-    let mut transfer = Transfer::new(from, to).timeouts(from_timeout, to_timeout);
+    let mut transfer = Transfer::new(from, to);
+    match invocation.optional("timeouts") {
+        Some((Milliseconds(from), Milliseconds(to))) => transfer = transfer.timeouts(from, to),
+        None if !invocation.as_s6 => transfer = transfer.patience(PATIENCE),
+        None => {}
+    }
     if let Some(on_conflict) = invocation.optional("on-conflict") {
         transfer = transfer.on_conflict(on_conflict);
     }

@@ -2,11 +2,14 @@
 
 use crate::connect::connect_negotiated;
 use crate::failure::{exit, Failure};
-use crate::options::{path_operand, timeout_option, EXIT_CODES};
+use crate::options::{path_operand, timeout_option, Milliseconds, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use crate::show::output::print;
 use clap::Command;
+use fdholder::Deadline;
+use fdholder_daemon::limits::KEEP_PATIENCE;
 use std::process::ExitCode;
+use std::time::Duration;
 
 pub const PROGRAM: Program =
     Program { subcommand: "upgrade", s6_name: "", s6_usage: "", define, run };
@@ -23,11 +26,19 @@ fn define(command: Command) -> Command {
         .arg(path_operand())
 }
 
+/// Without `-t`, once the holder has answered at all: it gives the next program half of this to get
+/// ready.
+const UPGRADE_PATIENCE: Duration = KEEP_PATIENCE.saturating_mul(2);
+
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    let (mut holder, deadline) = connect_negotiated(invocation)?;
+    let (mut holder, mut deadline) = connect_negotiated(invocation)?;
+    if invocation.optional::<Milliseconds>("timeout").is_none() {
+        deadline = Deadline::after(UPGRADE_PATIENCE);
+    }
     match holder.upgrade(deadline)? {
         Ok(version) => print(&format!("fdholder {version} serves now\n"))?,
         Err(why) => {
+            let why = if why.is_empty() { "the holder does not say why".to_owned() } else { why };
             return Err(Failure::new(exit::DENIED, format_args!("unable to upgrade: {why}")));
         }
     }

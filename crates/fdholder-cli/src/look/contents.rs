@@ -43,6 +43,7 @@ impl Contents {
         let mut found = Found::default();
         match found.by_dump(&mut holder, deadline) {
             Ok(()) => {}
+            Err(error) if error.cause() == Cause::TimedOut => return Err(error.into()),
             Err(error) => {
                 // s6's daemon of Debian 12 breaks off when there is more than fits.
                 if !matches!(error.cause(), Cause::Denied(_)) {

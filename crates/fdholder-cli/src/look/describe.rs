@@ -2,7 +2,7 @@
 
 use crate::show::terminal::harmless;
 use crate::sockopt::{get_int, tcp_accept_queue};
-use rustix::fs::{fcntl_getfl, statx, AtFlags, FileType, OFlags, StatxFlags};
+use rustix::fs::{fcntl_get_seals, fcntl_getfl, statx, AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{
@@ -68,6 +68,8 @@ pub fn describe(fd: impl AsFd) -> Description {
     let (kind, address) = match file_type {
         Ok(FileType::RegularFile) => match target.strip_prefix("/memfd:") {
             Some(name) => ("memfd", name.trim_end_matches(" (deleted)").to_owned()),
+            // Without /proc nothing has a name.
+            None if target.is_empty() && is_memfd(fd) => ("memfd", target),
             None => ("file", target),
         },
         Ok(FileType::Directory) => ("folder", target),
@@ -86,6 +88,13 @@ pub fn describe(fd: impl AsFd) -> Description {
 
 fn is_nonblocking(fd: BorrowedFd<'_>) -> Option<bool> {
     fcntl_getfl(fd).ok().map(|flags| flags.contains(OFlags::NONBLOCK))
+}
+
+/// Only files in memory have seals, and a memfd is in no folder.
+fn is_memfd(fd: BorrowedFd<'_>) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    fcntl_get_seals(fd).is_ok()
+        && statx(fd, c"", flags, StatxFlags::NLINK).is_ok_and(|stat| stat.stx_nlink == 0)
 }
 
 fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {

@@ -11,10 +11,15 @@ fn variable(name: &str) -> Option<u32> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
 
+/// How many descriptors were given to this very process; they may be for one that started it.
+pub fn count() -> u32 {
+    let is_own = variable("LISTEN_PID") == Some(std::process::id());
+    variable("LISTEN_FDS").filter(|_| is_own).unwrap_or(0)
+}
+
 /// The descriptors that were given to this process, with their names. To be called once.
 pub fn given() -> Vec<(String, OwnedFd)> {
-    // They may be for a process that started this one.
-    if variable("LISTEN_PID") != Some(std::process::id()) {
+    if count() == 0 {
         return Vec::new();
     }
     let (given, missing) = take();

@@ -2,12 +2,14 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bind;
+mod blame;
 mod config;
 mod confined;
 mod elsewhere;
 mod exec;
 mod groups;
 mod hung_up;
+mod kept;
 mod lifecycle;
 mod limits;
 mod lingering;
@@ -19,9 +21,12 @@ mod programs;
 mod readme;
 mod rebind;
 mod reload;
+mod rights;
+mod stopped;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;
+mod unchanged;
 mod wire;
 
 use support::daemon::serve;

@@ -8,7 +8,8 @@ use crate::support::{
 use crate::{content, fill};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn upgrade(family: &Family) -> std::process::Output {
@@ -58,6 +59,23 @@ fn upgrades_go_on_for_ever() {
     assert_eq!(content(&mut family.client()), before);
     eventually("it serves", || family.primary() == standby);
     refused(&family);
+}
+
+/// Nobody could execute it, confined or not.
+#[test]
+fn program_that_lost_its_mode_is_not_blamed_on_landlock() {
+    let mut family = Family::new();
+    let bin = family.folder.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let installed = Installed::in_folder(&bin);
+    family.serve_by(&installed.path, &[]);
+    fs::set_permissions(&installed.path, Permissions::from_mode(0o644)).unwrap();
+    let refused = upgrade(&family);
+    assert_exit(&refused, 1);
+    assert!(stderr(&refused).contains("unable to start it: Permission denied"), "{refused:?}");
+    assert!(!stderr(&refused).contains("landlock"), "{refused:?}");
+    // The daemon it was goes on.
+    family.client().list(deadline()).unwrap();
 }
 
 /// A daemon that takes over is a new one: it opens what it was started for.

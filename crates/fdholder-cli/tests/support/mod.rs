@@ -9,6 +9,7 @@ pub mod installed;
 pub mod lingering;
 pub mod logged;
 pub mod proxy;
+pub mod rights;
 pub mod suite;
 pub mod system;
 pub mod systemd;

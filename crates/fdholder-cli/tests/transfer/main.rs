@@ -9,6 +9,7 @@ mod extensions;
 mod live;
 mod misbehaving;
 mod pacing;
+mod rights;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         live::TESTS,
         misbehaving::TESTS,
         pacing::TESTS,
+        rights::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(|&(name, needs_s6, run)| {
         let installed = Suite::S6V211.is_installed() && Suite::S6V213.is_installed();

@@ -2,6 +2,7 @@
 //! name, unless `FDHOLDER_REQUIRE_PEERS` is set: then they fail.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod bare;
 mod privileges;
 #[path = "../support/mod.rs"]
 mod support;
@@ -43,6 +44,8 @@ fn main() {
         trial("a_sender_waits_for_a_slow_reader", None, a_sender_waits_for_a_slow_reader),
         trial("the_client_is_judged_not_the_source", None, the_client_is_judged_not_the_source),
         trial("ports_are_opened_before_privileges_are_dropped", None, privileged_ports),
+        trial("image_with_nothing_but_the_program_is_enough", None, bare::nothing_but_the_program),
+        trial("commands_without_proc_do_what_they_do_with_it", None, bare::without_proc),
         trial("who_sends_a_notification_is_judged", None, who_sends_a_notification_is_judged),
         trial("threads_that_close_come_when_they_can", None, threads_that_close_come_when_they_can),
     ];

@@ -58,7 +58,12 @@ impl Roll {
     ///
     /// Those of `memfd_create(2)` and fcntl(2).
     pub fn new() -> Result<Self, Errno> {
-        let file = memfd_create("fdholder roll", MemfdFlags::CLOEXEC)?;
+        let file =
+            memfd_create("fdholder roll", MemfdFlags::CLOEXEC).map_err(|errno| match errno {
+                // ENFILE tells a follower that it has too little room itself.
+                Errno::NFILE => Errno::MFILE,
+                errno => errno,
+            })?;
         // Read beyond the end, nobody was given up; but the byte that everybody reads is there.
         pwrite(&file, &[0], SUCCEEDED)?;
         fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;

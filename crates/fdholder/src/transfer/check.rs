@@ -1,7 +1,7 @@
 //! Looking before a transfer, and after it.
 
 use super::ends::Ends;
-use super::{Route, Transfer, TransferError};
+use super::{direct, relay, Route, Side, Transfer, TransferError};
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::error::{Cause, Error};
@@ -74,8 +74,8 @@ pub struct Plan {
     pub route: Route,
     /// Why the destination would refuse the set, if it would.
     pub refusal: Option<Errno>,
-    /// How many the destination holds.
-    pub held: u32,
+    /// How many the destination holds, if this user may know that.
+    pub held: Option<u32>,
     /// How many it can hold, if it tells.
     pub capacity: Option<u32>,
 }
@@ -87,8 +87,9 @@ pub struct Planned {
     pub id: Identifier,
     /// Until when; `None` when s6's daemon could not be made to tell.
     pub limit: Option<Limit>,
-    /// Whether the destination has something under that identifier already.
-    pub conflicts: bool,
+    /// Whether the destination has something under that identifier already, if this user may know
+    /// that.
+    pub conflicts: Option<bool>,
 }
 
 /// What was found when both holders were looked at after a transfer.
@@ -113,44 +114,82 @@ impl Verification {
 }
 
 impl Transfer {
-    /// What the transfer would do, without doing anything.
+    /// What the transfer would do, without doing anything: everything is asked that the transfer
+    /// asks before it carries something, in the same order.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run), and EPERM when one of the holders may not be listed.
+    /// As [`run`](Self::run), for what would be refused by rules above all.
     pub fn plan(&self) -> Result<Plan, TransferError> {
         let mut ends = Ends::open(self, None)?;
-        let source = ends.from.ask(|from, deadline| Catalogue::of(from, true, deadline))?;
-        let destination = ends.to.ask(|to, deadline| Catalogue::of(to, false, deadline))?;
-        let wanted = source.ids.into_iter().filter(|(id, _)| self.wants(id));
-        let mut entries: Vec<_> = wanted
-            .map(|(id, limit)| Planned { conflicts: destination.ids.contains_key(&id), id, limit })
-            .collect();
-        entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        let conflicts = entries.iter().filter(|entry| entry.conflicts).count();
-        let held = destination.ids.len();
-        let new = entries.len() - conflicts;
-        let refusal = match destination.capacity {
-            _ if self.on_conflict == OnConflict::Fail && conflicts > 0 => Some(Errno::EXIST),
-            Some(capacity) if held + new > capacity as usize => Some(Errno::NFILE),
-            _ => {
-                // s6's daemon counts what would be replaced, too. No set follows: the
-                // connection ends here.
-                let kept = if self.on_conflict == OnConflict::Keep { conflicts } else { 0 };
-                let count = (entries.len() - kept) as u32; // At most DUMP_FDS_MAX.
-                let announced =
-                    ends.to.ask(|to, deadline| to.begin_setdump(count, deadline).map(drop));
-                match announced.map_err(|error| (error.error.cause(), error)) {
-                    Ok(()) => None,
-                    Err((Cause::Denied(errno @ Errno::NFILE), _)) => Some(errno),
-                    Err((_, error)) => return Err(error),
-                }
-            }
+        self.plan_between(&mut ends).map_err(|error| ends.first_to_refuse(error))
+    }
+
+    fn plan_between(&self, ends: &mut Ends) -> Result<Plan, TransferError> {
+        let route = self.route(ends);
+        let (mut chosen, passed_over) = match route {
+            Route::Direct => self.chosen_directly(ends)?,
+            Route::Relay => self.chosen_by_dump(ends)?,
         };
-        let route =
-            if ends.from.is_fdholder() && !self.relay { Route::Direct } else { Route::Relay };
-        // Each at most DUMP_FDS_MAX.
-        Ok(Plan { entries, route, refusal, held: held as u32, capacity: destination.capacity })
+        let destination = match ends.to.ask(|to, deadline| Catalogue::of(to, false, deadline)) {
+            Err(error) if is_refused(&error) => None,
+            result => Some(result?),
+        };
+        chosen.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let ids = destination.as_ref().map(|destination| &destination.ids);
+        let planned = |(id, limit)| Planned {
+            conflicts: ids.map(|ids| ids.contains_key(&id)),
+            id,
+            limit: Some(limit),
+        };
+        let count = chosen.len() as u32 - passed_over; // At most DUMP_FDS_MAX.
+        let entries: Vec<_> = chosen.into_iter().map(planned).collect();
+        // No set follows: the connection ends here.
+        let announced = ends.to.ask(|to, deadline| to.begin_setdump(count, deadline).map(drop));
+        let refusal = match announced.map_err(|error| (error.error.cause(), error)) {
+            Ok(()) => self.refusal_of_set(&entries, destination.as_ref()),
+            Err((Cause::Denied(errno), _)) if errno != Errno::PERM => Some(errno),
+            Err((_, error)) => return Err(error),
+        };
+        let held = ids.map(|ids| ids.len() as u32); // At most DUMP_FDS_MAX.
+        let capacity = destination.and_then(|destination| destination.capacity);
+        Ok(Plan { entries, route, refusal, held, capacity })
+    }
+
+    /// What a fdholder says of what it has, and whether it would send it; and how many of that would
+    /// be passed over.
+    fn chosen_directly(&self, ends: &mut Ends) -> Result<(Chosen, u32), TransferError> {
+        let direct::Prepared { snapshot, chosen, runs, .. } = direct::prepare(self, ends, true)?;
+        ends.check_dump()?;
+        let passed_over = chosen.len() - runs.len();
+        let entry = |at: u32| &snapshot.entries[at as usize];
+        let chosen = chosen.positions().map(|at| (entry(at).id.clone(), entry(at).limit));
+        Ok((chosen.collect(), passed_over))
+    }
+
+    /// What a dump has that would go through this process.
+    fn chosen_by_dump(&self, ends: &mut Ends) -> Result<(Chosen, u32), TransferError> {
+        let relay::Prepared { conflicts, .. } = relay::prepare(self, ends)?;
+        let mut chosen = ends.from.ask(dumped)?;
+        chosen.retain(|(id, _)| self.wants(id));
+        let passed_over = chosen.iter().filter(|(id, _)| conflicts.pass_over(id)).count() as u32;
+        Ok((chosen, passed_over))
+    }
+
+    /// Why a fdholder would refuse a set that it lets this user give: what it would hold then is not
+    /// what it may. s6's daemon has said so already.
+    fn refusal_of_set(
+        &self,
+        entries: &[Planned],
+        destination: Option<&Catalogue>,
+    ) -> Option<Errno> {
+        let Catalogue { ids, capacity: Some(capacity) } = destination? else { return None };
+        let conflicts = entries.iter().filter(|entry| entry.conflicts == Some(true)).count();
+        if self.on_conflict == OnConflict::Fail && conflicts > 0 {
+            return Some(Errno::EXIST);
+        }
+        let is_full = ids.len() + entries.len() - conflicts > *capacity as usize;
+        is_full.then_some(Errno::NFILE)
     }
 
     /// Looks at both holders after a transfer, and compares them with what was carried, a
@@ -203,4 +242,12 @@ impl Transfer {
     fn keeps(&self) -> bool {
         self.on_conflict == OnConflict::Keep
     }
+}
+
+/// Identifiers with limits.
+type Chosen = Vec<(Identifier, Limit)>;
+
+/// Whether the destination does not let this user do that.
+fn is_refused(TransferError { side, error, .. }: &TransferError) -> bool {
+    *side == Side::Destination && matches!(error.cause(), Cause::Denied(_))
 }

@@ -4,13 +4,13 @@
 //! judged by its rights, and has the source put the messages with the descriptors into
 //! that connection. What the destination answers comes here.
 
-use super::ends::{left_behind, Allowance, Ends};
+use super::ends::{left_behind, Allowance, Conflicts, Ends};
 use super::{Progress, Report, Route, Side, Transfer, TransferError};
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::dump::{Outgoing, GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error};
-use crate::extension::{self, Extension};
+use crate::extension::{self, Extension, Snapshot};
 use crate::limits::MESSAGE_FDS_MAX;
 use crate::request::Request;
 use crate::runs::Runs;
@@ -30,32 +30,59 @@ const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// At least so often it is looked whose time it is.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-pub(super) fn run(
+/// What is known before anything goes.
+pub(super) struct Prepared {
+    conflicts: Conflicts,
+    /// Of the source.
+    pub snapshot: Snapshot,
+    /// What of it was chosen.
+    pub chosen: Runs,
+    /// What of that goes.
+    pub runs: Runs,
+}
+
+/// Asks everything that could be refused before the set is announced; with `entries` also what
+/// there is, not only how much.
+pub(super) fn prepare(
     transfer: &Transfer,
-    mut ends: Ends,
-    watch: &mut dyn FnMut(Progress),
-) -> Result<Report, TransferError> {
+    ends: &mut Ends,
+    entries: bool,
+) -> Result<Prepared, TransferError> {
     let conflicts = ends.settle_conflicts(transfer)?;
-    let entries = transfer.needs_entries();
+    ends.check_look(transfer)?;
     let snapshot = match ends.snapshot.take() {
         Some(snapshot) => snapshot,
         None => ends.from.ask(|from, deadline| from.snapshot(entries, deadline))?,
     };
     let id = |at: &u32| &snapshot.entries[*at as usize].id; // Only if there are entries.
-    let mut runs = Runs::all(snapshot.count);
+    let mut chosen = Runs::all(snapshot.count);
     if entries {
-        runs = Runs::of(runs.positions().filter(|at| transfer.wants(id(at))));
+        chosen = Runs::of(chosen.positions().filter(|at| transfer.wants(id(at))));
     }
-    let chosen = runs.len();
+    let mut runs = chosen.clone();
     if conflicts.are_settled_here() {
         runs = Runs::of(runs.positions().filter(|at| !conflicts.pass_over(id(at))));
     }
-    let passed_over = chosen - runs.len();
-    conflicts.check(passed_over)?;
+    conflicts.check(chosen.len() - runs.len())?;
     if transfer.moving {
         ends.from.ask(|from, deadline| from.release(runs.clone(), true, deadline))?;
     }
-    let bytes = send(&mut ends, runs.clone(), watch)?;
+    Ok(Prepared { conflicts, snapshot, chosen, runs })
+}
+
+pub(super) fn run(
+    transfer: &Transfer,
+    ends: &mut Ends,
+    watch: &mut dyn FnMut(Progress),
+) -> Result<Report, TransferError> {
+    let Prepared { conflicts, snapshot, chosen, runs } =
+        prepare(transfer, ends, transfer.needs_entries())?;
+    let passed_over = chosen.len() - runs.len();
+    if runs.len() == 0 {
+        // Otherwise the source says so when it is asked to send.
+        ends.check_dump()?;
+    }
+    let bytes = send(ends, runs.clone(), watch)?;
     let taken = ends.taken(transfer, &conflicts, runs.len())?;
     let mut moved = None;
     if transfer.moving {
@@ -135,6 +162,8 @@ fn deliver(
         .is_sent_elsewhere(count)
         .map_err(|error| TransferError::new(Side::Destination, error))?;
     let mut wait = FIRST_WAIT;
+    from_time.renew();
+    to_time.renew();
     loop {
         // Without a wait: that is below, where it is seen whose time it is.
         match from.receive(Deadline::after(Duration::ZERO)) {

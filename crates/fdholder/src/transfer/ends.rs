@@ -1,5 +1,6 @@
 //! The two holders of a transfer, and the time each may take.
 
+use super::check::identifiers;
 use super::{Left, Side, Transfer, TransferError};
 use crate::client::Client;
 use crate::deadline::Deadline;
@@ -19,17 +20,25 @@ use std::time::{Duration, Instant};
 pub(super) struct Allowance {
     side: Side,
     left: Option<Duration>,
+    /// For each answer as much, in the place of something for the whole.
+    each: Option<Duration>,
 }
 
 impl Allowance {
-    fn new(side: Side, left: Option<Duration>) -> Self {
-        Self { side, left }
+    fn new(side: Side, left: Option<Duration>, each: Option<Duration>) -> Self {
+        Self { side, left, each }
+    }
+
+    /// Another answer begins to be waited for.
+    pub fn renew(&mut self) {
+        self.left = self.each.or(self.left);
     }
 
     pub fn spend<T>(
         &mut self,
         operation: impl FnOnce(Deadline) -> Result<T, Error>,
     ) -> Result<T, TransferError> {
+        self.renew();
         let start = Instant::now();
         let deadline = self.left.map_or(Deadline::NEVER, Deadline::after);
         let result = operation(deadline);
@@ -96,8 +105,9 @@ impl Ends {
     /// Connects to both and asks both what they speak, which takes them both at once; the
     /// source perhaps for a snapshot as well, with or without entries.
     pub fn open(transfer: &Transfer, snapshot: Option<bool>) -> Result<Self, TransferError> {
-        let mut from_time = Allowance::new(Side::Source, transfer.timeout_from);
-        let mut to_time = Allowance::new(Side::Destination, transfer.timeout_to);
+        let each = transfer.patience;
+        let mut from_time = Allowance::new(Side::Source, transfer.timeout_from, each);
+        let mut to_time = Allowance::new(Side::Destination, transfer.timeout_to, each);
         let (from, to) = (&transfer.from, &transfer.to);
         let begin = |path, side, snapshot| {
             move |deadline| {
@@ -128,10 +138,50 @@ impl Ends {
             if self.to.is_fdholder() {
                 self.to.ask(|to, deadline| to.on_conflict(on_conflict, deadline))?;
             } else {
-                held = Some(self.to.ask(Client::list)?.into_iter().collect());
+                held = Some(self.to.ask(identifiers)?.into_iter().collect());
             }
         }
         Ok(Conflicts { held, fail: on_conflict == OnConflict::Fail })
+    }
+
+    /// Fails if a holder refuses what the transfer needs and would only ask in the end, or not at
+    /// all when nothing goes: a dump of the source. A fdholder that is asked to send none of what it
+    /// holds says whether it would; of s6's daemon the connection is of no more use after that.
+    pub fn check_dump(&mut self) -> Result<(), TransferError> {
+        let Self { from, to, .. } = self;
+        let is_fdholder = from.is_fdholder();
+        from.ask(|from, deadline| {
+            if is_fdholder {
+                from.may_deliver(to.client.socket(), deadline)
+            } else {
+                from.begin_getdump(deadline).map(drop)
+            }
+        })
+    }
+
+    /// Fails if the destination may not be looked at, which verifying takes.
+    pub fn check_look(&mut self, transfer: &Transfer) -> Result<(), TransferError> {
+        if !transfer.recorded {
+            return Ok(());
+        }
+        if self.to.is_fdholder() {
+            self.to.ask(Client::may_look)
+        } else {
+            self.to.ask(identifiers).map(drop)
+        }
+    }
+
+    /// Of two holders that refuse the source is named, as by s6's program: whether the destination
+    /// has refused first depends on what goes.
+    pub fn first_to_refuse(&mut self, error: TransferError) -> TransferError {
+        // Who is not let in at all is hung up on.
+        let is_refusal = |error: &TransferError| {
+            matches!(error.error.cause(), Cause::Denied(_) | Cause::Exchange(Errno::PIPE))
+        };
+        if error.side == Side::Source || error.left != Left::Nothing || !is_refusal(&error) {
+            return error;
+        }
+        self.check_dump().err().filter(is_refusal).unwrap_or(error)
     }
 
     /// What became of a set that the destination has confirmed, as far as that is known.

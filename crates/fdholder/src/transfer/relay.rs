@@ -2,7 +2,7 @@
 //! source needs.
 
 use super::check::identifiers;
-use super::ends::{left_behind, End, Ends};
+use super::ends::{left_behind, Conflicts, End, Ends};
 use super::{Progress, Report, Route, Side, Transfer, TransferError};
 use crate::deadline::Deadline;
 use crate::dump::{Incoming, Outgoing, GET_DUMP};
@@ -23,13 +23,19 @@ use std::time::Duration;
 /// daemon takes one.
 const AHEAD_MAX: usize = 32;
 
-pub(super) fn run(
-    transfer: &Transfer,
-    mut ends: Ends,
-    watch: &mut dyn FnMut(Progress),
-) -> Result<Report, TransferError> {
+/// What is known before anything goes.
+pub(super) struct Prepared {
+    pub conflicts: Conflicts,
+    /// How many go, if that is not all there is.
+    announced: Option<u32>,
+    passed_over: u32,
+    release: Release,
+}
+
+/// Asks everything that could be refused before the dump is asked for.
+pub(super) fn prepare(transfer: &Transfer, ends: &mut Ends) -> Result<Prepared, TransferError> {
     let conflicts = ends.settle_conflicts(transfer)?;
-    let goes = |id: &Identifier| transfer.wants(id) && !conflicts.pass_over(id);
+    ends.check_look(transfer)?;
     let filtered = transfer.only.is_some() || conflicts.are_settled_here();
     let mut announced = None;
     let mut passed_over = 0;
@@ -42,13 +48,24 @@ pub(super) fn run(
         announced = Some(ids.len() as u32 - passed_over);
     }
     conflicts.check(passed_over)?;
+    let release =
+        Release::prepare(transfer, ends, &|id| transfer.wants(id) && !conflicts.pass_over(id))?;
+    Ok(Prepared { conflicts, announced, passed_over, release })
+}
+
+pub(super) fn run(
+    transfer: &Transfer,
+    ends: &mut Ends,
+    watch: &mut dyn FnMut(Progress),
+) -> Result<Report, TransferError> {
+    let Prepared { conflicts, announced, passed_over, release } = prepare(transfer, ends)?;
+    let goes = |id: &Identifier| transfer.wants(id) && !conflicts.pass_over(id);
     let mut sieve = Sieve {
-        goes: filtered.then_some(&goes),
+        goes: announced.is_some().then_some(&goes),
         note: transfer.recorded || transfer.moving,
         noted: Vec::new(),
     };
-    let release = Release::prepare(transfer, &mut ends, &goes)?;
-    let (descriptors, bytes) = forward(&mut ends, announced, &mut sieve, watch)?;
+    let (descriptors, bytes) = forward(ends, announced, &mut sieve, watch)?;
     let taken = ends.taken(transfer, &conflicts, descriptors)?;
     let Sieve { noted, .. } = sieve;
     let mut moved = None;
@@ -190,6 +207,11 @@ impl Release {
                 let cause = Cause::Denied(Errno::INVAL);
                 let error = Error::new("move what a holder has into itself", cause);
                 return Err(TransferError::new(Side::Source, error));
+            }
+            let mut ids = ends.from.ask(identifiers)?;
+            ids.retain(goes);
+            for id in &ids {
+                ends.from.ask(|from, deadline| from.may_delete(id, deadline))?;
             }
             return Ok(Self::ById);
         }

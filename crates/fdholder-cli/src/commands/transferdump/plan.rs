@@ -52,24 +52,31 @@ fn text(plan: &Plan) -> String {
             Some(None) => "never".to_owned(),
             Some(Some(moment)) => format!("in {}", brief(moment.saturating_since(now))),
         };
-        let held = if entry.conflicts { "held" } else { "-" };
+        let held = match entry.conflicts {
+            Some(true) => "held",
+            Some(false) => "-",
+            None => "?",
+        };
         table.row([entry.id.to_string().into(), expires.into(), held.into()]);
     }
     table.to_text(Screen::stdout()) + &conclusion(plan)
 }
 
 fn conclusion(plan: &Plan) -> String {
-    let (count, held) = (plan.entries.len(), plan.held);
-    let conflicts = plan.entries.iter().filter(|entry| entry.conflicts).count();
+    let count = plan.entries.len();
+    let conflicts = plan.entries.iter().filter(|entry| entry.conflicts == Some(true)).count();
     let of = plan.capacity.map_or_else(String::new, |capacity| format!(" of {capacity}"));
+    let there = match plan.held {
+        Some(held) => {
+            format!("{conflicts} of them under ids that the destination holds; it holds {held}{of}")
+        }
+        None => "what the destination holds this user may not see".to_owned(),
+    };
     let verdict = match plan.refusal {
+        None if plan.held.is_none() => "it lets this user give it".to_owned(),
         None => "it fits".to_owned(),
         Some(Errno::NFILE) => "it does not fit".to_owned(),
         Some(errno) => format!("the destination would refuse it: {}", strerror(errno)),
     };
-    format!(
-        "{count} to carry ({route}), {conflicts} of them under ids that the destination holds; \
-         it holds {held}{of}: {verdict}\n",
-        route = plan.route,
-    )
+    format!("{count} to carry ({route}), {there}: {verdict}\n", route = plan.route)
 }

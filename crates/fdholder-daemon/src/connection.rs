@@ -516,8 +516,9 @@ impl<F> Connection<F> {
     /// Remembers why there was no room, if that was it.
     fn note_enfile<T>(&mut self, answer: &Answer<T>, store: &Store<F>, who: &Claimant) {
         if matches!(answer, Err(Errno::NFILE)) {
-            let is_full = store.len() >= store.capacity();
-            let full = Short::Full { capacity: store.capacity() };
+            let reserved = if who.is_trusted { 0 } else { store.reserved() };
+            let is_full = store.len() + reserved >= store.capacity();
+            let full = Short::Full { capacity: store.capacity(), reserved };
             self.short = Some(if is_full { full } else { Short::Fds(who.may_hold()) });
         }
     }

@@ -55,6 +55,6 @@ pub use outbox::Outbox;
 pub use replication::{Carrier, Mirror, Mirrors, Releases, Replica, ReplicaError, Ticket, Told};
 pub use room::Room;
 pub use server::{Ended, Options, Reload, Reloaded, Server};
-pub use shares::{Allowance, Amounts, Claimant, Ledger, Quotas, Resource, Short};
+pub use shares::{Allowance, Amounts, Claimant, Ledger, Quotas, Resource, Short, Usage};
 pub use store::{Change, Outcome, Record, Staged, Store};
 pub use tally::Operation;

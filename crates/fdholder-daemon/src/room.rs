@@ -1,8 +1,9 @@
 //! How much a process has room for.
 
 use crate::limits::{
-    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, CONNECTIONS_MAX, FDS_MAX, FDS_RESERVED,
-    FOLLOWERS_MAX, LOANS_MAX,
+    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, BYTES_RESERVED, BYTES_RESERVED_PER_FD,
+    CONNECTIONS_MAX, CONNECTIONS_RESERVED, FDS_MAX, FDS_RESERVED, FOLLOWERS_MAX, LOANS_MAX,
+    LOANS_RESERVED,
 };
 use crate::privileges::raise_open_files;
 use crate::shares::{Amounts, Resource};
@@ -54,10 +55,24 @@ impl Room {
     /// What there is for all clients, when there are so many at most.
     pub fn sizes(&self, connections_max: usize) -> Amounts {
         Amounts::of(Resource::Connections, connections_max)
-            .with(Resource::Arriving, self.arriving)
+            .with(Resource::Arriving, self.arriving - self.message_reserved())
             .with(Resource::Bytes, BYTES_BASE + self.capacity * BYTES_PER_FD)
-            .with(Resource::Unread, self.open_files)
+            .with(Resource::Unread, self.open_files - self.message_reserved())
             .with(Resource::Loans, LOANS_MAX)
+    }
+
+    /// What root and the daemon's own user may have besides, whatever others have.
+    pub fn reserves(&self) -> Amounts {
+        Amounts::of(Resource::Connections, CONNECTIONS_RESERVED)
+            .with(Resource::Arriving, self.message_reserved())
+            .with(Resource::Bytes, BYTES_RESERVED + self.capacity * BYTES_RESERVED_PER_FD)
+            .with(Resource::Unread, self.message_reserved())
+            .with(Resource::Loans, LOANS_RESERVED)
+    }
+
+    /// The descriptors of one message, if there is room for those of two.
+    fn message_reserved(&self) -> usize {
+        MESSAGE_FDS_MAX.min(self.arriving - MESSAGE_FDS_MAX)
     }
 
     /// Has the kernel make the process's table of descriptors as large as it can become.

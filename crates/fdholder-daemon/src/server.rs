@@ -51,7 +51,7 @@ use watchdog::Watchdog;
 /// What a server is told.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Connections at once; more wait in the socket's queue.
+    /// Connections at once. What others have taken of them does not keep root out.
     pub connections_max: usize,
     /// Descriptors held at most.
     pub fds_max: usize,

@@ -8,6 +8,7 @@ mod sets;
 
 use self::expiry::{has_expired, Need};
 pub use self::sets::Staged;
+use crate::limits::held_reserve;
 use crate::notify::names::service_of;
 use crate::shares::{Allowance, Claimant};
 use fdholder::reply::Answer;
@@ -40,18 +41,20 @@ impl<F> std::ops::Deref for Record<F> {
 pub struct Owner {
     uid: u32,
     may_hold: Allowance,
+    is_trusted: bool,
 }
 
 /// One who may have everything.
 impl From<u32> for Owner {
     fn from(uid: u32) -> Self {
-        Self { uid, may_hold: Allowance::All }
+        Self { uid, may_hold: Allowance::All, is_trusted: true }
     }
 }
 
 impl From<&Claimant> for Owner {
     fn from(claimant: &Claimant) -> Self {
-        Self { uid: claimant.uid, may_hold: claimant.may_hold() }
+        let Claimant { uid, is_trusted, .. } = *claimant;
+        Self { uid, may_hold: claimant.may_hold(), is_trusted }
     }
 }
 
@@ -109,6 +112,8 @@ pub struct Store<F> {
     /// The number of what is held next.
     next_serial: u64,
     capacity: usize,
+    /// How many of them are for root and the daemon's own user.
+    reserved: usize,
     /// How many have expired.
     expired: u64,
     /// The time that it was told last.
@@ -140,6 +145,7 @@ impl<F> Store<F> {
             touched: BTreeSet::new(),
             is_with_peers: false,
             capacity: capacity.min(crate::limits::FDS_MAX),
+            reserved: 0,
         }
     }
 
@@ -156,6 +162,16 @@ impl<F> Store<F> {
     /// How many descriptors can be held.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// How many of those only root and the daemon's own user may have.
+    pub fn reserved(&self) -> usize {
+        self.reserved
+    }
+
+    /// Keeps some of them for those.
+    pub fn reserve(&mut self) {
+        self.reserved = held_reserve(self.capacity);
     }
 
     /// How many are held that a user has given.

@@ -2,6 +2,7 @@
 //! name, unless `FDHOLDER_REQUIRE_PEERS` is set: then they fail.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod full;
 mod privileges;
 #[path = "../support/mod.rs"]
 mod support;
@@ -25,6 +26,7 @@ use support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Rules, S
 fn main() {
     let rules = |daemon| move || rules_by_uid_and_gid(daemon);
     let trials = vec![
+        trial("root_is_served_by_a_full_daemon", None, full::root_is_served_by_a_full_daemon),
         trial("rules_by_uid_and_gid::ours", None, rules(Suite::Ours)),
         trial("rules_by_uid_and_gid::s6-2.11", Some(Suite::S6V211), rules(Suite::S6V211)),
         trial("rules_by_uid_and_gid::s6-2.13", Some(Suite::S6V213), rules(Suite::S6V213)),

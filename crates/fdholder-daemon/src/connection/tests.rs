@@ -294,7 +294,7 @@ fn a_limit_on_what_is_held_has_a_name() {
 }
 
 #[test]
-fn a_user_leaves_as_much_as_it_has() {
+fn a_user_without_a_rule_has_its_share_and_root_the_rest() {
     let mut store = Store::new(10);
     let mut client = limited(Quotas::default());
     for number in 0..5 {
@@ -302,7 +302,7 @@ fn a_user_leaves_as_much_as_it_has() {
     }
     assert_eq!(answer(&mut client, &mut store, Request::Store(entry(5))), ENFILE);
     let why = answer(&mut client, &mut store, extension(Extension::Why));
-    assert!(text(&why).contains("left for others"), "{why:?}");
+    assert!(text(&why).contains("has its share"), "{why:?}");
     // Root may have the rest, and is told that it is full.
     let rights = Some(Arc::new(Rights::all()));
     let mut root = Connection::new(Standing { uid: 0, is_own: false, rights });
@@ -311,7 +311,44 @@ fn a_user_leaves_as_much_as_it_has() {
     }
     assert_eq!(answer(&mut root, &mut store, Request::Store(entry(15))), ENFILE);
     let why = answer(&mut root, &mut store, extension(Extension::Why));
-    assert!(text(&why).contains("full: it holds 10 at most"), "{why:?}");
+    assert!(text(&why).contains("full: it holds 10 at most (-n)"), "{why:?}");
+}
+
+/// Neither many users, each with its share, nor one with a rule, leave root without a place.
+#[test]
+fn root_always_gets_the_places_that_are_reserved() {
+    let quotas = [Quotas { fds: Some(1000), ..Quotas::default() }, Quotas::default()];
+    for (capacity, reserved) in [(2, 1), (10, 1), (200, 3), (1000, 15), (5000, 16)] {
+        for quotas in quotas {
+            let mut store = Store::new(capacity);
+            store.reserve();
+            for uid in 1..200 {
+                let owner = Claimant { uid, is_trusted: false, quotas };
+                let mut number = 1000 * uid;
+                while store.store(entry(number), &owner, now()).answer.is_ok() {
+                    number += 1;
+                }
+            }
+            assert_eq!(store.len(), capacity - reserved);
+            let rights = Some(Arc::new(Rights { quotas, ..Rights::all() }));
+            let mut user = Connection::new(Standing { uid: 7, is_own: false, rights });
+            assert_eq!(answer(&mut user, &mut store, Request::Store(entry(1))), ENFILE);
+            let why = answer(&mut user, &mut store, extension(Extension::Why));
+            assert!(text(&why).contains(&format!("the last {reserved} for root")), "{why:?}");
+            // It may still replace what is its own.
+            let own = store.iter().find(|record| record.origin.owner == 7).cloned();
+            if let Some(own) = own {
+                let again = Entry { id: own.id.clone(), limit: own.limit, fd: 1 };
+                answer(&mut user, &mut store, Request::Setdump(1));
+                assert_eq!(answer(&mut user, &mut store, Request::SetdumpData(vec![again])), [0]);
+            }
+            for number in 0..reserved as u32 {
+                store.store(entry(number), 0, now()).answer.unwrap();
+            }
+            assert_eq!(store.store(entry(999), 0, now()).answer, Err(Errno::NFILE));
+            store.check();
+        }
+    }
 }
 
 #[test]
@@ -382,12 +419,12 @@ fn sets_and_loans_wait_for_room() {
         client.step(store, ledger, now()).unwrap();
         reply(client)
     };
-    // All that can be held is, and there is room for 300 more that are on their way.
+    // All that can be held is, and of 600 more that may be on their way one user has half.
     let mut full = Store::new(600);
     for number in 0..600 {
         full.store(entry(number), 0, now()).answer.unwrap();
     }
-    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 300));
+    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 600), Amounts::default(), 0);
     assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(301)), ENFILE);
     assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(300))[0], 0);
     // What can be held and is not has room for them as well.
@@ -395,7 +432,7 @@ fn sets_and_loans_wait_for_room() {
     assert_eq!(one(&mut client, &mut store, &ledger, Request::Setdump(301))[0], 0);
     let take = |name: &str| Request::Retrieve { id: Identifier::new(name).unwrap(), delete: true };
     let mut client = connection();
-    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0));
+    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0), Amounts::default(), 0);
     assert_eq!(one(&mut client, &mut store, &ledger, take("5")), EDQUOT);
     assert!(store.find_held(&Identifier::new("5").unwrap()).is_some());
 }

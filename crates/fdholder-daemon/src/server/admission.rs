@@ -34,7 +34,7 @@ impl Server {
             if self.accepting != Accepting::Yes
                 || self.undecided.is_some()
                 || self.is_handing_over
-                || self.peers.len() >= self.options.connections_max
+                || self.is_full()
             {
                 return;
             }
@@ -63,6 +63,13 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Whether there is no room even for root. As long as there is, all are accepted to see who
+    /// they are, and those who have no room are told.
+    pub(super) fn is_full(&self) -> bool {
+        let trusted = Claimant::trusted(self.user.uid);
+        self.hold.ledger.room(&trusted, Resource::Connections) == 0
     }
 
     /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never

@@ -102,6 +102,7 @@ impl Server {
     ) -> io::Result<Self> {
         let Inheritance { listener, mut store, clients, dropped: _, place } = inheritance;
         store.hold_with_peers(options.drop_hung_up);
+        store.reserve();
         // Nobody else may have what this one has been left.
         let is_heir = !(store.is_empty() && clients.is_empty());
         match prepare(&listener) {
@@ -135,12 +136,13 @@ impl Server {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
             insist(is_heir, || epoll::add(&epoll, source, data, flags))?;
         }
+        let user = User::this_process();
         let hold = Hold {
             store,
             mirrors: Mirrors::default(),
             crew: Crew::new(options.client_timeout),
             tally: Tally::default(),
-            ledger: Ledger::new(room.sizes(room.connections_max)),
+            ledger: Ledger::new(room.sizes(room.connections_max), room.reserves(), user.uid),
             auditor: Auditor::new(options.audit),
             buffer: vec![0; READ_LEN],
         };
@@ -151,7 +153,7 @@ impl Server {
             expiry_timer,
             hold,
             rules,
-            user: User::this_process(),
+            user,
             peers: Slab::new(),
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),

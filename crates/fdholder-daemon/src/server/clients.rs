@@ -354,7 +354,7 @@ impl Server {
                 break;
             }
         }
-        let full = self.peers.len() >= self.options.connections_max;
+        let full = self.is_full();
         self.accepting = match self.accepting {
             Accepting::LameDuck(_) => self.accepting,
             Accepting::PausedUntil(until) if now < until => self.accepting,

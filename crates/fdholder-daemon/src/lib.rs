@@ -49,7 +49,7 @@ mod tally;
 mod unread;
 
 pub use closing::ClientFd;
-pub use connection::{Connection, Standing, Step};
+pub use connection::{Answered, Connection, Question, Standing, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;
 pub use replication::{Carrier, Mirror, Mirrors, Releases, Replica, ReplicaError, Ticket, Told};

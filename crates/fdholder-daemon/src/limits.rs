@@ -46,6 +46,10 @@ pub const fn held_reserve(capacity: usize) -> usize {
     }
 }
 
+/// Clients that only wait until something is held, besides those connections: each has a descriptor
+/// and some hundred bytes. At boot there is one for each service.
+pub const WAITING_MAX: usize = 1024;
+
 /// How long a client may be in the middle of something, by default: far longer than any takes
 /// that is not stuck, or means to be.
 pub const CLIENT_PATIENCE: Duration = Duration::from_secs(60);

@@ -13,6 +13,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod waiters;
 mod wards;
 mod watchdog;
 
@@ -45,6 +46,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use upgrade::Upgrade;
+use waiters::Waiters;
 use wards::Wards;
 use watchdog::Watchdog;
 
@@ -172,6 +174,8 @@ pub struct Server {
     room: Room,
     /// What is held and looked after.
     wards: Wards,
+    /// Clients that wait until something is held.
+    waiters: Waiters,
     /// Lets pass as many warnings of what clients do as people read.
     throttle: Throttle,
 }
@@ -312,6 +316,7 @@ impl Server {
         self.hold.expire(Timestamp::now(), EXPIRED_PER_TURN);
         let now = Instant::now();
         self.serve_whose_turn_it_is(now);
+        self.wake_waiters();
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
         self.rota.end_turn(now);

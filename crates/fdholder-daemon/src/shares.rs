@@ -88,10 +88,13 @@ pub enum Resource {
     Behind,
     /// Descriptors lent until it is known whether they were taken.
     Loans,
+    /// Connections that do nothing but wait until something is held: they do not count among
+    /// its connections.
+    Waiting,
 }
 
 /// How many kinds there are.
-const COUNT: usize = 6;
+const COUNT: usize = 7;
 
 impl Resource {
     /// What a user who has none is to get if it is left.
@@ -99,7 +102,7 @@ impl Resource {
         match self {
             Self::Arriving | Self::Unread => MESSAGE_FDS_MAX,
             Self::Bytes => READ_LEN,
-            Self::Connections | Self::Behind | Self::Loans => 1,
+            Self::Connections | Self::Behind | Self::Loans | Self::Waiting => 1,
         }
     }
 }
@@ -193,7 +196,7 @@ impl Claimant {
             Resource::Connections => self.quotas.connections,
             Resource::Bytes => self.quotas.bytes,
             Resource::Unread => self.quotas.unread,
-            Resource::Arriving | Resource::Behind | Resource::Loans => None,
+            Resource::Arriving | Resource::Behind | Resource::Loans | Resource::Waiting => None,
         })
     }
 
@@ -226,6 +229,8 @@ pub enum Short {
     Bytes(Allowance),
     /// It leaves too many unread that it is to have alone.
     Loans,
+    /// Too many wait for what is not held.
+    Waiting,
 }
 
 impl Short {
@@ -234,7 +239,7 @@ impl Short {
     pub fn errno(self) -> Errno {
         match self {
             Self::Full { .. } | Self::Fds(_) | Self::Arriving => Errno::NFILE,
-            Self::Connections(_) | Self::Bytes(_) | Self::Loans => Errno::DQUOT,
+            Self::Connections(_) | Self::Bytes(_) | Self::Loans | Self::Waiting => Errno::DQUOT,
         }
     }
 }
@@ -257,6 +262,9 @@ impl fmt::Display for Short {
             }
             Self::Loans => {
                 return f.write_str("too many that this user was to have alone are not taken yet");
+            }
+            Self::Waiting => {
+                return f.write_str("too many clients wait already for what is not held");
             }
             Self::Fds(allowance) => ("descriptors held", allowance, "FDHOLDER_MAXFDS"),
             Self::Connections(allowance) => ("connections", allowance, "FDHOLDER_MAXCONN"),
@@ -437,8 +445,8 @@ mod tests {
     fn a_newcomer_whose_share_is_less_gets_one_unit() {
         let mut connections = ledger(256);
         let got: Vec<_> =
-            (1..).map(|uid| take_all(&mut connections, &user(uid))).take(37).collect();
-        assert_eq!(got[11..], [[1; 25].as_slice(), &[0]].concat(), "{got:?}");
+            (1..).map(|uid| take_all(&mut connections, &user(uid))).take(36).collect();
+        assert_eq!(got[11..], [[1; 24].as_slice(), &[0]].concat(), "{got:?}");
         let places = Amounts::of(Resource::Arriving, 3 * MESSAGE_FDS_MAX);
         let mut ledger = Ledger::new(places, Amounts::default(), 0);
         let message = Amounts::of(Resource::Arriving, MESSAGE_FDS_MAX);

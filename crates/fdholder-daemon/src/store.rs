@@ -9,7 +9,7 @@ mod sets;
 use self::expiry::{has_expired, Need};
 pub use self::sets::Staged;
 use crate::limits::held_reserve;
-use crate::notify::names::service_of;
+use crate::notify::names::{is_reserved, service_of};
 use crate::shares::{Allowance, Claimant};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
@@ -122,6 +122,9 @@ pub struct Store<F> {
     in_the_way: Vec<Change<F>>,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
+    /// Somebody waits for identifiers: which are seen that were not is written down.
+    is_awaited: bool,
+    appeared: Vec<Identifier>,
     /// Everything goes when its peer does.
     is_with_peers: bool,
 }
@@ -143,6 +146,8 @@ impl<F> Store<F> {
             now: None,
             in_the_way: Vec::new(),
             touched: BTreeSet::new(),
+            is_awaited: false,
+            appeared: Vec::new(),
             is_with_peers: false,
             capacity: capacity.min(crate::limits::FDS_MAX),
             reserved: 0,
@@ -257,8 +262,38 @@ impl<F> Store<F> {
         if self.holds(entry) {
             if let Some(slot) = self.slot_of(&entry.id) {
                 self.lent.remove(&slot);
+                self.note_appeared(&entry.id);
             }
         }
+    }
+
+    /// Whether somebody waits for what appears.
+    pub fn set_awaited(&mut self, is_awaited: bool) {
+        self.is_awaited = is_awaited;
+        self.appeared.clear();
+    }
+
+    /// Identifiers under which something has come since this was asked last, while somebody
+    /// waits. It may have gone again.
+    pub fn take_appeared(&mut self) -> Vec<Identifier> {
+        std::mem::take(&mut self.appeared)
+    }
+
+    fn note_appeared(&mut self, id: &Identifier) {
+        if self.is_awaited {
+            self.appeared.push(id.clone());
+        }
+    }
+
+    /// Whether something is seen under an identifier; with `is_prefix` under one that begins so,
+    /// but for what is held for the sake of a service.
+    pub fn sees(&self, id: &Identifier, is_prefix: bool, now: Timestamp) -> bool {
+        if !is_prefix {
+            return self.seen(id, now).is_some();
+        }
+        let begins_so =
+            |other: &Identifier| other.as_bytes().starts_with(id.as_bytes()) && !is_reserved(other);
+        self.iter().any(|record| begins_so(&record.id) && self.seen(&record.id, now).is_some())
     }
 
     /// Everything that is seen, as it is at this instant.
@@ -395,6 +430,7 @@ impl<F> Store<F> {
     /// returned with the place.
     fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
         let is_cared_for = self.needs_care(&entry);
+        self.note_appeared(&entry.id);
         let Self { slots, by_id, hasher, by_limit, lent, .. } = self;
         let (limit, owner) = (entry.limit.moment(), entry.origin.owner);
         let found = by_id.entry(

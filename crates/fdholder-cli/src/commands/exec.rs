@@ -23,6 +23,7 @@ use fdholder_daemon::notify::is_reserved;
 use fdholder_daemon::privileges::raise_open_files;
 use rustix::process::{getrlimit, setrlimit, Resource};
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -79,7 +80,7 @@ fn define(command: Command) -> Command {
             text("notify-mode", "MODE")
                 .value_parser(|text: &str| Mode::read(text))
                 .requires("notify")
-                .help("Mode of that socket, when it is made: who may send [default: 0600]"),
+                .help("Mode of that socket: who may send [default: 0600 when it is made]"),
         )
         .arg(
             text("notify-owner", "USER[:GROUP]")
@@ -223,6 +224,18 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             let holder = invocation.required::<PathBuf>("path")?;
             let opened =
                 FrontDoor::open(&mut source.holder, &service, &wanted, &holder, source.deadline)?;
+            if let Some(owner) = wanted.owner {
+                let refused = opened.refused(&mut source.holder, owner, source.deadline);
+                if let Some(id) = refused {
+                    warn(
+                        invocation,
+                        format_args!(
+                        "the holder's rules do not let the owner of the socket, {owner}, store \
+                         under {id}: what PROG sends as that user will be refused"
+                    ),
+                    );
+                }
+            }
             let mut stored = opened.stored(&mut source.holder, source.deadline)?;
             // What was asked for by its identifier is not passed on twice.
             stored.retain(|one| passed.iter().all(|other| other.id != one.id));
@@ -245,6 +258,11 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     leave(passed, &numbers, &kept)?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Err(become_program(invocation, told))
+}
+
+fn warn(invocation: &Invocation, problem: impl std::fmt::Display) {
+    // Who cannot be told need not know.
+    let _ = writeln!(std::io::stderr(), "{}: warning: {problem}", invocation.called);
 }
 
 /// What the environment says of descriptors that were for somebody else, and is not said anew:

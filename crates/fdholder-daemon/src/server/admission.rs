@@ -200,7 +200,9 @@ impl Server {
         if !self.may_sweep(claimant.uid, now) {
             return false;
         }
-        let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
+        let is_its = |peer: &Peer| {
+            peer.who.user.uid == claimant.uid && !peer.is_busy() && peer.awaits().is_none()
+        };
         let idle = self.peers.iter().filter(|(_, peer)| is_its(peer));
         let Some((token, peer)) = idle.min_by_key(|(_, peer)| peer.active_at) else {
             return false;

@@ -1,6 +1,7 @@
 //! How a server begins: with nothing, or with what another has left it.
 
 use super::standby::Standby;
+use super::waiters::Waiters;
 use super::wards::Wards;
 use super::watchdog::Watchdog;
 use super::{
@@ -186,6 +187,7 @@ impl Server {
             configuration: None,
             room,
             wards: Wards::default(),
+            waiters: Waiters::default(),
             throttle: Throttle::default(),
         };
         Ok(server)

@@ -144,7 +144,10 @@ impl Server {
             self.look_who_has_read(uid);
         }
         let Some(peer) = self.peers.get_mut(token) else { return progress };
-        let asks_status = peer.asks_status();
+        if let Some(awaited) = peer.awaits() {
+            self.waiters.add(token, awaited, &mut self.hold.store);
+        }
+        let question = peer.question().cloned();
         let follower = peer.take_follower();
         let wants_upgrade = peer.take_upgrade();
         if let Some(capacity) = follower {
@@ -153,8 +156,8 @@ impl Server {
         if wants_upgrade {
             self.begin_upgrade();
         }
-        if asks_status {
-            self.tell_status(token);
+        if let Some(question) = question {
+            self.answer(token, question);
         }
         progress
     }
@@ -339,6 +342,7 @@ impl Server {
         self.deadlines.set(token, &mut peer.deadline, None);
         self.rota.set(peer.who.user.uid, token, &mut peer.turn, None);
         self.notice_offspring(token);
+        self.waiters.remove(token, &mut self.hold.store);
         peer
     }
 

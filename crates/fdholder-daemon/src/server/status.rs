@@ -1,18 +1,32 @@
-//! How a server is.
+//! What clients ask of a server: how it is, and what others may do.
 
 use super::Server;
+use crate::access::{Refusal, User};
+use crate::connection::{Answered, Question};
 use crate::offspring::Offspring;
-use fdholder::{Standby, Status, Timestamp};
+use fdholder::reply::Answer;
+use fdholder::{Errno, Identifier, Standby, Status, Timestamp};
 use std::time::{Instant, UNIX_EPOCH};
 
 impl Server {
     /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
-    pub(super) fn tell_status(&mut self, token: usize) {
-        let status = self.status();
+    pub(super) fn answer(&mut self, token: usize, question: Question) {
+        let answer = match question {
+            Question::Status => Ok(Answered::Status(Box::new(self.status()))),
+            Question::MayStore(user, id) => self.may_store(user, &id).map(Answered::MayStore),
+        };
         if let Some(peer) = self.peers.get_mut(token) {
-            peer.tell_status(&status);
+            peer.answer(&answer);
             let uid = peer.who.user.uid;
             self.rota.set(uid, token, &mut peer.turn, Some(Instant::now()));
+        }
+    }
+
+    fn may_store(&mut self, user: User, id: &Identifier) -> Answer<bool> {
+        match self.rules.rights(user, self.user) {
+            Ok(rights) => Ok(rights.may_store(id)),
+            Err(Refusal::NotNow { .. }) => Err(Errno::AGAIN),
+            Err(_) => Ok(false),
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Status {
     pub connections: u32,
     /// Clients that can be at once.
     pub connections_max: u32,
+    /// Clients that only wait until something is held, besides.
+    pub waiting: u32,
     /// The process that has everything, too.
     pub standby: Standby,
     /// systemd keeps a copy of everything.
@@ -73,6 +75,7 @@ impl fmt::Display for Status {
         writeln!(f, "pid={pid}\nuid={uid}\nstarted={started}")?;
         writeln!(f, "held={held}\ncapacity={capacity}")?;
         writeln!(f, "connections={connections}\nconnections_max={connections_max}")?;
+        writeln!(f, "waiting={}", self.waiting)?;
         match self.standby {
             Standby::None => writeln!(f, "standby=none")?,
             Standby::Starting => writeln!(f, "standby=starting")?,
@@ -106,6 +109,7 @@ impl FromStr for Status {
                 "capacity" => status.capacity = number(value)?,
                 "connections" => status.connections = number(value)?,
                 "connections_max" => status.connections_max = number(value)?,
+                "waiting" => status.waiting = number(value)?,
                 "standby" => {
                     status.standby = match value {
                         "none" => Standby::None,
@@ -149,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_status() -> impl Strategy<Value = Status> {
-        let numbers = any::<[u32; 6]>();
+        let numbers = any::<[u32; 7]>();
         let standby = prop_oneof![
             Just(Standby::None),
             Just(Standby::Starting),
@@ -161,7 +165,7 @@ mod tests {
         let services = proptest::collection::vec(service, 0..3);
         (numbers, standby, any::<(u64, bool)>(), counts, services).prop_map(
             |(numbers, standby, (started, fdstore), counts, services)| {
-                let [pid, uid, held, capacity, connections, connections_max] = numbers;
+                let [pid, uid, held, capacity, connections, connections_max, waiting] = numbers;
                 let version = "1.2.3".to_owned();
                 Status {
                     version,
@@ -172,6 +176,7 @@ mod tests {
                     capacity,
                     connections,
                     connections_max,
+                    waiting,
                     standby,
                     fdstore,
                     counts,

@@ -142,6 +142,7 @@ impl Metrics {
             .gauge("held_fds_max", "Descriptors that can be held.", status.capacity)
             .gauge("connections", "Clients that are connected.", status.connections)
             .gauge("connections_max", "Clients that can be.", status.connections_max)
+            .gauge("waiting", "Clients that wait for ids that are not held.", status.waiting)
             .gauge("standby_ready", "Whether a standby has everything.", u8::from(has_standby))
             .gauge("fdstore", "Whether systemd keeps a copy.", u8::from(status.fdstore))
             .counter("expired_fds_total", "Descriptors that have expired.", count("expired"));

@@ -69,6 +69,9 @@ fn text(status: &Status, path: &Path, screen: Screen) -> String {
     line(&mut text, "held", format_args!("{} of {}", status.held, status.capacity));
     let Status { connections, connections_max, .. } = status;
     line(&mut text, "connections", format_args!("{connections} of {connections_max}"));
+    if status.waiting > 0 {
+        line(&mut text, "waiting", format_args!("{} for ids that are not held", status.waiting));
+    }
     match status.standby {
         Standby::None => line(&mut text, "standby", "none"),
         Standby::Starting => line(&mut text, "standby", "is getting its copy"),
@@ -150,6 +153,7 @@ fn as_json(known: &Known) -> Value {
         "capacity": status.capacity,
         "connections": status.connections,
         "connections_max": status.connections_max,
+        "waiting": status.waiting,
         "standby": standby,
         "standby_pid": standby_pid,
         "fdstore": status.fdstore,

@@ -18,6 +18,7 @@ mod readme;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;
+mod waiting;
 mod wire;
 
 use support::daemon::serve;

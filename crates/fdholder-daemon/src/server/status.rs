@@ -4,6 +4,7 @@ use super::Server;
 use crate::access::{Refusal, User};
 use crate::connection::{Answered, Question};
 use crate::offspring::Offspring;
+use crate::shares::Resource;
 use fdholder::reply::Answer;
 use fdholder::{Errno, Identifier, Standby, Status, Timestamp};
 use std::time::{Instant, UNIX_EPOCH};
@@ -32,7 +33,7 @@ impl Server {
 
     fn status(&self) -> Status {
         let started = self.started.to_system().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
-        let Self { hold, peers, options, user, .. } = self;
+        let Self { hold, options, user, .. } = self;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -40,8 +41,9 @@ impl Server {
             started: started.unwrap_or_default().as_secs(),
             held: hold.store.count(Timestamp::now()) as u32, // At most FDS_MAX.
             capacity: hold.store.capacity() as u32,          // As above.
-            connections: peers.len() as u32,                 // At most CONNECTIONS_MAX.
+            connections: hold.ledger.taken(Resource::Connections) as u32, // A few more than that.
             connections_max: options.connections_max as u32, // As above.
+            waiting: hold.ledger.taken(Resource::Waiting) as u32, // At most WAITING_MAX.
             standby: self.standby_state(),
             fdstore: self.shelf.is_some(),
             counts: hold.tally.told(hold.store.expired()),

@@ -22,6 +22,7 @@ mod exchange;
 mod expiry_timer;
 pub mod fdstore;
 pub mod follower;
+mod hang_up;
 mod hold;
 pub mod inheritance;
 mod keeper;

@@ -135,6 +135,9 @@ pub const CLOSERS_MAX: usize = 32;
 /// Closers that one user can keep waiting.
 pub const CLOSERS_PER_USER: usize = 2;
 
+/// Bytes of the stack of the thread that watches terminals: as a closer's.
+pub const WATCHER_STACK_LEN: usize = 64 * 1024;
+
 /// Bytes of a closer's stack: it has next to nothing on it.
 pub const CLOSER_STACK_LEN: usize = 64 * 1024;
 

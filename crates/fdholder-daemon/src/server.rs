@@ -23,6 +23,7 @@ use crate::closing::{self, Bell, ClientFd, Gathering};
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
+use crate::hang_up::HangUps;
 use crate::hold::Hold;
 use crate::launch::Launch;
 use crate::limits::{
@@ -174,6 +175,8 @@ pub struct Server {
     room: Room,
     /// What is held and looked after.
     wards: Wards,
+    /// Devices that are held and may hang up.
+    hang_ups: HangUps,
     /// Clients that wait until something is held.
     waiters: Waiters,
     /// Lets pass as many warnings of what clients do as people read.
@@ -212,6 +215,7 @@ const EXPIRY: u64 = u64::MAX - 3;
 const USR2: u64 = u64::MAX - 4;
 const CHILD: u64 = u64::MAX - 5;
 const CLOSED: u64 = u64::MAX - 6;
+const HUNG_UP: u64 = u64::MAX - 7;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -298,6 +302,7 @@ impl Server {
                 CHILD => self.reap_orphans(),
                 EXPIRY => self.expiry_timer.rang(),
                 CLOSED => self.closing.some_is_closed = true,
+                HUNG_UP => self.release_hung_up(),
                 // Slabs' keys.
                 token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                 token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),

@@ -522,7 +522,7 @@ fn wait_for_what_a_client_may_not_know_is_refused() {
     let rights = |list: bool| {
         let retrieve =
             crate::access::Ids::Matching(crate::access::pattern::Pattern::new(b"^a").unwrap());
-        Some(Arc::new(Rights { list, retrieve, ..Rights::default() }))
+        Some(Arc::new(Rights { retrieve, list, ..Rights::default() }))
     };
     for (list, name, is_prefix, may) in [
         (false, "a", false, true),

@@ -5,7 +5,7 @@ use super::waiters::Waiters;
 use super::wards::Wards;
 use super::watchdog::Watchdog;
 use super::{
-    Accepting, Closing, Options, Server, CHILD, CLOSED, EXPIRY, HUP, LISTENER, TERM, USR2,
+    Accepting, Closing, Options, Server, CHILD, CLOSED, EXPIRY, HUNG_UP, HUP, LISTENER, TERM, USR2,
 };
 use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
@@ -15,6 +15,7 @@ use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
 use crate::fdstore::{Notifier, Past};
+use crate::hang_up::HangUps;
 use crate::hold::Hold;
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
@@ -119,18 +120,23 @@ impl Server {
             let errno = strerror(errno);
             io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
         })?;
+        let hang_ups = insist(is_heir, HangUps::begin).map_err(|errno| {
+            let errno = strerror(errno);
+            io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
+        })?;
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
         let bell = insist(is_heir, Bell::new)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         let bell_data = epoll::EventData::new_u64(CLOSED);
         insist(is_heir, || epoll::add(&epoll, &bell, bell_data, edge))?;
-        let sources: [(BorrowedFd<'_>, u64); 6] = [
+        let sources: [(BorrowedFd<'_>, u64); 7] = [
             (listener.as_fd(), LISTENER),
             (signals.term(), TERM),
             (signals.hup(), HUP),
             (signals.usr2(), USR2),
             (signals.child(), CHILD),
             (expiry_timer.as_fd(), EXPIRY),
+            (hang_ups.as_fd(), HUNG_UP),
         ];
         for (source, token) in sources {
             let data = epoll::EventData::new_u64(token);
@@ -187,6 +193,7 @@ impl Server {
             configuration: None,
             room,
             wards: Wards::default(),
+            hang_ups,
             waiters: Waiters::default(),
             throttle: Throttle::default(),
         };

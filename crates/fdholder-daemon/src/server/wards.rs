@@ -4,6 +4,7 @@
 use super::{Server, CARE};
 use crate::audit::{Operation, Who};
 use crate::closing::ClientFd;
+use crate::hang_up::may_hang_up;
 use crate::hold::Hold;
 use crate::limits::ROOM_PAUSE;
 use crate::notify::service_of;
@@ -43,6 +44,7 @@ impl Server {
         for slot in self.hold.store.take_touched() {
             let Hold { store, .. } = &self.hold;
             let held = store.at(slot).filter(|record| store.needs_care(record)).map(Arc::clone);
+            self.hang_ups.forget(slot);
             if let Some(&key) = self.wards.by_slot.get(&slot) {
                 let ward = &self.wards.all[key];
                 if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, ward)) {
@@ -75,6 +77,7 @@ impl Server {
             // file server might have to answer.
             None if self.leads_here(&record.fd) => return self.let_go_of_itself(&record),
             None if socket_domain(&record.fd).is_ok() || is_pipe(&record.fd) => EventFlags::empty(),
+            None if may_hang_up(&record.fd) => return self.hang_ups.watch(slot, record),
             None => return,
             Some(_) if is_door(&record.fd) => EventFlags::IN,
             Some(_) => {
@@ -184,6 +187,14 @@ impl Server {
         if has_hung_up(&record.fd) {
             debug!("the peer of {} has gone", record.id);
             self.let_go_of(record);
+        }
+    }
+
+    /// Devices have hung up that are held, or were.
+    pub(super) fn release_hung_up(&mut self) {
+        for record in self.hang_ups.take_gone() {
+            debug!("{} has hung up", record.id);
+            self.let_go_of(&record);
         }
     }
 

@@ -6,6 +6,7 @@
 //! descriptor. [`Server`] is the thin loop around it that owns sockets, timers and
 //! signals.
 
+pub mod accept_queue;
 pub mod access;
 pub mod audit;
 mod bugs;
@@ -22,13 +23,13 @@ mod exchange;
 mod expiry_timer;
 pub mod fdstore;
 pub mod follower;
-mod hang_up;
 mod hold;
 pub mod inheritance;
 mod keeper;
 pub mod launch;
 pub mod limits;
 pub mod listen;
+mod lookout;
 pub mod memory;
 pub mod notify;
 mod offspring;

@@ -135,6 +135,24 @@ pub const CLOSERS_MAX: usize = 32;
 /// Closers that one user can keep waiting.
 pub const CLOSERS_PER_USER: usize = 2;
 
+/// How often it is looked whether somebody accepts from held listeners, while there are any.
+pub const LISTENERS_LOOKED_AT_EVERY: Duration = Duration::from_secs(10);
+
+/// How long clients may wait at a held listener from which nobody is seen to accept before that
+/// is logged: longer than a service takes to restart.
+pub const LISTENER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Listeners whose queue is told: a reply fits into a message.
+pub const LISTENERS_TOLD_MAX: usize = 1000;
+
+/// Descriptors of which it is found out in one turn of the loop whether they listen, which takes
+/// a system call each: a daemon that takes over has all to look at.
+pub const LISTENERS_SOUGHT_PER_TURN: usize = 256;
+
+/// How long the answer to a client that asks how the holder is waits for the queues of listeners;
+/// then it is told what was known.
+pub const MEASURE_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Bytes of the stack of the thread that watches terminals: as a closer's.
 pub const WATCHER_STACK_LEN: usize = 64 * 1024;
 

@@ -23,12 +23,12 @@ use crate::closing::{self, Bell, ClientFd, Gathering};
 use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
-use crate::hang_up::HangUps;
 use crate::hold::Hold;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, EXPIRED_PER_TURN, FDS_MAX_DEFAULT,
 };
+use crate::lookout::Lookout;
 use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
 use crate::room::Room;
@@ -36,7 +36,7 @@ use crate::rota::Rota;
 use crate::signals::Signals;
 pub use configuration::{Reload, Reloaded};
 use fdholder::link::HandedClient;
-use fdholder::{Errno, Timestamp};
+use fdholder::{Errno, Listening, Timestamp};
 use followers::Link;
 use rustix::event::{epoll, Timespec};
 use slab::Slab;
@@ -175,8 +175,14 @@ pub struct Server {
     room: Room,
     /// What is held and looked after.
     wards: Wards,
-    /// Devices that are held and may hang up.
-    hang_ups: HangUps,
+    /// Looks at devices and listeners that are held.
+    lookout: Lookout,
+    /// Clients that are told how the server is once listeners are measured, and until when that
+    /// may take.
+    asking: BTreeSet<usize>,
+    asking_until: Option<Instant>,
+    /// What was measured last.
+    listening_told: Vec<Listening>,
     /// Clients that wait until something is held.
     waiters: Waiters,
     /// Lets pass as many warnings of what clients do as people read.
@@ -215,7 +221,7 @@ const EXPIRY: u64 = u64::MAX - 3;
 const USR2: u64 = u64::MAX - 4;
 const CHILD: u64 = u64::MAX - 5;
 const CLOSED: u64 = u64::MAX - 6;
-const HUNG_UP: u64 = u64::MAX - 7;
+const NEWS: u64 = u64::MAX - 7;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -263,6 +269,7 @@ impl Server {
         self.resume_handed();
         loop {
             self.look_after_wards();
+            self.look_for_listeners();
             self.tend_followers();
             self.let_leave();
             if let Some(ended) = self.has_ended() {
@@ -302,7 +309,7 @@ impl Server {
                 CHILD => self.reap_orphans(),
                 EXPIRY => self.expiry_timer.rang(),
                 CLOSED => self.closing.some_is_closed = true,
-                HUNG_UP => self.release_hung_up(),
+                NEWS => self.hear_lookout(),
                 // Slabs' keys.
                 token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                 token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
@@ -397,8 +404,11 @@ impl Server {
         let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
         let undecided = self.may_decide().then(Instant::now);
+        let fresh = self.hold.store.has_fresh().then(Instant::now);
+        let asking = self.asking_until;
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
-        let next = next.into_iter().flatten().min()?;
+        let next = next.into_iter().chain([fresh, asking]);
+        let next = next.flatten().min()?;
         let span = next.saturating_duration_since(Instant::now());
         // A span too long for a timespec is as good as none.
         Timespec::try_from(span).ok()

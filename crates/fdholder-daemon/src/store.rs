@@ -122,6 +122,8 @@ pub struct Store<F> {
     in_the_way: Vec<Change<F>>,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
+    /// Places in which something has come or gone, of which it is not known whether it listens.
+    fresh: BTreeSet<u32>,
     /// Somebody waits for identifiers: which are seen that were not is written down.
     is_awaited: bool,
     appeared: Vec<Identifier>,
@@ -146,6 +148,7 @@ impl<F> Store<F> {
             now: None,
             in_the_way: Vec::new(),
             touched: BTreeSet::new(),
+            fresh: BTreeSet::new(),
             is_awaited: false,
             appeared: Vec::new(),
             is_with_peers: false,
@@ -322,6 +325,20 @@ impl<F> Store<F> {
         std::mem::take(&mut self.touched)
     }
 
+    /// So many places at most in which something has come or gone since this was asked.
+    pub fn take_fresh(&mut self, most: usize) -> Vec<u32> {
+        let taken: Vec<_> = self.fresh.iter().take(most).copied().collect();
+        for slot in &taken {
+            self.fresh.remove(slot);
+        }
+        taken
+    }
+
+    /// Whether there are any.
+    pub fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
     /// Whether the daemon itself must look after something that it holds: a
     /// [door](crate::notify), or what goes with its peer.
     pub(crate) fn needs_care(&self, record: &Record<F>) -> bool {
@@ -457,6 +474,7 @@ impl<F> Store<F> {
         if let Some(moment) = limit {
             by_limit.insert((moment, slot));
         }
+        self.fresh.insert(slot);
         if is_cared_for || replaced.as_ref().is_some_and(|replaced| self.needs_care(replaced)) {
             self.touched.insert(slot);
         }
@@ -487,6 +505,7 @@ impl<F> Store<F> {
         self.expired += u64::from(self.now.is_some_and(|now| has_expired(&entry, now)));
         self.has_one_less(entry.origin.owner);
         self.id_bytes -= id.as_bytes().len();
+        self.fresh.insert(slot);
         if self.needs_care(&entry) {
             self.touched.insert(slot);
         }

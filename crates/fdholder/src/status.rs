@@ -35,6 +35,21 @@ pub struct Status {
     pub counts: BTreeMap<String, u64>,
     /// What services say of themselves, by `sd_notify(3)`.
     pub services: Vec<Service>,
+    /// Held listeners and their queues, those first at which clients wait for longest.
+    pub listeners: Vec<Listening>,
+}
+
+/// A held listener: whether a process accepts from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// Its identifier, as it is shown.
+    pub id: String,
+    /// Clients that wait to be accepted.
+    pub queue: u32,
+    /// Clients that may.
+    pub queue_max: u32,
+    /// For how many seconds some have waited, and no process was seen to accept any.
+    pub waiting: u64,
 }
 
 /// The standby of a holder.
@@ -89,6 +104,9 @@ impl fmt::Display for Status {
             let (name, status) = (on_one_line(name), on_one_line(status));
             writeln!(f, "service={}\t{pid}\t{name}\t{status}", u8::from(*ready))?;
         }
+        for Listening { id, queue, queue_max, waiting } in &self.listeners {
+            writeln!(f, "listener={queue}\t{queue_max}\t{waiting}\t{}", on_one_line(id))?;
+        }
         Ok(())
     }
 }
@@ -118,6 +136,7 @@ impl FromStr for Status {
                     }
                 }
                 "fdstore" => status.fdstore = value != "0",
+                "listener" => status.listeners.push(listener(value)?),
                 "service" => status.services.push(service(value)?),
                 _ => {
                     if let Some(count) = name.strip_prefix("count.") {
@@ -147,6 +166,19 @@ fn service(text: &str) -> Result<Service, Malformed> {
     })
 }
 
+fn listener(text: &str) -> Result<Listening, Malformed> {
+    let fields: Vec<_> = text.splitn(4, '\t').collect();
+    let [queue, queue_max, waiting, id] = fields[..] else {
+        return Err(Malformed("a status with half a listener"));
+    };
+    Ok(Listening {
+        id: id.to_owned(),
+        queue: number(queue)?,
+        queue_max: number(queue_max)?,
+        waiting: number(waiting)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,8 +195,12 @@ mod tests {
             .prop_map(|(name, ready, pid, status)| Service { name, ready, pid, status });
         let counts = proptest::collection::btree_map("[a-z.]{1,8}", any::<u64>(), 0..5);
         let services = proptest::collection::vec(service, 0..3);
-        (numbers, standby, any::<(u64, bool)>(), counts, services).prop_map(
-            |(numbers, standby, (started, fdstore), counts, services)| {
+        let listener = ("[a-z/]{1,8}", any::<(u32, u32, u64)>()).prop_map(
+            |(id, (queue, queue_max, waiting))| Listening { id, queue, queue_max, waiting },
+        );
+        let listeners = proptest::collection::vec(listener, 0..3);
+        (numbers, standby, any::<(u64, bool)>(), counts, services, listeners).prop_map(
+            |(numbers, standby, (started, fdstore), counts, services, listeners)| {
                 let [pid, uid, held, capacity, connections, connections_max, waiting] = numbers;
                 let version = "1.2.3".to_owned();
                 Status {
@@ -181,6 +217,7 @@ mod tests {
                     fdstore,
                     counts,
                     services,
+                    listeners,
                 }
             },
         )
@@ -203,6 +240,7 @@ mod tests {
         assert_eq!("mood=good\npid=5\n".parse(), Ok(Status { pid: 5, ..Status::default() }));
         assert!("pid=five\n".parse::<Status>().is_err());
         assert!("service=1\t5\tweb".parse::<Status>().is_err());
+        assert!("listener=1\t5\tweb".parse::<Status>().is_err());
         let mut status = Status::default();
         let said = "a\nheld=7\t\u{1b}[2J".to_owned();
         let service = Service { name: "web".into(), status: said, ..Service::default() };

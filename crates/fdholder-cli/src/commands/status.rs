@@ -11,7 +11,7 @@ use crate::show::table::{Cell, Table};
 use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use clap::{Arg, ArgAction, Command};
-use fdholder::{Service, Standby, Status};
+use fdholder::{Listening, Service, Standby, Status};
 use serde_json::{json, Value};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,10 @@ fn text(status: &Status, path: &Path, screen: Screen) -> String {
         text.push('\n');
         text.push_str(&services(&status.services).to_text(screen));
     }
+    if !status.listeners.is_empty() {
+        text.push('\n');
+        text.push_str(&listeners(&status.listeners).to_text(screen));
+    }
     text
 }
 
@@ -116,6 +120,22 @@ fn services(services: &[Service]) -> Table {
     table
 }
 
+/// Held listeners at which somebody waits. Of the others it is only said how many there are.
+fn listeners(listeners: &[Listening]) -> Table {
+    let mut table = Table::new(["LISTENER", "QUEUE", "NOBODY ACCEPTS"]);
+    let (quiet, waited_at): (Vec<_>, Vec<_>) = listeners.iter().partition(|it| it.queue == 0);
+    for Listening { id, queue, queue_max, waiting } in waited_at {
+        let style = if *waiting > 0 { Style::Soon } else { Style::Plain };
+        let since = format!("for {}", brief(Duration::from_secs(*waiting)));
+        let since = if *waiting > 0 { since } else { String::new() };
+        let queue = format!("{queue}/{queue_max}");
+        table.row([id.as_str().into(), queue.into(), Cell::styled(since, style)]);
+    }
+    let quiet = format!("({} at which nobody waits)", quiet.len());
+    table.row([Cell::from(quiet), Cell::default(), Cell::default()]);
+    table
+}
+
 fn little(path: &Path, pid: Option<i32>, uid: u32, held: Option<usize>) -> String {
     let mut text = String::new();
     line(&mut text, "holder", format_args!("{}, s6's or alike", path.display()));
@@ -143,6 +163,7 @@ fn as_json(known: &Known) -> Value {
         let pid = (*pid != 0).then_some(*pid);
         json!({ "name": name, "ready": ready, "pid": pid, "status": status })
     };
+    let listener = |Listening { id, queue, queue_max, waiting }: &Listening| json!({ "id": id, "queue": queue, "queue_max": queue_max, "waiting_seconds": waiting });
     json!({
         "is_fdholder": true,
         "version": status.version,
@@ -159,5 +180,6 @@ fn as_json(known: &Known) -> Value {
         "fdstore": status.fdstore,
         "counts": status.counts,
         "services": status.services.iter().map(service).collect::<Vec<_>>(),
+        "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }

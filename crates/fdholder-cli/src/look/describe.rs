@@ -1,7 +1,7 @@
 //! What a descriptor is, in words: its kind, its addresses, what waits in it.
 
 use crate::show::terminal::harmless;
-use crate::sockopt::tcp_accept_queue;
+use fdholder_daemon::accept_queue::{AcceptQueue, AcceptQueues};
 use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
@@ -92,13 +92,11 @@ fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
         Ok(SocketType::SEQPACKET) if is_unix => "Unix seqpacket",
         _ => "other",
     };
-    let queue = if !listening {
-        ioctl_fionread(fd).ok().map(Queue::Bytes)
-    } else if kind == "TCP" {
-        tcp_accept_queue(fd).ok().map(|(waiting, most)| Queue::Clients(waiting, most))
+    let queue = if listening {
+        let queue = AcceptQueues::default().of(fd);
+        queue.map(|AcceptQueue { len, max }| Queue::Clients(len, max))
     } else {
-        // Only sock_diag(7) tells, and only in the socket's own network namespace.
-        None
+        ioctl_fionread(fd).ok().map(Queue::Bytes)
     };
     let words = |address: Option<SocketAddrAny>| address.and_then(in_words).unwrap_or_default();
     Description {
@@ -166,6 +164,10 @@ mod tests {
         assert!(matches!(describe(&listener).queue, Some(Queue::Clients(1, 2..))));
         let (accepted, peer) = listener.accept().unwrap();
         assert!(matches!(describe(&listener).queue, Some(Queue::Clients(0, _))));
+        let dir = tempfile::tempdir().unwrap();
+        let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let _waits = UnixStream::connect(dir.path().join("socket")).unwrap();
+        assert!(matches!(describe(&unix).queue, Some(Queue::Clients(1, 2..))));
         assert_eq!(describe(&accepted).peer, peer.to_string());
         let (end, mut other) = UnixStream::pair().unwrap();
         client.write_all(b"unread").unwrap();

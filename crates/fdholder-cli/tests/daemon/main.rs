@@ -18,6 +18,7 @@ mod readme;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;
+mod unattended;
 mod waiting;
 mod wire;
 

@@ -5,7 +5,7 @@ use super::waiters::Waiters;
 use super::wards::Wards;
 use super::watchdog::Watchdog;
 use super::{
-    Accepting, Closing, Options, Server, CHILD, CLOSED, EXPIRY, HUNG_UP, HUP, LISTENER, TERM, USR2,
+    Accepting, Closing, Options, Server, CHILD, CLOSED, EXPIRY, HUP, LISTENER, NEWS, TERM, USR2,
 };
 use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
@@ -15,11 +15,11 @@ use crate::deadlines::Deadlines;
 use crate::expiry_timer::ExpiryTimer;
 use crate::fdstore::shelf::Shelf;
 use crate::fdstore::{Notifier, Past};
-use crate::hang_up::HangUps;
 use crate::hold::Hold;
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{READ_LEN, SERIALS_SKIPPED};
+use crate::lookout::Lookout;
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;
 use crate::room::Room;
@@ -120,7 +120,7 @@ impl Server {
             let errno = strerror(errno);
             io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
         })?;
-        let hang_ups = insist(is_heir, HangUps::begin).map_err(|errno| {
+        let lookout = insist(is_heir, Lookout::begin).map_err(|errno| {
             let errno = strerror(errno);
             io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
         })?;
@@ -136,7 +136,7 @@ impl Server {
             (signals.usr2(), USR2),
             (signals.child(), CHILD),
             (expiry_timer.as_fd(), EXPIRY),
-            (hang_ups.as_fd(), HUNG_UP),
+            (lookout.as_fd(), NEWS),
         ];
         for (source, token) in sources {
             let data = epoll::EventData::new_u64(token);
@@ -193,7 +193,10 @@ impl Server {
             configuration: None,
             room,
             wards: Wards::default(),
-            hang_ups,
+            lookout,
+            asking: BTreeSet::new(),
+            asking_until: None,
+            listening_told: Vec::new(),
             waiters: Waiters::default(),
             throttle: Throttle::default(),
         };

@@ -349,6 +349,9 @@ impl Server {
     /// Does what has become due: clients to drop, to let in.
     pub(super) fn attend_to_clocks(&mut self, now: Instant) {
         self.wake_doors(now);
+        if self.asking_until.is_some_and(|until| until <= now) {
+            self.tell_those_who_ask();
+        }
         let mut until = None;
         while let Some(token) = self.deadlines.passed(now) {
             let until = *until.get_or_insert_with(|| Instant::now() + TURN_LEN);

@@ -3,7 +3,9 @@
 use super::Server;
 use crate::access::{Refusal, User};
 use crate::connection::{Answered, Question};
+use crate::limits::MEASURE_PATIENCE;
 use crate::offspring::Offspring;
+use crate::peer::Peer;
 use crate::shares::Resource;
 use fdholder::reply::Answer;
 use fdholder::{Errno, Identifier, Standby, Status, Timestamp};
@@ -12,6 +14,35 @@ use std::time::{Instant, UNIX_EPOCH};
 impl Server {
     /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
     pub(super) fn answer(&mut self, token: usize, question: Question) {
+        if question == Question::Status && self.lookout.has_listeners() {
+            // What has come is to be among them.
+            while self.hold.store.has_fresh() {
+                self.look_for_listeners();
+            }
+            if self.asking.insert(token) {
+                self.lookout.measure();
+                self.asking_until.get_or_insert(Instant::now() + MEASURE_PATIENCE);
+            }
+            return;
+        }
+        if question == Question::Status {
+            self.listening_told.clear();
+        }
+        self.tell_answer(token, question);
+    }
+
+    /// Tells those who have waited for it how the server is.
+    pub(super) fn tell_those_who_ask(&mut self) {
+        self.asking_until = None;
+        for token in std::mem::take(&mut self.asking) {
+            // Another one may be in its place.
+            if self.peers.get(token).and_then(Peer::question) == Some(&Question::Status) {
+                self.tell_answer(token, Question::Status);
+            }
+        }
+    }
+
+    fn tell_answer(&mut self, token: usize, question: Question) {
         let answer = match question {
             Question::Status => Ok(Answered::Status(Box::new(self.status()))),
             Question::MayStore(user, id) => self.may_store(user, &id).map(Answered::MayStore),
@@ -48,6 +79,7 @@ impl Server {
             fdstore: self.shelf.is_some(),
             counts: hold.tally.told(hold.store.expired()),
             services: self.services(),
+            listeners: self.listening_told.clone(),
         }
     }
 

@@ -28,7 +28,7 @@ pub fn text(contents: &Contents, screen: Screen) -> String {
             seen.id.to_string().into(),
             kind(seen.what.as_ref()),
             address(seen.what.as_ref()),
-            queue(seen.what.as_ref()),
+            queue(seen),
             seen.origin.map_or(UNKNOWN.to_owned(), |origin| users.of(origin.owner)).into(),
             seen.origin
                 .map_or(UNKNOWN.to_owned(), |origin| {
@@ -60,10 +60,14 @@ fn address(what: Option<&Description>) -> Cell {
     }
 }
 
-fn queue(what: Option<&Description>) -> Cell {
-    match what.map(|what| what.queue) {
-        Some(Some(queue @ Queue::Clients(waiting, most))) if waiting >= most && most > 0 => {
-            Cell::styled(queue.to_string(), Style::Soon)
+fn queue(seen: &Seen) -> Cell {
+    match seen.what.as_ref().map(|what| what.queue) {
+        Some(Some(queue @ Queue::Clients(waiting, most))) => {
+            let secs = seen.waiting.filter(|&secs| secs > 0 && waiting > 0);
+            let is_full = waiting >= most && most > 0;
+            let style = if is_full || secs.is_some() { Style::Soon } else { Style::Plain };
+            let since = secs.map(|secs| format!(" for {}", brief(Duration::from_secs(secs))));
+            Cell::styled(format!("{queue}{}", since.unwrap_or_default()), style)
         }
         Some(Some(queue)) => queue.to_string().into(),
         Some(None) => NOTHING.into(),
@@ -127,6 +131,7 @@ fn as_json(seen: &Seen) -> Value {
     value["listening"] = json!(what.map(|what| what.listening));
     value["queue"] = json!(queue);
     value["queue_max"] = json!(queue_max);
+    value["waiting_seconds"] = json!(seen.waiting);
     value["owner_uid"] = json!(seen.origin.map(|origin| origin.owner));
     value["held_since"] = json!(seen.origin.and_then(|origin| unix(origin.tenure.since())));
     value["expires_at"] = json!(seen.limit.and_then(Limit::moment).and_then(unix));

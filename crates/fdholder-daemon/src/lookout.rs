@@ -1,29 +1,37 @@
-//! Devices and kernel objects that hang up: terminals, `/dev/fuse`, pidfds.
+//! What a thread looks at in the loop's place.
 //!
-//! A thread watches them. To ask a terminal whether it has hung up can take as long as another
-//! process keeps its line discipline locked, so the loop must not. A file on a file server, which
-//! might never answer, is not asked at all.
+//! Devices and kernel objects that hang up: terminals, `/dev/fuse`, pidfds. To ask a terminal
+//! whether it has hung up can take as long as another process keeps its line discipline locked. A
+//! file on a file server, which might never answer, is not asked at all.
+//!
+//! And listeners, of which there may be thousands: whether a process accepts from them.
 
+mod listeners;
+
+use self::listeners::Listeners;
+pub(crate) use self::listeners::Unattended;
 use crate::closing::ClientFd;
-use crate::limits::WATCHER_STACK_LEN;
+use crate::limits::{LISTENERS_LOOKED_AT_EVERY, WATCHER_STACK_LEN};
 use crate::reading::has_hung_up;
 use crate::store::Record;
-use fdholder::{strerror, Errno};
+use fdholder::{strerror, Errno, Listening};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 use tracing::debug;
 
 type Held = Arc<Record<ClientFd>>;
 
 /// The loop's side.
 #[derive(Debug)]
-pub(crate) struct HangUps {
+pub(crate) struct Lookout {
     shared: Arc<Shared>,
-    slots: HashSet<u32>,
+    devices: HashSet<u32>,
+    listeners: HashSet<u32>,
 }
 
 #[derive(Debug)]
@@ -37,13 +45,38 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Of places in the store what is to be watched there from now on, if anything.
-    orders: Vec<(u32, Option<Held>)>,
-    gone: Vec<Held>,
+    orders: Vec<Order>,
+    news: News,
     has_ended: bool,
 }
 
-impl HangUps {
+/// What the thread is to look at, by its place in the store.
+#[derive(Debug)]
+enum Order {
+    /// Whether this hangs up.
+    Watch(u32, Held),
+    /// Whether somebody accepts from this.
+    Listen(u32, Weak<Record<ClientFd>>),
+    /// No device there any more.
+    ForgetDevice(u32),
+    /// No listener.
+    ForgetListener(u32),
+    /// All listeners, now.
+    Measure,
+}
+
+/// What there is to tell.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// What has hung up.
+    pub gone: Vec<Held>,
+    /// From which nobody accepts.
+    pub unattended: Vec<Unattended>,
+    /// All listeners, if they were to be measured.
+    pub listeners: Option<Vec<Listening>>,
+}
+
+impl Lookout {
     /// Starts the thread.
     ///
     /// # Errors
@@ -55,40 +88,68 @@ impl HangUps {
         let shared = Arc::new(Shared { state: Mutex::default(), wake, bell });
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let watcher = Watcher { shared: Arc::clone(&shared), epoll, watched: HashMap::new() };
+        let watcher = Watcher {
+            shared: Arc::clone(&shared),
+            epoll,
+            watched: HashMap::new(),
+            listeners: Listeners::default(),
+        };
         let thread = std::thread::Builder::new().stack_size(WATCHER_STACK_LEN);
         thread.spawn(move || watcher.run()).map_err(|_| Errno::AGAIN)?;
-        Ok(Self { shared, slots: HashSet::new() })
+        Ok(Self { shared, devices: HashSet::new(), listeners: HashSet::new() })
     }
 
     /// Watches what is held in a place of the store.
     pub fn watch(&mut self, slot: u32, record: Held) {
-        self.slots.insert(slot);
-        self.shared.order(slot, Some(record));
+        self.devices.insert(slot);
+        self.shared.order(Order::Watch(slot, record));
     }
 
-    /// Watches nothing there any more.
-    pub fn forget(&mut self, slot: u32) {
-        if self.slots.remove(&slot) {
-            self.shared.order(slot, None);
+    /// Looks at the queue of a listener there.
+    pub fn listen(&mut self, slot: u32, record: &Held) {
+        self.listeners.insert(slot);
+        self.shared.order(Order::Listen(slot, Arc::downgrade(record)));
+    }
+
+    /// Watches no device there any more.
+    pub fn forget_device(&mut self, slot: u32) {
+        if self.devices.remove(&slot) {
+            self.shared.order(Order::ForgetDevice(slot));
         }
     }
 
-    /// What has hung up since this was asked last.
-    pub fn take_gone(&self) -> Vec<Held> {
+    /// Looks at no listener there any more.
+    pub fn forget_listener(&mut self, slot: u32) {
+        if self.listeners.remove(&slot) {
+            self.shared.order(Order::ForgetListener(slot));
+        }
+    }
+
+    /// Whether there is any listener to be measured.
+    pub fn has_listeners(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
+    /// Measures all listeners, which will be news.
+    pub fn measure(&self) {
+        self.shared.order(Order::Measure);
+    }
+
+    /// What there is to tell since this was asked last.
+    pub fn take_news(&self) -> News {
         // There is nothing to read if it has not rung.
         let _ = rustix::io::read(&self.shared.bell, &mut [0; 8]);
-        std::mem::take(&mut self.shared.lock().gone)
+        std::mem::take(&mut self.shared.lock().news)
     }
 }
 
-impl AsFd for HangUps {
+impl AsFd for Lookout {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.bell.as_fd()
     }
 }
 
-impl Drop for HangUps {
+impl Drop for Lookout {
     fn drop(&mut self) {
         self.shared.lock().has_ended = true;
         ring(&self.shared.wake);
@@ -101,8 +162,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn order(&self, slot: u32, record: Option<Held>) {
-        self.lock().orders.push((slot, record));
+    fn order(&self, order: Order) {
+        self.lock().orders.push(order);
         ring(&self.wake);
     }
 }
@@ -120,6 +181,7 @@ struct Watcher {
     shared: Arc<Shared>,
     epoll: OwnedFd,
     watched: HashMap<u32, Watched>,
+    listeners: Listeners,
 }
 
 struct Watched {
@@ -131,10 +193,13 @@ struct Watched {
 impl Watcher {
     fn run(mut self) {
         let mut events = Vec::with_capacity(16);
+        let mut measures_at = Instant::now();
         loop {
+            let next = measures_at.saturating_duration_since(Instant::now());
+            let next = (!self.listeners.is_empty()).then(|| Timespec::try_from(next).ok());
             events.clear();
             let buffer = rustix::buffer::spare_capacity(&mut events);
-            match epoll::wait(&self.epoll, buffer, None) {
+            match epoll::wait(&self.epoll, buffer, next.flatten().as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => {
                     return debug!("nothing that hangs up is watched: {}", strerror(errno));
@@ -154,16 +219,50 @@ impl Watcher {
             }
             let orders = std::mem::take(&mut state.orders);
             drop(state);
-            for (slot, record) in orders {
-                if let Some(old) = self.watched.remove(&slot) {
-                    // It may have been given up already.
-                    let _ = epoll::delete(&self.epoll, &old.record.fd);
-                }
-                if let Some(record) = record {
-                    self.watch(slot, record);
-                }
+            let is_asked = orders.iter().any(|order| matches!(order, Order::Measure));
+            for order in orders {
+                self.carry_out(order);
+            }
+            if is_asked || Instant::now() >= measures_at {
+                measures_at = Instant::now() + LISTENERS_LOOKED_AT_EVERY;
+                self.measure(is_asked);
             }
         }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Watch(slot, record) => {
+                self.forget(slot);
+                self.watch(slot, record);
+            }
+            Order::Listen(slot, record) => self.listeners.add(slot, record),
+            Order::ForgetDevice(slot) => self.forget(slot),
+            Order::ForgetListener(slot) => self.listeners.remove(slot),
+            Order::Measure => {}
+        }
+    }
+
+    fn forget(&mut self, slot: u32) {
+        if let Some(old) = self.watched.remove(&slot) {
+            // It may have been given up already.
+            let _ = epoll::delete(&self.epoll, &old.record.fd);
+        }
+    }
+
+    fn measure(&mut self, is_asked: bool) {
+        let now = Instant::now();
+        let mut unattended = self.listeners.measure(now);
+        if unattended.is_empty() && !is_asked {
+            return;
+        }
+        let mut state = self.shared.lock();
+        state.news.unattended.append(&mut unattended);
+        if is_asked {
+            state.news.listeners = Some(self.listeners.told(now));
+        }
+        drop(state);
+        ring(&self.shared.bell);
     }
 
     fn watch(&mut self, slot: u32, record: Held) {
@@ -190,7 +289,7 @@ impl Watcher {
         }
         if let Some(Watched { record, .. }) = self.watched.remove(&slot) {
             let _ = epoll::delete(&self.epoll, &record.fd);
-            self.shared.lock().gone.push(record);
+            self.shared.lock().news.gone.push(record);
             ring(&self.shared.bell);
         }
     }

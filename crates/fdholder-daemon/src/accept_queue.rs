@@ -3,11 +3,13 @@
 #![allow(unsafe_code)]
 
 use fdholder::Errno;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{statx, AtFlags, StatxFlags};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 use rustix::net::{
     netlink, recv, send, socket_with, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
 };
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The queue of a listener.
@@ -15,8 +17,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 pub struct AcceptQueue {
     /// Clients that wait.
     pub len: u32,
-    /// Clients that may.
+    /// Clients that may; 0 where it is only known whether any waits.
     pub max: u32,
+}
+
+impl fmt::Display for AcceptQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { len: 0, max: 0 } => f.write_str("0"),
+            Self { len, max: 0 } => write!(f, "{len}+"),
+            Self { len, max } => write!(f, "{len}/{max}"),
+        }
+    }
 }
 
 /// Whether it is a socket that listens. Of what is no socket nobody is asked.
@@ -32,15 +44,17 @@ pub struct AcceptQueues {
 }
 
 impl AcceptQueues {
-    /// The queue of a listener; `None` where the kernel does not tell. Of Unix sockets it does in
-    /// their own network namespace only.
+    /// The queue of a listener. How long that of a Unix socket is the kernel tells in its own
+    /// network namespace only, and to who may use netlink (`RestrictAddressFamilies=`); whether
+    /// anybody waits it always tells.
     pub fn of(&mut self, listener: impl AsFd) -> Option<AcceptQueue> {
         let listener = listener.as_fd();
-        match socket_domain(listener).ok()? {
-            AddressFamily::INET | AddressFamily::INET6 => tcp(listener).ok(),
-            AddressFamily::UNIX => self.unix(listener).ok(),
-            _ => None,
-        }
+        let queue = match socket_domain(listener).ok()? {
+            AddressFamily::INET | AddressFamily::INET6 => tcp(listener),
+            AddressFamily::UNIX => self.unix(listener),
+            _ => Err(Errno::AFNOSUPPORT),
+        };
+        queue.or_else(|_| whether_any(listener)).ok()
     }
 
     fn unix(&mut self, listener: BorrowedFd<'_>) -> Result<AcceptQueue, Errno> {
@@ -63,6 +77,13 @@ impl AcceptQueues {
         self.netlink = Some(netlink);
         read_diag(&answer[..len]).ok_or(Errno::NODATA)
     }
+}
+
+fn whether_any(listener: BorrowedFd<'_>) -> Result<AcceptQueue, Errno> {
+    let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default()))?;
+    let len = u32::from(polled[0].revents().contains(PollFlags::IN));
+    Ok(AcceptQueue { len, max: 0 })
 }
 
 /// Asks for the queue of one Unix socket: `struct nlmsghdr`, `struct unix_diag_req`.
@@ -145,11 +166,21 @@ mod tests {
             clients.0.push(TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
             clients.1.push(UnixStream::connect(&path).unwrap());
         }
+        assert_eq!(whether_any(unix.as_fd()), Ok(AcceptQueue { len: 1, max: 0 }));
         drop((tcp.accept().unwrap(), unix.accept().unwrap()));
         assert_eq!(queues.of(&tcp).unwrap().len, 2);
         assert_eq!(queues.of(&unix).unwrap().len, 2);
+        drop((unix.accept().unwrap(), unix.accept().unwrap()));
+        assert_eq!(whether_any(unix.as_fd()), Ok(AcceptQueue { len: 0, max: 0 }));
         // What does not listen has none.
         assert!(!is_listener(&clients.1[0]) && !is_listener(std::io::stdin()));
+    }
+
+    #[test]
+    fn queue_of_which_little_is_known_says_so() {
+        for (len, max, text) in [(0, 0, "0"), (1, 0, "1+"), (0, 5, "0/5"), (7, 5, "7/5")] {
+            assert_eq!(AcceptQueue { len, max }.to_string(), text);
+        }
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Listening, Service, Standby, Status};
+use fdholder_daemon::accept_queue::AcceptQueue;
 use serde_json::{json, Value};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -128,7 +129,7 @@ fn listeners(listeners: &[Listening]) -> Table {
         let style = if *waiting > 0 { Style::Soon } else { Style::Plain };
         let since = format!("for {}", brief(Duration::from_secs(*waiting)));
         let since = if *waiting > 0 { since } else { String::new() };
-        let queue = format!("{queue}/{queue_max}");
+        let queue = AcceptQueue { len: *queue, max: *queue_max }.to_string();
         table.row([id.as_str().into(), queue.into(), Cell::styled(since, style)]);
     }
     let quiet = format!("({} at which nobody waits)", quiet.len());

@@ -25,8 +25,8 @@ pub struct Description {
 /// What waits in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// So many clients, of at most so many.
-    Clients(u32, u32),
+    /// Clients that wait to be accepted.
+    Clients(AcceptQueue),
     /// So many bytes; of a socket for datagrams, those of the next one.
     Bytes(u64),
 }
@@ -44,7 +44,7 @@ impl fmt::Display for Description {
 impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Clients(waiting, most) => write!(f, "{waiting}/{most}"),
+            Self::Clients(queue) => write!(f, "{queue}"),
             Self::Bytes(bytes) => write!(f, "{bytes} B"),
         }
     }
@@ -93,8 +93,7 @@ fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
         _ => "other",
     };
     let queue = if listening {
-        let queue = AcceptQueues::default().of(fd);
-        queue.map(|AcceptQueue { len, max }| Queue::Clients(len, max))
+        AcceptQueues::default().of(fd).map(Queue::Clients)
     } else {
         ioctl_fionread(fd).ok().map(Queue::Bytes)
     };
@@ -161,13 +160,22 @@ mod tests {
     fn what_waits_is_counted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(matches!(describe(&listener).queue, Some(Queue::Clients(1, 2..))));
+        assert!(matches!(
+            describe(&listener).queue,
+            Some(Queue::Clients(AcceptQueue { len: 1, max: 2.. }))
+        ));
         let (accepted, peer) = listener.accept().unwrap();
-        assert!(matches!(describe(&listener).queue, Some(Queue::Clients(0, _))));
+        assert!(matches!(
+            describe(&listener).queue,
+            Some(Queue::Clients(AcceptQueue { len: 0, .. }))
+        ));
         let dir = tempfile::tempdir().unwrap();
         let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
         let _waits = UnixStream::connect(dir.path().join("socket")).unwrap();
-        assert!(matches!(describe(&unix).queue, Some(Queue::Clients(1, 2..))));
+        assert!(matches!(
+            describe(&unix).queue,
+            Some(Queue::Clients(AcceptQueue { len: 1, max: 2.. }))
+        ));
         assert_eq!(describe(&accepted).peer, peer.to_string());
         let (end, mut other) = UnixStream::pair().unwrap();
         client.write_all(b"unread").unwrap();

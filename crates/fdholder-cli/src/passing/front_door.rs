@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The socket of a service, which the holder reads.
 #[derive(Debug)]
@@ -79,9 +80,8 @@ impl FrontDoor {
             }
             make(holder, &id, &path, wanted, deadline)?;
             drop(held);
-            if let Some(old) = known.filter(|old| *old != path && leads_nowhere(old)) {
-                // It is in nobody's way.
-                let _ = rustix::fs::unlink(&old);
+            if let Some(old) = known.filter(|old| *old != path) {
+                remove_dead(&old);
             }
             path
         };
@@ -158,6 +158,9 @@ impl FrontDoor {
     }
 }
 
+/// How long to wait until the holder has closed a socket that it holds no longer.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The first version of the extensions of a holder that reads doors.
 const VERSION_WITH_DOORS: u32 = 3;
 
@@ -204,8 +207,17 @@ fn is_as_wanted(path: &Path, wanted: &Wanted) -> bool {
     has_mode && wanted.owner.is_none_or(is_owners) && try_to_send(path).is_ok()
 }
 
-fn leads_nowhere(path: &Path) -> bool {
-    try_to_send(path) == Err(Errno::CONNREFUSED)
+/// Removes a socket that leads nowhere once the holder has closed it, which it may do a moment after
+/// it has said so. One that stays is in nobody's way.
+fn remove_dead(path: &Path) {
+    let until = Deadline::after(CLOSE_PATIENCE);
+    while try_to_send(path) != Err(Errno::CONNREFUSED) {
+        if until.passed() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = rustix::fs::unlink(path);
 }
 
 /// Connects, which takes the same rights as to send.

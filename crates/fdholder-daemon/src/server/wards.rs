@@ -210,9 +210,9 @@ impl Server {
         }
         for Unattended { record, len, waiting } in unattended {
             let (id, secs) = (&record.id, waiting.as_secs());
-            let what = "clients wait to be accepted, and no process accepts any";
+            let what = "no process accepts clients that wait at";
             let owner = Some(record.origin.owner);
-            self.warn_of(owner, format_args!("{id}: for {secs} s {what} ({len} wait)"));
+            self.warn_of(owner, format_args!("{what} {id}: for {secs} s now, {len} in its queue"));
         }
         if let Some(listeners) = listeners {
             self.listening_told = listeners;

@@ -7,6 +7,7 @@ use crate::show::table::{Cell, Table};
 use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use fdholder::{Identifier, Limit, Timestamp};
+use fdholder_daemon::accept_queue::AcceptQueue;
 use serde_json::{json, Value};
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
@@ -62,9 +63,9 @@ fn address(what: Option<&Description>) -> Cell {
 
 fn queue(seen: &Seen) -> Cell {
     match seen.what.as_ref().map(|what| what.queue) {
-        Some(Some(queue @ Queue::Clients(waiting, most))) => {
-            let secs = seen.waiting.filter(|&secs| secs > 0 && waiting > 0);
-            let is_full = waiting >= most && most > 0;
+        Some(Some(queue @ Queue::Clients(AcceptQueue { len, max }))) => {
+            let secs = seen.waiting.filter(|&secs| secs > 0 && len > 0);
+            let is_full = len >= max && max > 0;
             let style = if is_full || secs.is_some() { Style::Soon } else { Style::Plain };
             let since = secs.map(|secs| format!(" for {}", brief(Duration::from_secs(secs))));
             Cell::styled(format!("{queue}{}", since.unwrap_or_default()), style)
@@ -120,7 +121,9 @@ fn as_json(seen: &Seen) -> Value {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let what = seen.what.as_ref();
     let (queue, queue_max) = match what.and_then(|what| what.queue) {
-        Some(Queue::Clients(waiting, most)) => (Some(u64::from(waiting)), Some(most)),
+        Some(Queue::Clients(AcceptQueue { len, max })) => {
+            (Some(u64::from(len)), Some(max).filter(|&max| max > 0))
+        }
         Some(Queue::Bytes(bytes)) => (Some(bytes), None),
         None => (None, None),
     };

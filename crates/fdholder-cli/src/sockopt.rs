@@ -1,5 +1,5 @@
 //! Options of sockets by the C library: those with an int as a table names them, and what no
-//! crate we use knows, `TCP_INFO` and `SO_NETNS_COOKIE`.
+//! crate we use knows, `SO_NETNS_COOKIE`.
 #![allow(unsafe_code)]
 
 use fdholder::Errno;
@@ -80,28 +80,4 @@ fn checked(result: libc::c_int) -> Result<(), Errno> {
     }
     let error = std::io::Error::last_os_error();
     Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
-}
-
-/// How many connections wait to be accepted from a TCP listener, and how many may: tcp(7),
-/// `TCP_INFO`, in which a listener has these where a connection has others.
-///
-/// # Errors
-///
-/// Those of getsockopt(2).
-pub fn tcp_accept_queue(listener: impl AsFd) -> Result<(u32, u32), Errno> {
-    // SAFETY: it consists of integers, for which zeros are valid.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t; // Some 100 bytes.
-                                                                  // SAFETY: the descriptor is borrowed for the call, the pointers are to a tcp_info and its
-                                                                  // length, and any bytes the kernel writes are a valid tcp_info.
-    let result = unsafe {
-        libc::getsockopt(
-            listener.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut len,
-        )
-    };
-    checked(result).map(|()| (info.tcpi_unacked, info.tcpi_sacked))
 }

@@ -120,6 +120,8 @@ impl<F> From<&Request<F>> for Operation {
                 | Extension::Status
                 | Extension::Taken
                 | Extension::Why
+                | Extension::MayStore { .. }
+                | Extension::Await { .. }
                 | Extension::Unknown => Self::Status,
             },
         }

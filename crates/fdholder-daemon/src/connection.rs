@@ -6,7 +6,7 @@ mod sets;
 mod tests;
 
 use self::sets::Set;
-use crate::access::Rights;
+use crate::access::{Rights, User};
 use crate::audit;
 use crate::delivery::{Delivery, Held};
 use crate::limits::{MEMORY_PER_FD, WORK_PER_REQUEST};
@@ -67,8 +67,10 @@ pub struct Connection<F> {
     follow: Option<u32>,
     /// It has asked for an upgrade, and waits to hear what came of it.
     upgrade: Upgrading,
-    /// It has asked for the status.
-    asks_status: bool,
+    /// It has asked what only the server knows.
+    question: Option<Question>,
+    /// It waits until something is held.
+    awaits: Option<Appearance>,
     /// It has had something deleted: the answer waits until that is closed.
     awaits_close: bool,
     /// Of what there was too little for it last.
@@ -83,6 +85,42 @@ enum Upgrading {
     Asked,
     /// It waits.
     Waits,
+}
+
+/// What a client waits for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Appearance {
+    /// Under which identifier something is to be held …
+    pub id: Identifier,
+    /// … or under one that begins so.
+    pub is_prefix: bool,
+}
+
+impl Appearance {
+    /// As it was asked for.
+    fn request(&self) -> Vec<u8> {
+        let Self { id, is_prefix } = self.clone();
+        let asked = Request::<u8>::Extension(Extension::Await { id, is_prefix });
+        asked.into_message().into_parts().0
+    }
+}
+
+/// What only the server knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// How the holder is.
+    Status,
+    /// Whether a user may store under an identifier.
+    MayStore(User, Identifier),
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug)]
+pub enum Answered {
+    /// How the holder is.
+    Status(Box<Status>),
+    /// Whether it may.
+    MayStore(bool),
 }
 
 /// A delivery of a client's. While there is one nothing else is done for it.
@@ -140,7 +178,8 @@ impl<F> Connection<F> {
             loan: None,
             follow: None,
             upgrade: Upgrading::No,
-            asks_status: false,
+            question: None,
+            awaits: None,
             awaits_close: false,
             short: None,
         }
@@ -167,18 +206,21 @@ impl<F> Connection<F> {
             || self.is_delivering()
             || self.is_borrowing()
             || self.follow.is_some()
-            || self.asks_status
+            || self.question.is_some()
             || self.awaits_close
         {
             return None;
         }
+        // It asks again, and what it has asked behind that waits.
+        let mut unread = self.awaits.as_ref().map_or_else(Vec::new, Appearance::request);
+        unread.extend_from_slice(self.decoder.unread_without_fds()?);
         let handed = HandedClient {
             socket,
             is_fdholder: self.is_fdholder,
             awaits_upgrade: self.awaits_upgrade(),
             on_conflict: self.on_conflict,
             taken: self.taken.clone(),
-            unread: self.decoder.unread_without_fds()?.to_vec(),
+            unread,
         };
         handed.fits().then_some(handed)
     }
@@ -198,16 +240,36 @@ impl<F> Connection<F> {
         self.upgrade != Upgrading::No
     }
 
-    /// Whether it has asked for the status, which is for the server to
-    /// [tell](Self::tell_status).
-    pub fn asks_status(&self) -> bool {
-        self.asks_status
+    /// What it waits for to be held: [`has_appeared`](Self::has_appeared) is to be asked when
+    /// that may be so.
+    pub fn awaits(&self) -> Option<&Appearance> {
+        self.awaits.as_ref()
     }
 
-    /// How the holder is.
-    pub fn tell_status(&mut self, status: &Status) {
-        self.asks_status = false;
-        self.outbox.push(extension::told_status(status));
+    /// Answers it if what it waits for is held now. Returns whether it is.
+    pub fn has_appeared(&mut self, store: &Store<F>, now: Timestamp) -> bool {
+        let is_seen = |it: &Appearance| store.sees(&it.id, it.is_prefix, now);
+        let has_appeared = self.awaits.as_ref().is_some_and(is_seen);
+        if has_appeared {
+            self.awaits = None;
+            self.outbox.push(reply::status(Ok(())));
+        }
+        has_appeared
+    }
+
+    /// What it has asked that is for the server to [answer](Self::answer).
+    pub fn question(&self) -> Option<&Question> {
+        self.question.as_ref()
+    }
+
+    /// The answer to that.
+    pub fn answer(&mut self, answer: &Answer<Answered>) {
+        self.question = None;
+        self.outbox.push(match answer {
+            Ok(Answered::Status(status)) => extension::told_status(status),
+            Ok(Answered::MayStore(may)) => extension::told_may_store(*may),
+            Err(errno) => refusal(*errno),
+        });
     }
 
     /// The version that answers now, or why there was no upgrade.
@@ -217,7 +279,7 @@ impl<F> Connection<F> {
     }
 
     /// It wants to follow, and could hold so many; [`refuse_follower`](Self::refuse_follower)
-    /// says that it must not. Told once the answers to what it asked before have left:
+    /// says that it must not. Answered once the answers to what it asked before have left:
     /// what a follower is told stands behind them.
     pub fn take_follower(&mut self) -> Option<u32> {
         self.outbox.is_empty().then(|| self.follow.take()).flatten()
@@ -281,6 +343,8 @@ impl<F> Connection<F> {
         Amounts::of(Resource::Arriving, come + announced)
             .with(Resource::Bytes, bytes)
             .with(Resource::Loans, usize::from(self.loan.is_some()))
+            .with(Resource::Connections, usize::from(self.awaits.is_none()))
+            .with(Resource::Waiting, usize::from(self.awaits.is_some()))
     }
 
     /// What it may have.
@@ -378,7 +442,8 @@ impl<F> Connection<F> {
             || self.is_borrowing()
             || self.follow.is_some()
             || self.awaits_upgrade()
-            || self.asks_status
+            || self.question.is_some()
+            || self.awaits.is_some()
             || self.awaits_close;
         if waits || self.outbox.is_full() {
             return Ok(Step::Wait);
@@ -516,8 +581,9 @@ impl<F> Connection<F> {
     /// Remembers why there was no room, if that was it.
     fn note_enfile<T>(&mut self, answer: &Answer<T>, store: &Store<F>, who: &Claimant) {
         if matches!(answer, Err(Errno::NFILE)) {
-            let is_full = store.len() >= store.capacity();
-            let full = Short::Full { capacity: store.capacity() };
+            let reserved = if who.is_trusted { 0 } else { store.reserved() };
+            let is_full = store.len() + reserved >= store.capacity();
+            let full = Short::Full { capacity: store.capacity(), reserved };
             self.short = Some(if is_full { full } else { Short::Fds(who.may_hold()) });
         }
     }
@@ -537,7 +603,11 @@ fn work<F>(request: &Request<F>, store: &Store<F>) -> usize {
     match request {
         Request::List
         | Request::Getdump
-        | Request::Extension(Extension::Snapshot { .. } | Extension::Inspect) => store.len(),
+        | Request::Extension(
+            Extension::Snapshot { .. }
+            | Extension::Inspect
+            | Extension::Await { is_prefix: true, .. },
+        ) => store.len(),
         Request::SetdumpData(entries) => entries.len(),
         Request::Extension(Extension::Release { runs, .. }) => runs.iter().map(Range::len).sum(),
         _ => 0,

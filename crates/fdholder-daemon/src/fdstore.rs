@@ -19,6 +19,7 @@ pub(crate) mod shelf;
 
 pub use recovery::{may_recover, recover, Past, Recovered};
 
+use crate::reading::retried;
 use fdholder::transport::{self, Wait};
 use rustix::io::Errno;
 use rustix::net::{
@@ -91,7 +92,7 @@ fn wrap(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 
 /// A copy of what is in the queue of such a socket.
 fn unwrap(socket: impl AsFd) -> Option<OwnedFd> {
-    transport::peek(socket, &mut [0], Wait::No).ok()?.fds.pop()
+    retried(|| transport::peek(&socket, &mut [0], Wait::No)).ok()?.fds.pop()
 }
 
 impl AsFd for Notifier {

@@ -6,6 +6,7 @@
 //! descriptor. [`Server`] is the thin loop around it that owns sockets, timers and
 //! signals.
 
+pub mod accept_queue;
 pub mod access;
 pub mod audit;
 mod bugs;
@@ -30,6 +31,7 @@ mod keeper;
 pub mod launch;
 pub mod limits;
 pub mod listen;
+mod lookout;
 pub mod memory;
 pub mod nothing;
 pub mod notify;
@@ -53,12 +55,12 @@ mod thread;
 mod unread;
 
 pub use closing::ClientFd;
-pub use connection::{Connection, Standing, Step};
+pub use connection::{Answered, Connection, Question, Standing, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;
 pub use replication::{Carrier, Mirror, Mirrors, Releases, Replica, ReplicaError, Ticket, Told};
 pub use room::Room;
 pub use server::{Ended, Options, Reload, Reloaded, Server};
-pub use shares::{Allowance, Amounts, Claimant, Ledger, Quotas, Resource, Short};
+pub use shares::{Allowance, Amounts, Claimant, Ledger, Quotas, Resource, Short, Usage};
 pub use store::{Change, Outcome, Record, Staged, Store};
 pub use tally::Operation;

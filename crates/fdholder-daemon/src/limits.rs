@@ -18,12 +18,37 @@ pub const MEMORY_PER_FD: usize = 105;
 /// for a million seldom has them.
 pub const MEMORY_TAKEN_MAX: usize = 16 << 20;
 
-/// Connections at once, by default. A client has one for moments, so this is generous;
-/// more wait in the socket's queue.
+/// Connections at once, by default. A client has one for moments, so this is generous.
+/// Who has no share left is told; when root has all, clients wait in the socket's queue.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 256;
 
 /// Connections at once, whatever is asked for.
 pub const CONNECTIONS_MAX: usize = 65_536;
+
+/// Connections that nobody but root and the daemon's own user can take, besides all others: a few
+/// tools at once. Who has all others cannot keep an administrator from `list`, `upgrade` or a
+/// daemon that takes over.
+pub const CONNECTIONS_RESERVED: usize = 8;
+
+/// Of descriptors that are held the last are for the same users: one of so many …
+pub const HELD_PER_RESERVED: usize = 64;
+
+/// … and as many at most.
+pub const HELD_RESERVED_MAX: usize = 16;
+
+/// How many are reserved of so many. A single one is for anybody.
+pub const fn held_reserve(capacity: usize) -> usize {
+    let part = capacity / HELD_PER_RESERVED;
+    match part {
+        0 if capacity > 1 => 1,
+        HELD_RESERVED_MAX.. => HELD_RESERVED_MAX,
+        _ => part,
+    }
+}
+
+/// Clients that only wait until something is held, besides those connections: each has a descriptor
+/// and some hundred bytes. At boot there is one for each service.
+pub const WAITING_MAX: usize = 1024;
 
 /// How long a client may be in the middle of something, by default: far longer than any takes
 /// that is not stuck, or means to be.
@@ -36,9 +61,17 @@ pub const IDLE_SAFE: Duration = Duration::from_secs(60);
 /// How long not to look at all clients again: there may be thousands.
 pub const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
-/// Descriptors that may have come and are not held yet, besides as many as can be held: a few
-/// messages. In a process that may open less it is less, but one message.
-pub const ARRIVING_SPARE: usize = 8 * fdholder::limits::MESSAGE_FDS_MAX;
+/// Descriptors that may have come and are not held yet, besides as many as can be held: so many
+/// messages that ten users who each keep as many half-sent as they may leave one to the next. In
+/// a process that may open less it is less, but one message.
+pub const ARRIVING_SPARE: usize = 64 * fdholder::limits::MESSAGE_FDS_MAX;
+
+/// Bytes that nobody but root and the daemon's own user can take for each descriptor that can be
+/// held: a list of the longest identifiers, with all that is told of them …
+pub const BYTES_RESERVED_PER_FD: usize = 320;
+
+/// … and for what is always there.
+pub const BYTES_RESERVED: usize = READ_LEN;
 
 /// Bytes that wait in requests and replies of all clients, whatever is held …
 pub const BYTES_BASE: usize = 32 << 20;
@@ -49,6 +82,9 @@ pub const BYTES_PER_FD: usize = 1024;
 /// Descriptors that are lent at once, to clients who are to have them alone: before each
 /// request it is looked whether they were taken.
 pub const LOANS_MAX: usize = 256;
+
+/// The same for root and the daemon's own user, besides.
+pub const LOANS_RESERVED: usize = 8;
 
 /// Replies that wait for one client to read them. With so many unread, its further
 /// requests stay in the socket. A client that waits for its replies has one.
@@ -102,6 +138,27 @@ pub const CLOSERS_MAX: usize = 32;
 
 /// Closers that one user can keep waiting.
 pub const CLOSERS_PER_USER: usize = 2;
+
+/// How often it is looked whether somebody accepts from held listeners, while there are any.
+pub const LISTENERS_LOOKED_AT_EVERY: Duration = Duration::from_secs(10);
+
+/// How long clients may wait at a held listener from which nobody is seen to accept before that
+/// is logged: longer than a service takes to restart.
+pub const LISTENER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Listeners whose queue is told: a reply fits into a message.
+pub const LISTENERS_TOLD_MAX: usize = 1000;
+
+/// Descriptors of which it is found out in one turn of the loop whether they listen, which takes
+/// a system call each: a daemon that takes over has all to look at.
+pub const LISTENERS_SOUGHT_PER_TURN: usize = 256;
+
+/// How long the answer to a client that asks how the holder is waits for the queues of listeners;
+/// then it is told what was known.
+pub const MEASURE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Bytes of the stack of the thread that watches terminals: as a closer's.
+pub const WATCHER_STACK_LEN: usize = 64 * 1024;
 
 /// Bytes of a closer's stack: it has next to nothing on it.
 pub const CLOSER_STACK_LEN: usize = 64 * 1024;
@@ -211,9 +268,10 @@ pub const READ_LEN: usize = 64 * 1024;
 
 /// Descriptors kept free beside those held and one for each connection: standard streams,
 /// listener, epoll, timer, signals (about 24), files read for rules, followers and their roll,
-/// systemd, three for each courier, and a full message of descriptors that has been received
-/// but not yet stored or refused.
-pub const FDS_RESERVED: usize = 48 + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
+/// systemd, connections that are reserved, three for each courier, and a full message of
+/// descriptors that has been received but not yet stored or refused.
+pub const FDS_RESERVED: usize =
+    48 + CONNECTIONS_RESERVED + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
 
 /// Bytes of a file in a rules folder, as s6 reads them. A longer file is an error: cut
 /// short, a regular expression means something else.

@@ -8,16 +8,18 @@ use crate::audit::{Operation, Who};
 use crate::bugs::{active, Bug};
 use crate::clock;
 use crate::closing::{self, ClientFd};
-use crate::connection::{Connection, Standing};
+use crate::connection::{Answered, Appearance, Connection, Question, Standing};
 use crate::courier::{Courier, Crew, Dispatched};
 use crate::credentials::Credentials;
 use crate::hold::Hold;
 use crate::replication::{Mirrors, Releases, Ticket};
 use crate::shares::{Amounts, Claimant, Ledger, Resource};
+use crate::store::Store;
 use crate::unread::all_is_read;
 use awaited::Awaited;
 use fdholder::link::HandedClient;
-use fdholder::{Errno, Malformed, Status, Timestamp};
+use fdholder::reply::Answer;
+use fdholder::{Errno, Malformed, Timestamp};
 use rustix::event::epoll::EventFlags;
 use rustix::net::sockopt::socket_error;
 use std::fmt;
@@ -235,7 +237,6 @@ impl Peer {
     pub fn recharge(&mut self, ledger: &mut Ledger) {
         let now = self.connection.charges();
         let now = now
-            .with(Resource::Connections, 1)
             .with(Resource::Unread, self.unread_fds)
             .with(Resource::Behind, usize::from(self.unread_fds > 0));
         ledger.recharge(self.who.user.uid, &mut self.charged, now);
@@ -274,14 +275,24 @@ impl Peer {
         self.connection.take_upgrade()
     }
 
-    /// Whether it asks how the holder is.
-    pub fn asks_status(&self) -> bool {
-        self.connection.asks_status()
+    /// What it waits for to be held.
+    pub fn awaits(&self) -> Option<&Appearance> {
+        self.connection.awaits()
+    }
+
+    /// Answers it if that is held now.
+    pub fn has_appeared(&mut self, store: &Store<ClientFd>, now: Timestamp) -> bool {
+        self.connection.has_appeared(store, now)
+    }
+
+    /// What it asks that only the server knows.
+    pub fn question(&self) -> Option<&Question> {
+        self.connection.question()
     }
 
     /// Tells it.
-    pub fn tell_status(&mut self, status: &Status) {
-        self.connection.tell_status(status);
+    pub fn answer(&mut self, answer: &Answer<Answered>) {
+        self.connection.answer(answer);
     }
 
     /// Whether it waits to hear what came of one.

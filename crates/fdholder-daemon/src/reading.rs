@@ -26,6 +26,21 @@ pub(crate) fn is_transient(errno: Errno) -> bool {
     )
 }
 
+/// How often a call is tried again at start that must not be taken for "there is nothing": a tenth of
+/// a second in all.
+const RETRIES: usize = 50;
+
+/// Tries again what fails for a moment.
+pub(crate) fn retried<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..RETRIES {
+        match call() {
+            Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
+            result => return result,
+        }
+    }
+    call()
+}
+
 /// Reads once, and waits for something to come until a deadline, if there is one. False at
 /// the end.
 ///

@@ -1,8 +1,9 @@
 //! How much a process has room for.
 
 use crate::limits::{
-    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, CONNECTIONS_MAX, FDS_MAX, FDS_RESERVED,
-    FOLLOWERS_MAX, LOANS_MAX,
+    ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, BYTES_RESERVED, BYTES_RESERVED_PER_FD,
+    CONNECTIONS_MAX, CONNECTIONS_RESERVED, FDS_MAX, FDS_RESERVED, FOLLOWERS_MAX, LOANS_MAX,
+    LOANS_RESERVED, WAITING_MAX,
 };
 use crate::privileges::raise_open_files;
 use crate::shares::{Amounts, Resource};
@@ -21,6 +22,8 @@ pub struct Room {
     pub connections_max: usize,
     /// Descriptors that have come and are not held yet, when all that can be held is.
     pub arriving: usize,
+    /// Clients that only wait until something is held, besides.
+    waiting: usize,
     /// Open files of this process.
     open_files: usize,
 }
@@ -47,17 +50,34 @@ impl Room {
             )));
         }
         let spare = available - connections_max - capacity;
+        let waiting = WAITING_MAX.min(spare / 4);
+        let spare = spare - waiting;
         let arriving = MESSAGE_FDS_MAX + spare.min(capacity + ARRIVING_SPARE);
-        Ok(Self { capacity, connections_max, arriving, open_files })
+        Ok(Self { capacity, connections_max, arriving, waiting, open_files })
     }
 
     /// What there is for all clients, when there are so many at most.
     pub fn sizes(&self, connections_max: usize) -> Amounts {
         Amounts::of(Resource::Connections, connections_max)
-            .with(Resource::Arriving, self.arriving)
+            .with(Resource::Arriving, self.arriving - self.message_reserved())
             .with(Resource::Bytes, BYTES_BASE + self.capacity * BYTES_PER_FD)
-            .with(Resource::Unread, self.open_files)
+            .with(Resource::Unread, self.open_files - self.message_reserved())
             .with(Resource::Loans, LOANS_MAX)
+            .with(Resource::Waiting, self.waiting)
+    }
+
+    /// What root and the daemon's own user may have besides, whatever others have.
+    pub fn reserves(&self) -> Amounts {
+        Amounts::of(Resource::Connections, CONNECTIONS_RESERVED)
+            .with(Resource::Arriving, self.message_reserved())
+            .with(Resource::Bytes, BYTES_RESERVED + self.capacity * BYTES_RESERVED_PER_FD)
+            .with(Resource::Unread, self.message_reserved())
+            .with(Resource::Loans, LOANS_RESERVED)
+    }
+
+    /// The descriptors of one message, if there is room for those of two.
+    fn message_reserved(&self) -> usize {
+        MESSAGE_FDS_MAX.min(self.arriving - MESSAGE_FDS_MAX)
     }
 
     /// Has the kernel make the process's table of descriptors as large as it can become.
@@ -71,7 +91,8 @@ impl Room {
     /// One of the last numbers that descriptors need to have.
     fn number_from_the_end(self, nth: usize) -> i32 {
         let arriving = self.arriving - MESSAGE_FDS_MAX;
-        let len = self.capacity + self.connections_max + arriving + FDS_RESERVED;
+        let clients = self.connections_max + self.waiting;
+        let len = self.capacity + clients + arriving + FDS_RESERVED;
         i32::try_from(len - nth).unwrap_or(i32::MAX)
     }
 

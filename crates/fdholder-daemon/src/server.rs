@@ -13,6 +13,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod waiters;
 mod wards;
 mod watchdog;
 
@@ -30,6 +31,7 @@ use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, EXPIRED_PER_TURN, FDS_MAX_DEFAULT,
     SETTLE_PATIENCE,
 };
+use crate::lookout::Lookout;
 use crate::peer::Peer;
 use crate::reading::{is_transient, RETRY_PAUSE};
 use crate::replication::roll::{Place, Roll};
@@ -38,7 +40,7 @@ use crate::rota::Rota;
 use crate::signals::Signals;
 pub use configuration::{Reload, Reloaded};
 use fdholder::link::HandedClient;
-use fdholder::{Errno, Timestamp};
+use fdholder::{Errno, Listening, Timestamp};
 use followers::Link;
 use rustix::event::{epoll, Timespec};
 use slab::Slab;
@@ -50,13 +52,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::warn;
 use upgrade::Upgrade;
+use waiters::Waiters;
 use wards::Wards;
 use watchdog::Watchdog;
 
 /// What a server is told.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Connections at once; more wait in the socket's queue.
+    /// Connections at once. What others have taken of them does not keep root out.
     pub connections_max: usize,
     /// Descriptors held at most.
     pub fds_max: usize,
@@ -182,6 +185,16 @@ pub struct Server {
     room: Room,
     /// What is held and looked after.
     wards: Wards,
+    /// Looks at devices and listeners that are held.
+    lookout: Lookout,
+    /// Clients that are told how the server is once listeners are measured, and until when that
+    /// may take.
+    asking: BTreeSet<usize>,
+    asking_until: Option<Instant>,
+    /// What was measured last.
+    listening_told: Vec<Listening>,
+    /// Clients that wait until something is held.
+    waiters: Waiters,
     /// Lets pass as many warnings of what clients do as people read.
     throttle: Throttle,
 }
@@ -222,6 +235,7 @@ const USR2: u64 = u64::MAX - 4;
 const CHILD: u64 = u64::MAX - 5;
 const CLOSED: u64 = u64::MAX - 6;
 const CHILDREN: u64 = u64::MAX - 7;
+const NEWS: u64 = u64::MAX - 8;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -312,6 +326,7 @@ impl Server {
     /// server has ended, if it has.
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Option<Ended>> {
         self.look_after_wards();
+        self.look_for_listeners();
         self.tend_followers();
         self.let_leave();
         if let Some(ended) = self.has_ended() {
@@ -357,6 +372,7 @@ impl Server {
                 CHILDREN => self.hear_children(),
                 EXPIRY => self.expiry_timer.rang(),
                 CLOSED => self.closing.some_is_closed = true,
+                NEWS => self.hear_lookout(),
                 // Slabs' keys.
                 token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                 token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
@@ -375,6 +391,7 @@ impl Server {
         self.hold.expire(Timestamp::now(), EXPIRED_PER_TURN);
         let now = clock::now();
         self.serve_whose_turn_it_is(now);
+        self.wake_waiters();
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
         self.rota.end_turn(now);
@@ -454,7 +471,10 @@ impl Server {
         let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
         let undecided = self.may_decide().then(clock::now);
+        let fresh = self.hold.store.has_fresh().then(clock::now);
+        let asking = self.asking_until;
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
-        clock::wait_until(next.into_iter().flatten().min())
+        let next = next.into_iter().chain([fresh, asking]);
+        clock::wait_until(next.flatten().min())
     }
 }

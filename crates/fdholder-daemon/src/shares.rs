@@ -1,10 +1,19 @@
 //! What each user has of what there is for all.
 //!
-//! One rule for everything that a client can make grow: who runs as root or as the daemon
-//! itself may have all that is left, as they could do worse; others have what a rule grants
-//! them, or else as much as they leave. So one user alone gets half, the next one half of the
-//! rest, and however many there are, something is left for one more.
+//! One formula for everything that a client can make grow. A user may have `used` of `size` if
+//!
+//!     used × users ≤ left        (or used ≤ unit ≤ left before)
+//!
+//! where `users` counts those who have any of it, this one included, and `left` is what nobody
+//! has afterwards. So at least `size / (users + 1)` is left, in whatever order they ask, and the
+//! k-th user gets at least `size / (k × (k + 1))`: of 1,000 the first gets 500, the next 166, the
+//! tenth 9. Nobody gets less than one unit while `k × (k + 1)` units fit into `size`.
+//!
+//! A rule sets a number in its place. Root and the daemon's own user need no share, as they
+//! could do worse, and have a reserve that nobody else can use.
 
+use crate::limits::READ_LEN;
+use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::Errno;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,30 +25,51 @@ pub enum Allowance {
     All,
     /// So much, by a rule.
     AtMost(usize),
-    /// As much as is left for others.
+    /// A share, by the formula.
     #[default]
     Fair,
 }
 
+/// How much of something a user has, and what there is besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    /// What this user has.
+    pub used: usize,
+    /// What nobody has.
+    pub left: usize,
+    /// How many users have some, this one included.
+    pub users: usize,
+    /// What is of no use in smaller parts.
+    pub unit: usize,
+}
+
 impl Allowance {
-    /// How much more a user may have who has `used`, when `taken` of `size` is.
-    pub fn room(self, used: usize, taken: usize, size: usize) -> usize {
-        let left = size.saturating_sub(taken);
+    /// How much more a user may have.
+    pub fn room(self, usage: Usage) -> usize {
+        let Usage { used, left, users, unit } = usage;
         match self {
             Self::All => left,
             Self::AtMost(most) => most.saturating_sub(used).min(left),
-            Self::Fair => left.saturating_sub(used),
+            Self::Fair => {
+                // `(used + room) × users ≤ left - room`, solved.
+                let share = left.saturating_sub(used.saturating_mul(users)) / (users + 1);
+                share.max(unit.saturating_sub(used).min(left))
+            }
         }
     }
 
-    /// Whether a user who has `used` may have so much more when there is `left` of it, some of
-    /// which may be others' now.
-    pub fn allows(self, gained: usize, used: usize, left: usize) -> bool {
-        match self {
-            Self::All => true,
-            Self::AtMost(most) => used + gained <= most,
-            Self::Fair => used + gained <= left,
-        }
+    /// Whether a user may have so much more and leave `left`. Some of what it gains may be
+    /// another user's now.
+    pub fn allows(self, gained: usize, usage: Usage) -> bool {
+        let Usage { used, left, users, unit } = usage;
+        let used = used + gained;
+        // What replaces its own is no more than it has, which may be more than it may have now.
+        gained == 0
+            || match self {
+                Self::All => true,
+                Self::AtMost(most) => used <= most,
+                Self::Fair => used <= unit || used.saturating_mul(users) <= left,
+            }
     }
 }
 
@@ -58,10 +88,24 @@ pub enum Resource {
     Behind,
     /// Descriptors lent until it is known whether they were taken.
     Loans,
+    /// Connections that do nothing but wait until something is held: they do not count among
+    /// its connections.
+    Waiting,
 }
 
 /// How many kinds there are.
-const COUNT: usize = 6;
+const COUNT: usize = 7;
+
+impl Resource {
+    /// What a user who has none is to get if it is left.
+    fn unit(self) -> usize {
+        match self {
+            Self::Arriving | Self::Unread => MESSAGE_FDS_MAX,
+            Self::Bytes => READ_LEN,
+            Self::Connections | Self::Behind | Self::Loans | Self::Waiting => 1,
+        }
+    }
+}
 
 /// So much of each [`Resource`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,6 +127,11 @@ impl Amounts {
     /// How much of one it is.
     pub fn get(&self, resource: Resource) -> usize {
         self.0[resource as usize]
+    }
+
+    /// One of each of which this is any.
+    fn any(self) -> Self {
+        Self(self.0.map(|amount| usize::from(amount > 0)))
     }
 
     fn change(&mut self, before: &Self, after: &Self) {
@@ -147,7 +196,7 @@ impl Claimant {
             Resource::Connections => self.quotas.connections,
             Resource::Bytes => self.quotas.bytes,
             Resource::Unread => self.quotas.unread,
-            Resource::Arriving | Resource::Behind | Resource::Loans => None,
+            Resource::Arriving | Resource::Behind | Resource::Loans | Resource::Waiting => None,
         })
     }
 
@@ -167,6 +216,8 @@ pub enum Short {
     Full {
         /// How many it holds at most.
         capacity: usize,
+        /// How many of those this user cannot have.
+        reserved: usize,
     },
     /// The user has as many descriptors held as it may.
     Fds(Allowance),
@@ -178,6 +229,8 @@ pub enum Short {
     Bytes(Allowance),
     /// It leaves too many unread that it is to have alone.
     Loans,
+    /// Too many wait for what is not held.
+    Waiting,
 }
 
 impl Short {
@@ -186,7 +239,7 @@ impl Short {
     pub fn errno(self) -> Errno {
         match self {
             Self::Full { .. } | Self::Fds(_) | Self::Arriving => Errno::NFILE,
-            Self::Connections(_) | Self::Bytes(_) | Self::Loans => Errno::DQUOT,
+            Self::Connections(_) | Self::Bytes(_) | Self::Loans | Self::Waiting => Errno::DQUOT,
         }
     }
 }
@@ -194,14 +247,24 @@ impl Short {
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, allowance, variable) = match self {
-            Self::Full { capacity } => {
+            Self::Full { capacity, reserved: 0 } => {
                 return write!(f, "the holder is full: it holds {capacity} at most (-n)");
+            }
+            Self::Full { capacity, reserved } => {
+                return write!(
+                    f,
+                    "the holder is full: it holds {capacity} at most (-n), the last {reserved} for \
+                     root and the daemon's own user"
+                );
             }
             Self::Arriving => {
                 return f.write_str("too many descriptors of this user are on their way in");
             }
             Self::Loans => {
                 return f.write_str("too many that this user was to have alone are not taken yet");
+            }
+            Self::Waiting => {
+                return f.write_str("too many clients wait already for what is not held");
             }
             Self::Fds(allowance) => ("descriptors held", allowance, "FDHOLDER_MAXFDS"),
             Self::Connections(allowance) => ("connections", allowance, "FDHOLDER_MAXCONN"),
@@ -212,7 +275,10 @@ impl fmt::Display for Short {
             Allowance::AtMost(most) => write!(f, "{most} {what} at most ({variable})"),
             Allowance::All => write!(f, "no more {what}: there is no room"),
             Allowance::Fair => {
-                write!(f, "no more {what} than are left for others ({variable} sets a number)")
+                write!(
+                    f,
+                    "no more {what}: it has its share, or none is left ({variable} sets a number)"
+                )
             }
         }
     }
@@ -233,7 +299,13 @@ pub struct Leaving {
 #[derive(Debug)]
 pub struct Ledger {
     sizes: Amounts,
+    /// So much of what others have does not count against root and the daemon's own user.
+    reserves: Amounts,
+    /// The daemon's own user.
+    own: u32,
     taken: Amounts,
+    /// How many users have any.
+    having: Amounts,
     /// What takes places of those that arrive.
     leaving: Leaving,
     /// Only those that have something: at most one for each connection.
@@ -241,20 +313,27 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Nobody has anything of what there is.
-    pub fn new(sizes: Amounts) -> Self {
-        let (taken, leaving) = (Amounts::default(), Leaving::default());
-        Self { sizes, taken, leaving, users: BTreeMap::new() }
+    /// Nobody has anything of what there is. This is the daemon's own user.
+    pub fn new(sizes: Amounts, reserves: Amounts, own: u32) -> Self {
+        Self {
+            sizes,
+            reserves,
+            own,
+            taken: Amounts::default(),
+            having: Amounts::default(),
+            leaving: Leaving::default(),
+            users: BTreeMap::new(),
+        }
     }
 
     /// There is more of everything than anybody takes: for tests, simulators and fuzzers.
     pub fn ample() -> Self {
-        Self::new(Amounts([usize::MAX / 4; COUNT]))
+        Self::new(Amounts([usize::MAX / 4; COUNT]), Amounts::default(), 0)
     }
 
     /// There is so much of everything from now on; who has too much keeps it.
-    pub fn resize(&mut self, sizes: Amounts) {
-        self.sizes = sizes;
+    pub fn resize(&mut self, sizes: Amounts, reserves: Amounts) {
+        (self.sizes, self.reserves) = (sizes, reserves);
     }
 
     /// How much more of something a user may have.
@@ -269,7 +348,24 @@ impl Ledger {
             taken += self.leaving.all;
             used += if self.leaving.user == who.uid { self.leaving.own } else { 0 };
         }
-        who.may_have(resource).room(used, taken, self.sizes.get(resource) + more)
+        let mut size = self.sizes.get(resource) + more;
+        if who.is_trusted {
+            size += self.reserves.get(resource).min(self.taken_by_others(resource));
+        }
+        let has_none = self.used(who.uid, resource) == 0;
+        let usage = Usage {
+            used,
+            left: size.saturating_sub(taken),
+            users: self.having.get(resource) + usize::from(has_none),
+            unit: resource.unit(),
+        };
+        who.may_have(resource).room(usage)
+    }
+
+    /// What those have who may not have the reserve.
+    fn taken_by_others(&self, resource: Resource) -> usize {
+        let own = if self.own == 0 { 0 } else { self.used(self.own, resource) };
+        self.taken.get(resource).saturating_sub(self.used(0, resource) + own)
     }
 
     /// So many are not closed yet, for whom the next requests are.
@@ -289,7 +385,9 @@ impl Ledger {
         }
         self.taken.change(charged, &now);
         let user = self.users.entry(uid).or_default();
+        let before = user.any();
         user.change(charged, &now);
+        self.having.change(&before, &user.any());
         if *user == Amounts::default() {
             self.users.remove(&uid);
         }
@@ -317,7 +415,7 @@ mod tests {
     }
 
     fn ledger(size: usize) -> Ledger {
-        Ledger::new(Amounts::of(Resource::Connections, size))
+        Ledger::new(Amounts::of(Resource::Connections, size), Amounts::default(), 0)
     }
 
     /// Takes all that it may, one by one.
@@ -333,13 +431,59 @@ mod tests {
     }
 
     #[test]
-    fn each_leaves_as_much_as_it_has() {
+    fn users_who_take_all_they_may_get_what_the_formula_says() {
         let mut ledger = ledger(1000);
-        assert_eq!(take_all(&mut ledger, &user(1)), 500);
-        assert_eq!(take_all(&mut ledger, &user(2)), 250);
-        assert_eq!(take_all(&mut ledger, &user(3)), 125);
-        assert_eq!(take_all(&mut ledger, &Claimant::trusted(0)), 125);
-        assert_eq!(take_all(&mut ledger, &user(4)), 0);
+        for (uid, share) in (1..).zip([500, 166, 83, 50, 33, 24, 18, 14, 11, 9, 7, 6]) {
+            assert_eq!(take_all(&mut ledger, &user(uid)), share, "user {uid}");
+        }
+        assert_eq!(take_all(&mut ledger, &Claimant::trusted(0)), 79);
+        assert_eq!(take_all(&mut ledger, &user(20)), 0);
+    }
+
+    /// Who has none gets one unit as long as there is one, although its share is less.
+    #[test]
+    fn a_newcomer_whose_share_is_less_gets_one_unit() {
+        let mut connections = ledger(256);
+        let got: Vec<_> =
+            (1..).map(|uid| take_all(&mut connections, &user(uid))).take(36).collect();
+        assert_eq!(got[11..], [[1; 24].as_slice(), &[0]].concat(), "{got:?}");
+        let places = Amounts::of(Resource::Arriving, 3 * MESSAGE_FDS_MAX);
+        let mut ledger = Ledger::new(places, Amounts::default(), 0);
+        let message = Amounts::of(Resource::Arriving, MESSAGE_FDS_MAX);
+        for uid in 1..=3 {
+            assert!(ledger.room(&user(uid), Resource::Arriving) >= MESSAGE_FDS_MAX, "user {uid}");
+            ledger.recharge(uid, &mut Amounts::default(), message);
+        }
+        assert_eq!(ledger.room(&user(4), Resource::Arriving), 0);
+    }
+
+    /// Whatever it is, whoever has taken it, and however little there is.
+    #[test]
+    fn what_others_have_up_to_the_reserve_does_not_count_against_root_and_the_daemons_user() {
+        use Resource::{Arriving, Bytes, Connections, Loans, Unread};
+        for resource in [Connections, Arriving, Bytes, Unread, Loans] {
+            for (size, reserve, others, first, then) in
+                [(100, 8, 100, 8, 0), (1, 8, 1, 1, 0), (100, 8, 3, 100, 0), (100, 0, 100, 0, 0)]
+            {
+                let sizes = Amounts::of(resource, size);
+                let mut ledger = Ledger::new(sizes, Amounts::of(resource, reserve), 5);
+                let case = format!("{others} of {size} {resource:?}, {reserve} reserved");
+                ledger.recharge(7, &mut Amounts::default(), Amounts::of(resource, others));
+                for trusted in [0, 5] {
+                    assert_eq!(ledger.room(&Claimant::trusted(trusted), resource), first, "{case}");
+                }
+                // They share it, and leave nothing of it to others.
+                let mut charged = Amounts::default();
+                ledger.recharge(5, &mut charged, Amounts::of(resource, first));
+                assert_eq!(ledger.room(&Claimant::trusted(0), resource), then, "{case}");
+                assert_eq!(ledger.room(&user(8), resource), 0, "{case}");
+            }
+        }
+        // Alone they have what there is.
+        let one = Amounts::of(Connections, 1);
+        let mut ledger = Ledger::new(one, Amounts::of(Connections, 8), 5);
+        ledger.recharge(0, &mut Amounts::default(), one);
+        assert_eq!(ledger.room(&Claimant::trusted(5), Connections), 0);
     }
 
     #[test]
@@ -358,11 +502,12 @@ mod tests {
     /// What a user does not let go of takes places of its own first.
     #[test]
     fn what_is_not_closed_takes_places_of_what_arrives() {
-        let mut ledger = Ledger::new(Amounts::of(Resource::Arriving, 1000));
+        let places = Amounts::of(Resource::Arriving, 1000);
+        let mut ledger = Ledger::new(places, Amounts::default(), 0);
         let room = |ledger: &Ledger, who: Claimant| ledger.room(&who, Resource::Arriving);
         ledger.note_leaving(Leaving { user: 1, own: 400, all: 500 });
-        assert_eq!(room(&ledger, user(1)), 100);
-        assert_eq!(room(&ledger, user(2)), 500);
+        assert_eq!(room(&ledger, user(1)), 50);
+        assert_eq!(room(&ledger, user(2)), 253);
         assert_eq!(room(&ledger, Claimant::trusted(0)), 500);
         ledger.note_leaving(Leaving { user: 1, own: 1100, all: 1100 });
         assert_eq!(room(&ledger, Claimant::trusted(1)), 0);
@@ -379,10 +524,10 @@ mod tests {
         assert_eq!(ledger.used(2, Resource::Connections), 0);
         assert_eq!(ledger.used(1, Resource::Bytes), 0, "each kind is counted by itself");
         assert_eq!(ledger.room(&user(1), Resource::Connections), 0);
-        assert_eq!(ledger.room_beside(&user(1), Resource::Connections, 3), 3);
-        ledger.resize(Amounts::of(Resource::Connections, 5));
+        assert_eq!(ledger.room_beside(&user(1), Resource::Connections, 4), 2);
+        ledger.resize(Amounts::of(Resource::Connections, 6), Amounts::default());
         assert_eq!(ledger.room(&user(1), Resource::Connections), 1);
-        ledger.resize(Amounts::of(Resource::Connections, 1));
+        ledger.resize(Amounts::of(Resource::Connections, 1), Amounts::default());
         assert_eq!(ledger.room(&Claimant::trusted(0), Resource::Connections), 0);
         assert_eq!(ledger.taken(Resource::Connections), 2, "who has too much keeps it");
         ledger.recharge(1, &mut charged, Amounts::default());
@@ -391,17 +536,22 @@ mod tests {
 
     #[test]
     fn who_gains_may_have_it_up_to_the_bound_alone() {
-        for (allowance, gained, used, left, allows) in [
-            (Allowance::All, 9, 9, 0, true),
-            (Allowance::AtMost(5), 3, 2, 0, true),
-            (Allowance::AtMost(5), 3, 3, 100, false),
-            (Allowance::AtMost(6), 2, 4, 0, true),
-            (Allowance::Fair, 3, 2, 5, true),
-            (Allowance::Fair, 3, 2, 4, false),
-            (Allowance::Fair, 0, 0, 0, true),
+        for (allowance, gained, used, left, users, allows) in [
+            (Allowance::All, 9, 9, 0, 1, true),
+            (Allowance::AtMost(5), 3, 2, 0, 1, true),
+            (Allowance::AtMost(5), 3, 3, 100, 1, false),
+            (Allowance::AtMost(6), 2, 4, 0, 1, true),
+            (Allowance::AtMost(6), 0, 7, 0, 1, true),
+            (Allowance::Fair, 3, 2, 5, 1, true),
+            (Allowance::Fair, 3, 2, 4, 1, false),
+            (Allowance::Fair, 3, 2, 15, 3, true),
+            (Allowance::Fair, 3, 2, 14, 3, false),
+            (Allowance::Fair, 1, 0, 0, 9, true),
+            (Allowance::Fair, 0, 7, 0, 1, true),
         ] {
-            let is = allowance.allows(gained, used, left);
-            assert_eq!(is, allows, "{allowance:?}: {gained} more than {used}, {left} left");
+            let usage = Usage { used, left, users, unit: 1 };
+            let is = allowance.allows(gained, usage);
+            assert_eq!(is, allows, "{allowance:?}: {gained} more, {usage:?}");
         }
     }
 
@@ -438,9 +588,15 @@ mod tests {
     fn who_may_not_have_more_is_told_of_what_and_why() {
         for (short, errno, text) in [
             (
-                Short::Full { capacity: 7 },
+                Short::Full { capacity: 7, reserved: 0 },
                 Errno::NFILE,
                 "the holder is full: it holds 7 at most (-n)",
+            ),
+            (
+                Short::Full { capacity: 7, reserved: 1 },
+                Errno::NFILE,
+                "the holder is full: it holds 7 at most (-n), the last 1 for root and the daemon's \
+                 own user",
             ),
             (
                 Short::Arriving,
@@ -460,7 +616,7 @@ mod tests {
             (
                 Short::Connections(Allowance::Fair),
                 Errno::DQUOT,
-                "this user may have no more connections than are left for others \
+                "this user may have no more connections: it has its share, or none is left \
                  (FDHOLDER_MAXCONN sets a number)",
             ),
             (
@@ -485,6 +641,58 @@ mod tests {
     }
 
     proptest! {
+        /// However many ask, in whatever order, as often as they like, and whoever goes again: what
+        /// the formula promises is left, and who comes next gets its share.
+        #[test]
+        fn users_in_any_order_leave_what_the_formula_promises(
+            size in 1usize..2000,
+            steps in proptest::collection::vec((0u32..60, -1isize..400), 0..200),
+        ) {
+            let mut ledger = ledger(size);
+            let mut charged = [Amounts::default(); 60];
+            for (uid, wanted) in steps {
+                let charged = &mut charged[uid as usize];
+                let used = charged.get(Resource::Connections);
+                // As much as it may up to what it wants; or it gives back some, or all.
+                let now = match usize::try_from(wanted) {
+                    Ok(wanted) if wanted < used => wanted,
+                    Ok(wanted) => {
+                        used + ledger.room(&user(uid), Resource::Connections).min(wanted - used)
+                    }
+                    Err(_) => 0,
+                };
+                ledger.recharge(uid, charged, Amounts::of(Resource::Connections, now));
+                let (users, taken) = (ledger.users(), ledger.taken(Resource::Connections));
+                prop_assert!(taken <= size);
+                // Those whose share is less than one got one all the same, of what was left.
+                if users * (users + 1) <= size {
+                    let left = size - taken;
+                    prop_assert!(left * (users + 1) >= size, "{left} of {size} by {users}");
+                    let next = ledger.room(&user(99), Resource::Connections);
+                    let share = size / ((users + 1) * (users + 2));
+                    prop_assert!(next >= share.max(1), "{next} of {share}");
+                }
+            }
+        }
+
+        /// All who come get something, and as much as the formula says, up to the bound.
+        #[test]
+        fn greedy_users_in_turn_each_get_a_share(size in 2usize..100_000, users in 1usize..400) {
+            let mut ledger = ledger(size);
+            for number in 1..=users {
+                let uid = number as u32;
+                let room = ledger.room(&user(uid), Resource::Connections);
+                let share = size / (number * (number + 1));
+                prop_assert!(room >= share, "user {number}: {room} of {share}");
+                if number * (number + 1) <= size {
+                    prop_assert!(room > 0, "user {number}");
+                }
+                let all = Amounts::of(Resource::Connections, room);
+                ledger.recharge(uid, &mut Amounts::default(), all);
+                prop_assert!(ledger.taken(Resource::Connections) <= size);
+            }
+        }
+
         /// However users come and go, what is counted is what they have; nobody gets more
         /// than there is, and who has nothing leaves no trace.
         #[test]

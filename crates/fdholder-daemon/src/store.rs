@@ -8,7 +8,8 @@ mod sets;
 
 use self::expiry::{has_expired, Need};
 pub use self::sets::Staged;
-use crate::notify::names::service_of;
+use crate::limits::held_reserve;
+use crate::notify::names::{is_reserved, service_of};
 use crate::shares::{Allowance, Claimant};
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
@@ -40,18 +41,20 @@ impl<F> std::ops::Deref for Record<F> {
 pub struct Owner {
     uid: u32,
     may_hold: Allowance,
+    is_trusted: bool,
 }
 
 /// One who may have everything.
 impl From<u32> for Owner {
     fn from(uid: u32) -> Self {
-        Self { uid, may_hold: Allowance::All }
+        Self { uid, may_hold: Allowance::All, is_trusted: true }
     }
 }
 
 impl From<&Claimant> for Owner {
     fn from(claimant: &Claimant) -> Self {
-        Self { uid: claimant.uid, may_hold: claimant.may_hold() }
+        let Claimant { uid, is_trusted, .. } = *claimant;
+        Self { uid, may_hold: claimant.may_hold(), is_trusted }
     }
 }
 
@@ -109,6 +112,8 @@ pub struct Store<F> {
     /// The number of what is held next.
     next_serial: u64,
     capacity: usize,
+    /// How many of them are for root and the daemon's own user.
+    reserved: usize,
     /// How many have expired.
     expired: u64,
     /// The time that it was told last.
@@ -117,6 +122,11 @@ pub struct Store<F> {
     in_the_way: Vec<Change<F>>,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
+    /// Places in which something has come or gone, of which it is not known whether it listens.
+    fresh: BTreeSet<u32>,
+    /// Somebody waits for identifiers: which are seen that were not is written down.
+    is_awaited: bool,
+    appeared: Vec<Identifier>,
     /// Everything goes when its peer does.
     is_with_peers: bool,
 }
@@ -138,8 +148,12 @@ impl<F> Store<F> {
             now: None,
             in_the_way: Vec::new(),
             touched: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            is_awaited: false,
+            appeared: Vec::new(),
             is_with_peers: false,
             capacity: capacity.min(crate::limits::FDS_MAX),
+            reserved: 0,
         }
     }
 
@@ -156,6 +170,16 @@ impl<F> Store<F> {
     /// How many descriptors can be held.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// How many of those only root and the daemon's own user may have.
+    pub fn reserved(&self) -> usize {
+        self.reserved
+    }
+
+    /// Keeps some of them for those.
+    pub fn reserve(&mut self) {
+        self.reserved = held_reserve(self.capacity);
     }
 
     /// How many are held that a user has given.
@@ -241,8 +265,38 @@ impl<F> Store<F> {
         if self.holds(entry) {
             if let Some(slot) = self.slot_of(&entry.id) {
                 self.lent.remove(&slot);
+                self.note_appeared(&entry.id);
             }
         }
+    }
+
+    /// Whether somebody waits for what appears.
+    pub fn set_awaited(&mut self, is_awaited: bool) {
+        self.is_awaited = is_awaited;
+        self.appeared.clear();
+    }
+
+    /// Identifiers under which something has come since this was asked last, while somebody
+    /// waits. It may have gone again.
+    pub fn take_appeared(&mut self) -> Vec<Identifier> {
+        std::mem::take(&mut self.appeared)
+    }
+
+    fn note_appeared(&mut self, id: &Identifier) {
+        if self.is_awaited {
+            self.appeared.push(id.clone());
+        }
+    }
+
+    /// Whether something is seen under an identifier; with `is_prefix` under one that begins so,
+    /// but for what is held for the sake of a service.
+    pub fn sees(&self, id: &Identifier, is_prefix: bool, now: Timestamp) -> bool {
+        if !is_prefix {
+            return self.seen(id, now).is_some();
+        }
+        let begins_so =
+            |other: &Identifier| other.as_bytes().starts_with(id.as_bytes()) && !is_reserved(other);
+        self.iter().any(|record| begins_so(&record.id) && self.seen(&record.id, now).is_some())
     }
 
     /// Everything that is seen, as it is at this instant.
@@ -269,6 +323,20 @@ impl<F> Store<F> {
     /// the daemon itself must look after: a [door](crate::notify), or what goes with its peer.
     pub fn take_touched(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.touched)
+    }
+
+    /// So many places at most in which something has come or gone since this was asked.
+    pub fn take_fresh(&mut self, most: usize) -> Vec<u32> {
+        let taken: Vec<_> = self.fresh.iter().take(most).copied().collect();
+        for slot in &taken {
+            self.fresh.remove(slot);
+        }
+        taken
+    }
+
+    /// Whether there are any.
+    pub fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
     }
 
     /// Whether the daemon itself must look after something that it holds: a
@@ -379,6 +447,7 @@ impl<F> Store<F> {
     /// returned with the place.
     fn put(&mut self, Staged { hash, entry }: Staged<F>) -> (u32, Option<Arc<Record<F>>>) {
         let is_cared_for = self.needs_care(&entry);
+        self.note_appeared(&entry.id);
         let Self { slots, by_id, hasher, by_limit, lent, .. } = self;
         let (limit, owner) = (entry.limit.moment(), entry.origin.owner);
         let found = by_id.entry(
@@ -405,6 +474,7 @@ impl<F> Store<F> {
         if let Some(moment) = limit {
             by_limit.insert((moment, slot));
         }
+        self.fresh.insert(slot);
         if is_cared_for || replaced.as_ref().is_some_and(|replaced| self.needs_care(replaced)) {
             self.touched.insert(slot);
         }
@@ -435,6 +505,7 @@ impl<F> Store<F> {
         self.expired += u64::from(self.now.is_some_and(|now| has_expired(&entry, now)));
         self.has_one_less(entry.origin.owner);
         self.id_bytes -= id.as_bytes().len();
+        self.fresh.insert(slot);
         if self.needs_care(&entry) {
             self.touched.insert(slot);
         }

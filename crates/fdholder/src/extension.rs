@@ -10,7 +10,7 @@ use crate::frame::{Frame, Message};
 use crate::id::Identifier;
 use crate::limits::{DUMP_FDS_MAX, PAYLOAD_MAX, RUNS_MAX};
 use crate::origin::Origin;
-use crate::payload::{put_limit_and_id, Entry, Reader};
+use crate::payload::{put_id, put_limit_and_id, Entry, Reader};
 use crate::reply::{answer, bounded, without_fds, Answer};
 use crate::status::Status;
 use crate::time::Limit;
@@ -18,7 +18,7 @@ use std::ops::Range;
 
 /// The version of the extensions that this library speaks. Each version has all that the
 /// ones before it had.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The first version of a holder that can be followed by this one: what is told of a change
 /// has been the same since.
@@ -44,7 +44,9 @@ mod number {
     pub const INSPECT: u8 = 8;
     pub const STATUS: u8 = 9;
     pub const WHY: u8 = 10;
-    pub const LAST: u8 = WHY;
+    pub const MAY_STORE: u8 = 11;
+    pub const AWAIT: u8 = 12;
+    pub const LAST: u8 = AWAIT;
 }
 
 /// A request that only fdholder understands.
@@ -95,6 +97,23 @@ pub enum Extension<F> {
     /// Tell of what there was too little when ENFILE or EDQUOT was answered last on this
     /// connection, and which limit that was.
     Why,
+    /// Tell whether the rules let a user store under an identifier. For root and the holder's
+    /// own user.
+    MayStore {
+        /// The user.
+        uid: u32,
+        /// Its group, as rules may be by group.
+        gid: u32,
+        /// Under which.
+        id: Identifier,
+    },
+    /// Answer once something is held under an identifier, or under one that begins so.
+    Await {
+        /// Which, or how it begins.
+        id: Identifier,
+        /// Any that begins so.
+        is_prefix: bool,
+    },
     /// One of a later version.
     Unknown,
 }
@@ -213,6 +232,10 @@ impl<F> Extension<F> {
             number::UPGRADE => Self::Upgrade,
             number::INSPECT => Self::Inspect,
             number::WHY => Self::Why,
+            number::MAY_STORE => {
+                Self::MayStore { uid: reader.u32()?, gid: reader.u32()?, id: reader.id()? }
+            }
+            number::AWAIT => Self::Await { is_prefix: reader.byte()? != 0, id: reader.id()? },
             _ => Self::Status,
         };
         reader.end()?;
@@ -251,6 +274,16 @@ impl<F> Extension<F> {
             Self::Inspect => payload.push(number::INSPECT),
             Self::Status => payload.push(number::STATUS),
             Self::Why => payload.push(number::WHY),
+            Self::MayStore { uid, gid, id } => {
+                payload.push(number::MAY_STORE);
+                payload.extend_from_slice(&uid.to_be_bytes());
+                payload.extend_from_slice(&gid.to_be_bytes());
+                put_id(&mut payload, &id);
+            }
+            Self::Await { id, is_prefix } => {
+                payload.extend_from_slice(&[number::AWAIT, u8::from(is_prefix)]);
+                put_id(&mut payload, &id);
+            }
             Self::Unknown => payload.push(u8::MAX),
         }
         Message::new(fds, |bytes| bytes.append(&mut payload))
@@ -351,6 +384,11 @@ pub fn told_why<F>(why: &str) -> Message<F> {
         bytes.push(0);
         bytes.extend_from_slice(why.as_bytes());
     })
+}
+
+/// Encodes whether a user may store.
+pub fn told_may_store<F>(may: bool) -> Message<F> {
+    Message::new(Vec::new(), |bytes| bytes.extend_from_slice(&[0, u8::from(may)]))
 }
 
 fn numbers<F>(numbers: impl IntoIterator<Item = u32>) -> Message<F> {
@@ -486,6 +524,19 @@ pub fn parse_status<F>(frame: &Frame<'_, F>) -> Result<Answer<Status>, Malformed
 /// [`Malformed`] when the frame is no such answer.
 pub fn parse_why<F>(frame: &Frame<'_, F>) -> Result<Answer<String>, Malformed> {
     parse(frame, |reader| Ok(String::from_utf8_lossy(reader.0).into_owned()))
+}
+
+/// Reads whether a user may store.
+///
+/// # Errors
+///
+/// [`Malformed`] when the frame is no such answer.
+pub fn parse_may_store<F>(frame: &Frame<'_, F>) -> Result<Answer<bool>, Malformed> {
+    parse(frame, |reader| {
+        let may = reader.byte()? != 0;
+        reader.end()?;
+        Ok(may)
+    })
 }
 
 #[cfg(test)]

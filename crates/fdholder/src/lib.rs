@@ -98,7 +98,7 @@ pub use id::{BadIdentifier, Identifier};
 pub use origin::{Origin, Tenure};
 pub use request::{Entry, Request};
 pub use rustix::io::Errno;
-pub use status::{Service, Standby, Status};
+pub use status::{Listening, Service, Standby, Status};
 pub use time::{Limit, Timestamp, TimestampError, LEAP_SECONDS};
 pub use transfer::{
     Left, Plan, Planned, Progress, Report, Route, Side, Transfer, TransferError, Verification,

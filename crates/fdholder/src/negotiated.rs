@@ -6,6 +6,7 @@ use crate::dump::{GET_DUMP, SET_DUMP};
 use crate::error::{Cause, Error, Malformed};
 use crate::extension::{self, Extension, Inspected, OnConflict, Snapshot, Taken, VERSION};
 use crate::frame::Frame;
+use crate::id::Identifier;
 use crate::limits::RELEASE_FDS_MAX;
 use crate::reply::Answer;
 use crate::request::Request;
@@ -232,6 +233,43 @@ impl Client {
     pub fn status(&mut self, deadline: Deadline) -> Result<Status, Error> {
         self.ask_extension(Extension::Status, deadline, |frame| extension::parse_status(&frame))
             .map_err(|cause| Error::new("get the holder's status", cause))
+    }
+
+    /// Whether the rules let a user store under an identifier.
+    ///
+    /// # Errors
+    ///
+    /// EPERM the client is neither root nor the holder's own user · EAGAIN the rules cannot be
+    /// read now · EOPNOTSUPP as [`inspect`](Self::inspect).
+    pub fn may_store(
+        &mut self,
+        uid: u32,
+        gid: u32,
+        id: &Identifier,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        let asked = Extension::MayStore { uid, gid, id: id.clone() };
+        self.ask_extension(asked, deadline, |frame| extension::parse_may_store(&frame))
+            .map_err(|cause| Error::new("see what a user may store", cause))
+    }
+
+    /// Waits until something is held under an identifier, or with `is_prefix` under any that
+    /// begins so. It may have gone again when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::TimedOut`] and nothing is · EPERM without the right to retrieve it, or to list
+    /// with `is_prefix` · EDQUOT too many wait · EPIPE the holder has ended · EOPNOTSUPP as
+    /// [`inspect`](Self::inspect).
+    pub fn wait_for_id(
+        &mut self,
+        id: &Identifier,
+        is_prefix: bool,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let asked = Extension::Await { id: id.clone(), is_prefix };
+        self.ask_extension(asked, deadline, |frame| crate::reply::parse_status(&frame))
+            .map_err(|cause| Error::new(format!("wait for {id}"), cause))
     }
 
     fn ask_extension<T>(

@@ -25,6 +25,8 @@ pub struct Status {
     pub connections: u32,
     /// Clients that can be at once.
     pub connections_max: u32,
+    /// Clients that only wait until something is held, besides.
+    pub waiting: u32,
     /// The process that has everything, too.
     pub standby: Standby,
     /// systemd keeps a copy of everything.
@@ -33,6 +35,21 @@ pub struct Status {
     pub counts: BTreeMap<String, u64>,
     /// What services say of themselves, by `sd_notify(3)`.
     pub services: Vec<Service>,
+    /// Held listeners and their queues, those first at which clients wait for longest.
+    pub listeners: Vec<Listening>,
+}
+
+/// A held listener: whether a process accepts from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// Its identifier, as it is shown.
+    pub id: String,
+    /// Clients that wait to be accepted.
+    pub queue: u32,
+    /// Clients that may.
+    pub queue_max: u32,
+    /// For how many seconds some have waited, and no process was seen to accept any.
+    pub waiting: u64,
 }
 
 /// The standby of a holder.
@@ -73,6 +90,7 @@ impl fmt::Display for Status {
         writeln!(f, "pid={pid}\nuid={uid}\nstarted={started}")?;
         writeln!(f, "held={held}\ncapacity={capacity}")?;
         writeln!(f, "connections={connections}\nconnections_max={connections_max}")?;
+        writeln!(f, "waiting={}", self.waiting)?;
         match self.standby {
             Standby::None => writeln!(f, "standby=none")?,
             Standby::Starting => writeln!(f, "standby=starting")?,
@@ -85,6 +103,9 @@ impl fmt::Display for Status {
         for Service { name, ready, pid, status } in &self.services {
             let (name, status) = (on_one_line(name), on_one_line(status));
             writeln!(f, "service={}\t{pid}\t{name}\t{status}", u8::from(*ready))?;
+        }
+        for Listening { id, queue, queue_max, waiting } in &self.listeners {
+            writeln!(f, "listener={queue}\t{queue_max}\t{waiting}\t{}", on_one_line(id))?;
         }
         Ok(())
     }
@@ -106,6 +127,7 @@ impl FromStr for Status {
                 "capacity" => status.capacity = number(value)?,
                 "connections" => status.connections = number(value)?,
                 "connections_max" => status.connections_max = number(value)?,
+                "waiting" => status.waiting = number(value)?,
                 "standby" => {
                     status.standby = match value {
                         "none" => Standby::None,
@@ -114,6 +136,7 @@ impl FromStr for Status {
                     }
                 }
                 "fdstore" => status.fdstore = value != "0",
+                "listener" => status.listeners.push(listener(value)?),
                 "service" => status.services.push(service(value)?),
                 _ => {
                     if let Some(count) = name.strip_prefix("count.") {
@@ -143,13 +166,26 @@ fn service(text: &str) -> Result<Service, Malformed> {
     })
 }
 
+fn listener(text: &str) -> Result<Listening, Malformed> {
+    let fields: Vec<_> = text.splitn(4, '\t').collect();
+    let [queue, queue_max, waiting, id] = fields[..] else {
+        return Err(Malformed("a status with half a listener"));
+    };
+    Ok(Listening {
+        id: id.to_owned(),
+        queue: number(queue)?,
+        queue_max: number(queue_max)?,
+        waiting: number(waiting)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn any_status() -> impl Strategy<Value = Status> {
-        let numbers = any::<[u32; 6]>();
+        let numbers = any::<[u32; 7]>();
         let standby = prop_oneof![
             Just(Standby::None),
             Just(Standby::Starting),
@@ -159,9 +195,13 @@ mod tests {
             .prop_map(|(name, ready, pid, status)| Service { name, ready, pid, status });
         let counts = proptest::collection::btree_map("[a-z.]{1,8}", any::<u64>(), 0..5);
         let services = proptest::collection::vec(service, 0..3);
-        (numbers, standby, any::<(u64, bool)>(), counts, services).prop_map(
-            |(numbers, standby, (started, fdstore), counts, services)| {
-                let [pid, uid, held, capacity, connections, connections_max] = numbers;
+        let listener = ("[a-z/]{1,8}", any::<(u32, u32, u64)>()).prop_map(
+            |(id, (queue, queue_max, waiting))| Listening { id, queue, queue_max, waiting },
+        );
+        let listeners = proptest::collection::vec(listener, 0..3);
+        (numbers, standby, any::<(u64, bool)>(), counts, services, listeners).prop_map(
+            |(numbers, standby, (started, fdstore), counts, services, listeners)| {
+                let [pid, uid, held, capacity, connections, connections_max, waiting] = numbers;
                 let version = "1.2.3".to_owned();
                 Status {
                     version,
@@ -172,10 +212,12 @@ mod tests {
                     capacity,
                     connections,
                     connections_max,
+                    waiting,
                     standby,
                     fdstore,
                     counts,
                     services,
+                    listeners,
                 }
             },
         )
@@ -198,6 +240,7 @@ mod tests {
         assert_eq!("mood=good\npid=5\n".parse(), Ok(Status { pid: 5, ..Status::default() }));
         assert!("pid=five\n".parse::<Status>().is_err());
         assert!("service=1\t5\tweb".parse::<Status>().is_err());
+        assert!("listener=1\t5\tweb".parse::<Status>().is_err());
         let mut status = Status::default();
         let said = "a\nheld=7\t\u{1b}[2J".to_owned();
         let service = Service { name: "web".into(), status: said, ..Service::default() };

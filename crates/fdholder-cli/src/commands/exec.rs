@@ -1,43 +1,34 @@
 //! `exec`: become a program that has held descriptors open, and knows of them.
 
-use crate::commands::bind::group::{group_of, in_words, may_have_clients, number_in};
-use crate::connect::{connect, connect_negotiated};
+mod source;
+
+use self::source::Source;
 use crate::endpoint::{set_nonblocking, Mode};
 use crate::failure::{exit, Failure};
-use crate::options::{
-    milliseconds_option, number, path_operand, timeout_option, Milliseconds, EXIT_CODES_EXEC,
-};
+use crate::options::{milliseconds_option, number, path_operand, timeout_option, EXIT_CODES_EXEC};
 use crate::passing::activation;
 use crate::passing::becoming::become_program;
 use crate::passing::front_door::{self, FrontDoor};
 use crate::passing::kept::{check_given, Kept};
 use crate::passing::{
-    assign, is_fd_name, is_for_others, leave, natural, stand_in, variables, EnvStyle, Passed, Pids,
-    FIRST,
+    assign, is_fd_name, is_for_others, leave, variables, EnvStyle, Passed, Pids, FIRST,
 };
 use crate::program::{Invocation, Program};
 use crate::users::read_owner;
 use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use fdholder::environ::Variable;
-use fdholder::{Cause, Client, Deadline, Errno, Identifier};
-use fdholder_daemon::notify::is_reserved;
+use fdholder::Identifier;
 use fdholder_daemon::privileges::raise_open_files;
 use rustix::process::{getrlimit, setrlimit, Resource};
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 pub const PROGRAM: Program = Program { subcommand: "exec", s6_name: "", s6_usage: "", define, run };
-
-/// How often it is looked whether something is held that is waited for: the protocol has
-/// nobody told.
-const WAIT_PAUSE: Duration = Duration::from_millis(20);
 
 fn define(command: Command) -> Command {
     let text = |id: &'static str, name: &'static str| Arg::new(id).long(id).value_name(name);
@@ -87,7 +78,7 @@ fn define(command: Command) -> Command {
             text("notify-mode", "MODE")
                 .value_parser(|text: &str| Mode::read(text))
                 .requires("notify")
-                .help("Mode of that socket, when it is made: who may send [default: 0600]"),
+                .help("Mode of that socket: who may send [default: 0600 when it is made]"),
         )
         .arg(
             text("notify-owner", "USER[:GROUP]")
@@ -121,7 +112,7 @@ fn define(command: Command) -> Command {
         )
         .arg(
             milliseconds_option("wait", 'w', "wait")
-                .help("Wait so long for what is not held yet [default: 0, not at all]"),
+                .help("Wait so long for the holder and what it does not hold yet, besides --timeout [default: 0, not at all]"),
         )
         .arg(timeout_option())
         .arg(path_operand().required(false))
@@ -249,8 +240,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         let mut chosen = source.get(choices)?;
         set_blocking(invocation, &chosen)?;
         for warning in source.parts_of_groups(&chosen) {
-            // Without a reader nobody misses it.
-            let _ = writeln!(std::io::stderr(), "{}: warning: {warning}", invocation.called);
+            warn(invocation, warning);
         }
         passed.append(&mut chosen);
         if let Some(service) = notify {
@@ -260,9 +250,21 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 owner: invocation.optional("notify-owner"),
             };
             let holder = invocation.required::<PathBuf>("path")?;
-            let opened =
-                FrontDoor::open(&mut source.holder, &service, &wanted, &holder, source.deadline)?;
-            let mut stored = opened.stored(&mut source.holder, source.deadline)?;
+            let (client, deadline) = source.connected()?;
+            let opened = FrontDoor::open(client, &service, &wanted, &holder, deadline)?;
+            if let Some(owner) = wanted.owner {
+                let refused = opened.refused(client, owner, deadline);
+                if let Some(id) = refused {
+                    warn(
+                        invocation,
+                        format_args!(
+                        "the holder's rules do not let the owner of the socket, {owner}, store \
+                         under {id}: what PROG sends as that user will be refused"
+                    ),
+                    );
+                }
+            }
+            let mut stored = opened.stored(client, deadline)?;
             // What was asked for by its identifier is not passed on twice.
             stored.retain(|one| passed.iter().all(|other| other.id != one.id));
             passed.append(&mut stored);
@@ -301,6 +303,11 @@ fn set_blocking(invocation: &Invocation, passed: &[Passed<OwnedFd>]) -> Result<(
     Ok(())
 }
 
+fn warn(invocation: &Invocation, problem: impl std::fmt::Display) {
+    // Who cannot be told need not know.
+    let _ = writeln!(std::io::stderr(), "{}: warning: {problem}", invocation.called);
+}
+
 /// What the environment says of descriptors that were for somebody else, and is not said anew:
 /// unset first.
 fn others_variables() -> Vec<Variable> {
@@ -311,114 +318,6 @@ fn others_variables() -> Vec<Variable> {
 /// All values of an option or operand.
 fn many<T: Clone + Send + Sync + 'static>(invocation: &Invocation, id: &str) -> Vec<T> {
     invocation.matches.get_many(id).into_iter().flatten().cloned().collect()
-}
-
-/// A holder that descriptors are taken from.
-struct Source {
-    holder: Client,
-    deadline: Deadline,
-    /// Until when to wait for what is not held.
-    wait: Deadline,
-    /// Whether it may be missing then.
-    missing_ok: bool,
-}
-
-impl Source {
-    /// Whether it is a fdholder is only found out if that matters.
-    fn of(invocation: &Invocation, negotiate: bool) -> Result<Self, Failure> {
-        let (holder, deadline) =
-            if negotiate { connect_negotiated(invocation)? } else { connect(invocation)? };
-        let wait = invocation.optional("wait").and_then(|Milliseconds(wait)| wait);
-        let wait = Deadline::after(wait.unwrap_or_default());
-        let missing_ok = invocation.matches.get_flag("missing-ok");
-        Ok(Self { holder, deadline, wait, missing_ok })
-    }
-
-    fn get(&mut self, choices: Vec<Choice>) -> Result<Vec<Passed<OwnedFd>>, Failure> {
-        let mut passed = Vec::new();
-        for choice in choices {
-            match choice {
-                Choice::One(Wanted { id, name, number }) => {
-                    let Some(fd) = self.one(&id)? else { continue };
-                    let name = name.unwrap_or_else(|| stand_in(id.as_bytes()));
-                    passed.push(Passed { fd, id, name, number });
-                }
-                Choice::Prefix(prefix) => {
-                    for id in self.ids(prefix.as_bytes())? {
-                        let Some(fd) = self.one(&id)? else { continue };
-                        let name = stand_in(id.as_bytes());
-                        passed.push(Passed { fd, id, name, number: None });
-                    }
-                }
-            }
-        }
-        Ok(passed)
-    }
-
-    /// That only a part of a group is passed on: clients that come to the rest wait.
-    fn parts_of_groups(&mut self, passed: &[Passed<OwnedFd>]) -> Vec<String> {
-        let groups: BTreeSet<_> = passed.iter().filter_map(|one| group_of(&one.id)).collect();
-        if groups.is_empty() {
-            return Vec::new();
-        }
-        // Without the right to list there is nothing to say.
-        let Ok(mut ids) = self.holder.list(self.deadline) else { return Vec::new() };
-        ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
-        ids.retain(|id| passed.iter().all(|one| one.id != *id));
-        let mut warnings = Vec::new();
-        for group in groups {
-            let mut left = ids.clone();
-            left.retain(|id| number_in(group, id).is_some());
-            left.retain(|id| {
-                may_have_clients(id, &mut self.holder, self.deadline).unwrap_or_default()
-            });
-            if !left.is_empty() {
-                let (group, left) = (group.escape_ascii(), in_words(&left));
-                warnings
-                    .push(format!("only a part of {group}/… is passed on: clients wait in {left}"));
-            }
-        }
-        warnings
-    }
-
-    /// `None` when it may be missing, and is.
-    fn one(&mut self, id: &Identifier) -> Result<Option<OwnedFd>, Failure> {
-        loop {
-            match self.holder.retrieve(id, self.deadline) {
-                Err(error) if matches!(error.cause(), Cause::Denied(Errno::NOENT)) => {
-                    if !self.wait.passed() {
-                        std::thread::sleep(WAIT_PAUSE);
-                    } else if self.missing_ok {
-                        return Ok(None);
-                    } else {
-                        return Err(error.into());
-                    }
-                }
-                result => return Ok(Some(result?)),
-            }
-        }
-    }
-
-    /// The identifiers that begin in one way, ordered; at least one, unless they may be missing.
-    fn ids(&mut self, prefix: &[u8]) -> Result<Vec<Identifier>, Failure> {
-        loop {
-            let mut ids = self.holder.list(self.deadline)?;
-            // Doors are the holder's.
-            ids.retain(|id| id.as_bytes().starts_with(prefix) && !is_reserved(id));
-            ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
-            if !ids.is_empty() || (self.missing_ok && self.wait.passed()) {
-                return Ok(ids);
-            }
-            if self.wait.passed() {
-                let prefix = prefix.escape_ascii();
-                return Err(Failure::new(
-                    exit::DENIED,
-                    format_args!("nothing is held under ids that begin with {prefix}"),
-                ));
-            }
-            std::thread::sleep(WAIT_PAUSE);
-        }
-    }
 }
 
 #[cfg(test)]

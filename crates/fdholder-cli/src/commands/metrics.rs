@@ -7,7 +7,7 @@ use crate::options::{path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use crate::show::output::print;
 use clap::{Arg, Command};
-use fdholder::{Errno, Standby, Status};
+use fdholder::{Errno, Listening, Standby, Status};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -146,6 +146,7 @@ impl Metrics {
             .gauge("held_fds_max", "Descriptors that can be held.", status.capacity)
             .gauge("connections", "Clients that are connected.", status.connections)
             .gauge("connections_max", "Clients that can be.", status.connections_max)
+            .gauge("waiting", "Clients that wait for ids that are not held.", status.waiting)
             .gauge("standby_ready", "Whether a standby has everything.", u8::from(has_standby))
             .gauge("fdstore", "Whether systemd keeps a copy.", u8::from(status.fdstore))
             .counter("expired_fds_total", "Descriptors that have expired.", count("expired"));
@@ -178,6 +179,21 @@ impl Metrics {
                 metrics.sample("service_ready", &name, u8::from(service.ready));
             }
         }
+        let mut by_listener = |name: &str, help: &str, value: fn(&Listening) -> u64| {
+            if !status.listeners.is_empty() {
+                metrics.head(name, help, "gauge");
+            }
+            for listener in &status.listeners {
+                let id = format!(",id=\"{}\"", escaped(&listener.id));
+                metrics.sample(name, &id, value(listener));
+            }
+        };
+        let help = "Clients that wait to be accepted.";
+        by_listener("listener_queue", help, |it| it.queue.into());
+        let help = "Clients that may wait.";
+        by_listener("listener_queue_max", help, |it| it.queue_max.into());
+        let help = "How long clients have waited and no process accepted any.";
+        by_listener("listener_waiting_seconds", help, |it| it.waiting);
         metrics
     }
 }

@@ -128,7 +128,7 @@ fn define_server(command: Command) -> Command {
             Arg::new("drop-hung-up")
                 .long("drop-hung-up")
                 .action(ArgAction::SetTrue)
-                .help("Let go of a socket or pipe when its other end is closed"),
+                .help("Release a socket, pipe or terminal when its other end is closed"),
         )
         .arg(
             Arg::new("standby")

@@ -11,7 +11,8 @@ use crate::show::table::{Cell, Table};
 use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use clap::{Arg, ArgAction, Command};
-use fdholder::{Service, Standby, Status};
+use fdholder::{Listening, Service, Standby, Status};
+use fdholder_daemon::accept_queue::AcceptQueue;
 use serde_json::{json, Value};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,9 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         let screen = Screen::stdout();
         match &known {
             Known::All(status) => text(status, &path, screen),
-            Known::LittleOf { pid, uid, held } => little(&path, *pid, *uid, held.as_ref().ok()),
+            Known::LittleOf { pid, uid, held } => {
+                little(&path, *pid, *uid, held.as_ref().ok().copied())
+            }
         }
     };
     print(&text)?;
@@ -72,6 +75,9 @@ fn text(status: &Status, path: &Path, screen: Screen) -> String {
     line(&mut text, "held", format_args!("{} of {}", status.held, status.capacity));
     let Status { connections, connections_max, .. } = status;
     line(&mut text, "connections", format_args!("{connections} of {connections_max}"));
+    if status.waiting > 0 {
+        line(&mut text, "waiting", format_args!("{} for ids that are not held", status.waiting));
+    }
     match status.standby {
         Standby::None => line(&mut text, "standby", "none"),
         Standby::Starting => line(&mut text, "standby", "is getting its copy"),
@@ -85,6 +91,10 @@ fn text(status: &Status, path: &Path, screen: Screen) -> String {
     if !status.services.is_empty() {
         text.push('\n');
         text.push_str(&services(&status.services).to_text(screen));
+    }
+    if !status.listeners.is_empty() {
+        text.push('\n');
+        text.push_str(&listeners(&status.listeners).to_text(screen));
     }
     text
 }
@@ -116,12 +126,28 @@ fn services(services: &[Service]) -> Table {
     table
 }
 
-fn little(path: &Path, pid: Option<i32>, uid: u32, held: Option<&usize>) -> String {
+/// Held listeners at which somebody waits. Of the others it is only said how many there are.
+fn listeners(listeners: &[Listening]) -> Table {
+    let mut table = Table::new(["LISTENER", "QUEUE", "NOBODY ACCEPTS"]);
+    let (quiet, waited_at): (Vec<_>, Vec<_>) = listeners.iter().partition(|it| it.queue == 0);
+    for Listening { id, queue, queue_max, waiting } in waited_at {
+        let style = if *waiting > 0 { Style::Soon } else { Style::Plain };
+        let since = format!("for {}", brief(Duration::from_secs(*waiting)));
+        let since = if *waiting > 0 { since } else { String::new() };
+        let queue = AcceptQueue { len: *queue, max: *queue_max }.to_string();
+        table.row([id.as_str().into(), queue.into(), Cell::styled(since, style)]);
+    }
+    let quiet = format!("({} at which nobody waits)", quiet.len());
+    table.row([Cell::from(quiet), Cell::default(), Cell::default()]);
+    table
+}
+
+fn little(path: &Path, pid: Option<i32>, uid: u32, held: Option<usize>) -> String {
     let mut text = String::new();
     line(&mut text, "holder", format_args!("{}, s6's or alike", path.display()));
     let pid = pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
     line(&mut text, "process", format_args!("pid {pid}, user {}", UserNames::read().of(uid)));
-    let held = held.map_or_else(|| "? (you may not list)".to_owned(), ToString::to_string);
+    let held = held.map_or_else(|| "? (you may not list)".to_owned(), |held| held.to_string());
     line(&mut text, "held", held);
     text.push_str("\nIts protocol does not tell more.\n");
     text
@@ -144,6 +170,7 @@ fn as_json(known: &Known) -> Value {
         let pid = (*pid != 0).then_some(*pid);
         json!({ "name": name, "ready": ready, "pid": pid, "status": status })
     };
+    let listener = |Listening { id, queue, queue_max, waiting }: &Listening| json!({ "id": id, "queue": queue, "queue_max": queue_max, "waiting_seconds": waiting });
     json!({
         "is_fdholder": true,
         "version": status.version,
@@ -154,10 +181,12 @@ fn as_json(known: &Known) -> Value {
         "capacity": status.capacity,
         "connections": status.connections,
         "connections_max": status.connections_max,
+        "waiting": status.waiting,
         "standby": standby,
         "standby_pid": standby_pid,
         "fdstore": status.fdstore,
         "counts": status.counts,
         "services": status.services.iter().map(service).collect::<Vec<_>>(),
+        "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }

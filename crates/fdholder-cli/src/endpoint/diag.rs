@@ -1,11 +1,11 @@
-//! What only `sock_diag(7)` says of a Unix socket: the file that leads to it, and its queue.
+//! What only `sock_diag(7)` says of a Unix socket: the file that leads to it.
 //!
 //! The kernel answers for sockets of the caller's own network namespace. No client is made for it.
 
-use crate::sockopt::tcp_accept_queue;
+use fdholder_daemon::accept_queue::{is_listener, AcceptQueues};
 use rustix::fs::fstat;
 use rustix::net::netlink::{SocketAddrNetlink, SOCK_DIAG};
-use rustix::net::sockopt::{socket_acceptconn, socket_cookie, socket_domain};
+use rustix::net::sockopt::socket_cookie;
 use rustix::net::{
     recv, sendto, socket_with, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
 };
@@ -18,18 +18,15 @@ const BEFORE_ATTRIBUTES: usize = 16 + 16;
 const BY_FAMILY: u16 = 20;
 const REQUEST: u16 = 1;
 
-/// What to show, `UDIAG_SHOW_VFS` and `UDIAG_SHOW_RQLEN`, and the attributes that show it.
-const SHOW: u32 = 0x2 | 0x10;
+/// What to show, `UDIAG_SHOW_VFS`, and the attribute that shows it.
+const SHOW: u32 = 0x2;
 const VFS: u16 = 1;
-const RQLEN: u16 = 4;
 
 /// A socket as the kernel describes it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct UnixSocket {
     /// The inode of the file that it was bound to, while that is open: its low 32 bits.
     pub file: Option<u32>,
-    /// Clients that wait, and how many may.
-    pub queue: Option<(u32, u32)>,
 }
 
 /// Looks a Unix socket up; `None` where the kernel does not tell.
@@ -47,17 +44,11 @@ pub fn unix_socket(socket: impl AsFd) -> Option<UnixSocket> {
     read(&answer[..len])
 }
 
-/// Clients that wait to be accepted from a listener, and how many may.
+/// Clients that wait to be accepted from a listener, and how many may; `None` where the kernel does
+/// not tell how many.
 pub fn accept_queue(listener: impl AsFd) -> Option<(u32, u32)> {
-    let listener = listener.as_fd();
-    if socket_acceptconn(listener) != Ok(true) {
-        return None;
-    }
-    match socket_domain(listener).ok()? {
-        AddressFamily::UNIX => unix_socket(listener)?.queue,
-        AddressFamily::INET | AddressFamily::INET6 => tcp_accept_queue(listener).ok(),
-        _ => None,
-    }
+    let queue = AcceptQueues::default().of(listener.as_fd()).filter(|queue| queue.max > 0)?;
+    is_listener(listener).then_some((queue.len, queue.max))
 }
 
 /// `struct unix_diag_req` behind its header.
@@ -88,10 +79,8 @@ fn read(answer: &[u8]) -> Option<UnixSocket> {
     while let Some((head, _)) = rest.split_at_checked(4) {
         let len = usize::from(u16::from_ne_bytes([head[0], head[1]]));
         let value = rest.get(4..len)?;
-        match u16::from_ne_bytes([head[2], head[3]]) {
-            VFS => found.file = number(value, 0),
-            RQLEN => found.queue = number(value, 0).zip(number(value, 4)),
-            _ => {}
+        if u16::from_ne_bytes([head[2], head[3]]) == VFS {
+            found.file = number(value, 0);
         }
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -105,14 +94,13 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     #[test]
-    fn unix_socket_is_found_with_its_file_and_queue() {
+    fn unix_socket_is_found_with_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let inode = path.metadata().unwrap().st_ino() as u32;
         let found = unix_socket(&listener).unwrap();
         assert_eq!(found.file, Some(inode));
-        assert_eq!(found.queue.unwrap().0, 0);
         let _clients = (UnixStream::connect(&path).unwrap(), UnixStream::connect(&path).unwrap());
         assert_eq!(accept_queue(&listener).unwrap().0, 2);
         std::fs::rename(&path, folder.path().join("other")).unwrap();
@@ -126,10 +114,10 @@ mod tests {
         let mut answer = [0; BEFORE_ATTRIBUTES + 12];
         answer[4..6].copy_from_slice(&BY_FAMILY.to_ne_bytes());
         answer[BEFORE_ATTRIBUTES..][..2].copy_from_slice(&12_u16.to_ne_bytes());
-        answer[BEFORE_ATTRIBUTES + 2..][..2].copy_from_slice(&RQLEN.to_ne_bytes());
-        assert_eq!(read(&answer).unwrap().queue, Some((0, 0)));
+        answer[BEFORE_ATTRIBUTES + 2..][..2].copy_from_slice(&VFS.to_ne_bytes());
+        assert_eq!(read(&answer).unwrap().file, Some(0));
         for len in 0..answer.len() {
-            assert_eq!(read(&answer[..len]).and_then(|found| found.queue), None, "{len}");
+            assert_eq!(read(&answer[..len]).and_then(|found| found.file), None, "{len}");
         }
         // A length that leads nowhere.
         answer[BEFORE_ATTRIBUTES] = 0;

@@ -18,6 +18,8 @@ pub struct Seen {
     pub origin: Option<Origin>,
     /// What it is, for who may retrieve it.
     pub what: Option<Description>,
+    /// For how many seconds clients have waited at it, and no process was seen to accept.
+    pub waiting: Option<u64>,
 }
 
 /// Everything, ordered by identifier.
@@ -56,10 +58,14 @@ impl Contents {
                 found.one_by_one(ids, &mut holder, deadline)?;
             }
         }
-        let mut seen = match inspected {
+        let waiting = if is_fdholder { waiting(&mut holder, deadline) } else { HashMap::new() };
+        let mut seen: Vec<_> = match inspected {
             Some(inspected) => inspected.into_iter().map(|it| found.complete(it)).collect(),
             None => found.into_seen(),
         };
+        for seen in &mut seen {
+            seen.waiting = waiting.get(&seen.id.to_string()).copied();
+        }
         seen.sort_by(|a: &Seen, b| natural(a.id.as_bytes(), b.id.as_bytes()));
         Ok(Self { seen, is_fdholder })
     }
@@ -72,6 +78,12 @@ fn inspect(holder: &mut Client, deadline: Deadline) -> Result<Option<Vec<Inspect
         Err(error) if matches!(error.cause(), Cause::Denied(Errno::OPNOTSUPP)) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// For how long clients wait, as far as the holder tells: not one of an earlier version.
+fn waiting(holder: &mut Client, deadline: Deadline) -> HashMap<String, u64> {
+    let listeners = holder.status(deadline).map(|status| status.listeners).unwrap_or_default();
+    listeners.into_iter().map(|listener| (listener.id, listener.waiting)).collect()
 }
 
 /// What could be seen of descriptors themselves.
@@ -116,11 +128,11 @@ impl Found {
 
     fn complete(&mut self, Inspected { id, limit, origin }: Inspected) -> Seen {
         let what = self.0.remove(&id).and_then(|(_, what)| what);
-        Seen { id, limit: Some(limit), origin: Some(origin), what }
+        Seen { id, limit: Some(limit), origin: Some(origin), what, waiting: None }
     }
 
     fn into_seen(self) -> Vec<Seen> {
-        let seen = |(id, (limit, what))| Seen { id, limit, origin: None, what };
+        let seen = |(id, (limit, what))| Seen { id, limit, origin: None, what, waiting: None };
         self.0.into_iter().map(seen).collect()
     }
 }

@@ -1,7 +1,8 @@
 //! What a descriptor is, in words: its kind, its addresses, what waits in it.
 
 use crate::show::terminal::harmless;
-use crate::sockopt::{get_int, tcp_accept_queue};
+use crate::sockopt::get_int;
+use fdholder_daemon::accept_queue::{AcceptQueue, AcceptQueues};
 use rustix::fs::{fcntl_get_seals, fcntl_getfl, statx, AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
@@ -28,8 +29,8 @@ pub struct Description {
 /// What waits in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// So many clients, of at most so many.
-    Clients(u32, u32),
+    /// Clients that wait to be accepted.
+    Clients(AcceptQueue),
     /// So many bytes; of a socket for datagrams, those of the next one.
     Bytes(u64),
 }
@@ -47,7 +48,7 @@ impl fmt::Display for Description {
 impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Clients(waiting, most) => write!(f, "{waiting}/{most}"),
+            Self::Clients(queue) => write!(f, "{queue}"),
             Self::Bytes(bytes) => write!(f, "{bytes} B"),
         }
     }
@@ -111,13 +112,10 @@ fn describe_socket(fd: BorrowedFd<'_>, domain: AddressFamily) -> Description {
         Ok(SocketType::STREAM) if domain == AddressFamily::VSOCK => "vsock",
         _ => "other",
     };
-    let queue = if !listening {
-        ioctl_fionread(fd).ok().map(Queue::Bytes)
-    } else if is_ip {
-        tcp_accept_queue(fd).ok().map(|(waiting, most)| Queue::Clients(waiting, most))
+    let queue = if listening {
+        AcceptQueues::default().of(fd).map(Queue::Clients)
     } else {
-        // Only sock_diag(7) tells, and only in the socket's own network namespace.
-        None
+        ioctl_fionread(fd).ok().map(Queue::Bytes)
     };
     let words = |address: Option<SocketAddrAny>| address.and_then(in_words).unwrap_or_default();
     let vsock = SockRef::from(&fd).local_addr().ok();
@@ -192,9 +190,22 @@ mod tests {
     fn what_waits_is_counted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(matches!(describe(&listener).queue, Some(Queue::Clients(1, 2..))));
+        assert!(matches!(
+            describe(&listener).queue,
+            Some(Queue::Clients(AcceptQueue { len: 1, max: 2.. }))
+        ));
         let (accepted, peer) = listener.accept().unwrap();
-        assert!(matches!(describe(&listener).queue, Some(Queue::Clients(0, _))));
+        assert!(matches!(
+            describe(&listener).queue,
+            Some(Queue::Clients(AcceptQueue { len: 0, .. }))
+        ));
+        let dir = tempfile::tempdir().unwrap();
+        let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let _waits = UnixStream::connect(dir.path().join("socket")).unwrap();
+        assert!(matches!(
+            describe(&unix).queue,
+            Some(Queue::Clients(AcceptQueue { len: 1, max: 2.. }))
+        ));
         assert_eq!(describe(&accepted).peer, peer.to_string());
         let (end, mut other) = UnixStream::pair().unwrap();
         client.write_all(b"unread").unwrap();

@@ -3,19 +3,22 @@
 
 use crate::endpoint::Mode;
 use crate::failure::{exit, Failure};
-use crate::passing::{natural, stand_in, Passed};
+use crate::passing::{is_fd_name, natural, stand_in, Passed};
 use fdholder::environ::Variable;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Limit};
 use fdholder_daemon::access::User;
 use fdholder_daemon::listen::{listen_at, Listen};
 use fdholder_daemon::notify::{fd_name, service_of, status_id};
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::net::{getsockname, SocketAddrUnix, SocketType};
+use rustix::net::{
+    connect, getsockname, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
+};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The socket of a service, which the holder reads.
 #[derive(Debug)]
@@ -60,13 +63,27 @@ impl FrontDoor {
             Err(error) if is(&error, Errno::NOENT) => None,
             Err(error) => return Err(error.into()),
         };
-        let known = held.and_then(|door| address_of(&door));
-        let is_wanted = |known: &PathBuf| wanted.path.as_ref().is_none_or(|path| path == known);
-        let address = if let Some(known) = known.filter(is_wanted) {
+        let known = held.as_ref().and_then(address_of);
+        let is_of_use = |known: &PathBuf| {
+            wanted.path.as_ref().is_none_or(|path| path == known) && is_as_wanted(known, wanted)
+        };
+        let address = if let Some(known) = known.clone().filter(is_of_use) {
             known
         } else {
-            let path = wanted.path.clone().unwrap_or_else(|| beside(at, &service));
-            make(holder, &id, &path, wanted, deadline)?
+            let path = wanted.path.clone().or_else(|| known.clone());
+            let path = path.unwrap_or_else(|| beside(at, &service));
+            let path = std::path::absolute(&path)
+                .map_err(|error| Failure::system(format!("find {}", path.display()), error))?;
+            if known.as_ref() == Some(&path) {
+                // Whoever has this socket's address finds the new one there.
+                remove(&path)?;
+            }
+            make(holder, &id, &path, wanted, deadline)?;
+            drop(held);
+            if let Some(old) = known.filter(|old| *old != path) {
+                remove_dead(&old);
+            }
+            path
         };
         let status = status_id(&service).ok_or_else(too_long)?;
         match holder.delete(&status, deadline) {
@@ -107,10 +124,28 @@ impl FrontDoor {
                 Err(error) => return Err(error.into()),
             };
             let name = fd_name(&self.service, &id).unwrap_or_default();
-            let name = stand_in(name);
-            passed.push(Passed { fd, id, name, number: None });
+            passed.push(Passed { fd, name: own_name(name), id, number: None });
         }
         Ok(passed)
+    }
+
+    /// What PROG would be refused if it becomes the owner of its socket; `None` also where that
+    /// cannot be known.
+    pub fn refused(
+        &self,
+        holder: &mut Client,
+        owner: User,
+        deadline: Deadline,
+    ) -> Option<Identifier> {
+        let ids = ["stored", ".status"].map(|name| {
+            let id = [&self.service[..], b"/", name.as_bytes()].concat();
+            Identifier::new(id).ok()
+        });
+        // Only root and the holder's own user are told, and not by older holders.
+        let may = |holder: &mut Client, id: &Identifier| {
+            holder.may_store(owner.uid, owner.gid, id, deadline).unwrap_or(true)
+        };
+        ids.into_iter().flatten().find(|id| !may(holder, id))
     }
 
     /// What tells the program of the door.
@@ -123,8 +158,20 @@ impl FrontDoor {
     }
 }
 
+/// How long to wait until the holder has closed a socket that it holds no longer.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The first version of the extensions of a holder that reads doors.
 const VERSION_WITH_DOORS: u32 = 3;
+
+/// The name that a service has given, byte for byte; what was stored in another way may have one
+/// that cannot stand there.
+fn own_name(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(name) if is_fd_name(name) => name.to_owned(),
+        _ => stand_in(name),
+    }
+}
 
 fn is(error: &Error, errno: Errno) -> bool {
     matches!(error.cause(), Cause::Denied(denied) if denied == errno)
@@ -146,8 +193,50 @@ fn door_id(service: &[u8]) -> Result<Identifier, Failure> {
 fn address_of(door: &OwnedFd) -> Option<PathBuf> {
     let address = SocketAddrUnix::try_from(getsockname(door).ok()?).ok()?;
     let path = PathBuf::from(OsString::from_vec(address.path_bytes()?.to_vec()));
-    let is_socket = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
+    let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|it| it.file_type().is_socket());
     is_socket.then_some(path)
+}
+
+/// Whether this user can send to a socket that is there, and it has the mode and owner that were
+/// asked for. If not, it is made anew: neither can be changed without following what may stand in
+/// its place by then, and its owner may be the user of the last start (`DynamicUser=`).
+fn is_as_wanted(path: &Path, wanted: &Wanted) -> bool {
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return false };
+    let has_mode = wanted.mode.is_none_or(|Mode(mode)| meta.mode() & 0o7777 == mode);
+    let is_owners = |owner: User| (owner.uid, owner.gid) == (meta.uid(), meta.gid());
+    has_mode && wanted.owner.is_none_or(is_owners) && try_to_send(path).is_ok()
+}
+
+/// Removes a socket that leads nowhere once the holder has closed it, which it may do a moment after
+/// it has said so. One that stays is in nobody's way.
+fn remove_dead(path: &Path) {
+    let until = Deadline::after(CLOSE_PATIENCE);
+    while try_to_send(path) != Err(Errno::CONNREFUSED) {
+        if until.passed() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = rustix::fs::unlink(path);
+}
+
+/// Connects, which takes the same rights as to send.
+fn try_to_send(path: &Path) -> Result<(), Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    connect(&socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?, &address)
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    rustix::fs::unlink(path).map_err(|errno| {
+        let path = path.display();
+        let problem = format!(
+            "unable to make {path} anew, which another user has made, or with another mode: {} \
+             (--notify-socket says where else)",
+            fdholder::strerror(errno)
+        );
+        Failure::new(exit::SYSTEM, problem)
+    })
 }
 
 /// `PATH.NAME.notify`, beside the holder's own socket; in NAME `/` is `%2F`, and `%` is `%25`.
@@ -167,14 +256,12 @@ fn make(
     path: &Path,
     wanted: &Wanted,
     deadline: Deadline,
-) -> Result<PathBuf, Failure> {
-    let path = std::path::absolute(path)
-        .map_err(|error| Failure::system(format!("find {}", path.display()), error))?;
+) -> Result<(), Failure> {
     let listen = Listen {
         mode: wanted.mode.map_or(0o600, |Mode(mode)| mode),
         owner: wanted.owner,
         kind: SocketType::DGRAM,
-        ..Listen::stream_at(&path)
+        ..Listen::stream_at(path)
     };
     let door = listen_at(&listen).map_err(|error| {
         Failure::new(exit::SYSTEM, format_args!("{error} (--notify-socket says where else)"))
@@ -188,5 +275,5 @@ fn make(
         result => result?,
     }
     holder.store(id, Limit::never(), door.as_fd(), deadline)?;
-    Ok(path)
+    Ok(())
 }

@@ -26,7 +26,9 @@ mod stopped;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;
+mod unattended;
 mod unchanged;
+mod waiting;
 mod wire;
 
 use support::daemon::serve;

@@ -11,9 +11,10 @@ use rustix::fs::fstat;
 use rustix::process::Signal;
 use sd_notify::NotifyState;
 use serde_json::Value;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -478,4 +479,77 @@ fn s6s_daemon_has_no_doors() {
     assert_exit(&output, 1);
     assert!(stderr(&output).contains("takes a fdholder"), "{output:?}");
     assert_eq!(daemon.client().list(deadline()).unwrap(), []);
+}
+
+/// Whatever systemd allows in an FDNAME; and what is removed under that name is removed.
+#[test]
+fn names_with_percent_signs_come_back_byte_for_byte() {
+    let (_folder, daemon) = serve(&[]);
+    let names = ["10.0.0.1%3A443", "100%", "%", "%25", "%zz", "a b", "a=b;c", "~!@#$^&*()", "x/y"];
+    let door = start(&daemon.path, &[]);
+    let null = File::open("/dev/null").unwrap();
+    for name in names {
+        // Each is an open file of its own.
+        let fd = File::open("/dev/null").unwrap();
+        door.send_all(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &[fd.as_fd()]);
+    }
+    // A second one under the same name.
+    door.send_all("FDSTORE=1\nFDPOLL=0\nFDNAME=100%", &[null.as_fd()]);
+    let passed = start(&daemon.path, &[]);
+    let mut expected = [&names[..], &["100%"]].concat();
+    expected.sort_unstable();
+    let mut came: Vec<_> = passed.names.split(':').collect();
+    came.sort_unstable();
+    assert_eq!(came, expected);
+    for name in came {
+        door.send_all(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+    }
+    assert_eq!(start(&daemon.path, &[]).names, "");
+    // What was not stored by the service may have a name that cannot stand there.
+    daemon.client().store(&id("db/\n:"), Limit::never(), &null, deadline()).unwrap();
+    assert_eq!(start(&daemon.path, &[]).names, "%0A%3A");
+}
+
+fn mode_of(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+/// Also of a socket that is there.
+#[test]
+fn mode_of_a_socket_that_is_there_becomes_what_is_asked_for() {
+    let (folder, daemon) = serve(&[]);
+    let socket = start(&daemon.path, &[]).socket;
+    assert_eq!(mode_of(&socket), 0o600);
+    for (options, mode) in [
+        (&["--notify-mode", "0660"][..], 0o660),
+        (&[], 0o660),
+        (&["--notify-mode", "0666"], 0o666),
+        (&["--notify-mode", "0600"], 0o600),
+    ] {
+        let door = start(&daemon.path, options);
+        assert_eq!((&door.socket, mode_of(&socket)), (&socket, mode), "{options:?}");
+        door.send_all("READY=1", &[]);
+    }
+    // What can be sent to is not made anew: nothing that was sent is lost.
+    let inode = fs::symlink_metadata(&socket).unwrap().ino();
+    start(&daemon.path, &["--notify-mode", "0600"]);
+    assert_eq!(fs::symlink_metadata(&socket).unwrap().ino(), inode);
+    // What leads nowhere is, and what it leads to from elsewhere stays.
+    fs::remove_file(&socket).unwrap();
+    drop(UnixDatagram::bind(&socket).unwrap());
+    start(&daemon.path, &[]).send_all("READY=1", &[]);
+    fs::remove_file(&socket).unwrap();
+    let precious = folder.path().join("precious");
+    fs::write(&precious, "").unwrap();
+    fs::set_permissions(&precious, Permissions::from_mode(0o604)).unwrap();
+    std::os::unix::fs::symlink(&precious, &socket).unwrap();
+    let output = exec(&daemon.path, &["--notify-mode", "0666"], &["true"]);
+    assert_exit(&output, 111);
+    assert_eq!(mode_of(&precious), 0o604);
+    // One that is wanted elsewhere is not left where it was.
+    fs::remove_file(&socket).unwrap();
+    start(&daemon.path, &[]);
+    let other = folder.path().join("other");
+    start(&daemon.path, &["--notify-socket", other.to_str().unwrap()]).send_all("READY=1", &[]);
+    assert!(!socket.exists() && other.exists());
 }

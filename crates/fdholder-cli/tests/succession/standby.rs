@@ -243,8 +243,8 @@ fn there_is_another_standby() {
     let trace = family.folder.path().join("trace");
     let mut strace = std::process::Command::new("strace");
     strace.args(["-qq", "-o", trace.to_str().unwrap(), "-e", "trace=epoll_ctl,kill,wait4,waitid"]);
-    // Seven sources, then the first standby.
-    strace.args(["-e", "inject=epoll_ctl:error=ENOSPC:when=8"]);
+    // Eight sources and what wakes a thread, then the first standby.
+    strace.args(["-e", "inject=epoll_ctl:error=ENOSPC:when=10"]);
     strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "--standby"]);
     strace.arg(&family.path);
     family.spawn(strace);
@@ -315,7 +315,7 @@ fn a_restarted_primary_takes_over_from_the_standby() {
 fn who_waits_for_room_is_not_forgotten() {
     let mut family = Family::new();
     let mut command = std::process::Command::new("sh");
-    let serve = "ulimit -n 800; exec \"$0\" serve -1 --standby -n 440 -c 10 \"$1\"";
+    let serve = "ulimit -n 808; exec \"$0\" serve -1 --standby -n 440 -c 10 \"$1\"";
     command.args(["-c", serve, env!("CARGO_BIN_EXE_fdholder")]).arg(&family.path);
     family.spawn(command);
     family.standby();

@@ -3,6 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bare;
+mod full;
+mod notify;
 mod privileges;
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,6 +28,13 @@ use support::{assert_exit, deadline, id, stderr, stdout, suite, Daemon, Rules, S
 fn main() {
     let rules = |daemon| move || rules_by_uid_and_gid(daemon);
     let trials = vec![
+        trial("root_is_served_by_a_full_daemon", None, full::root_is_served_by_a_full_daemon),
+        trial("next_user_of_a_service_can_send", None, notify::next_user_of_a_service_can_send),
+        trial(
+            "owner_of_the_socket_is_as_asked_for_and_warned_of_when_refused",
+            None,
+            notify::owner_of_the_socket_is_as_asked_for_and_warned_of_when_refused,
+        ),
         trial("rules_by_uid_and_gid::ours", None, rules(Suite::Ours)),
         trial("rules_by_uid_and_gid::s6-2.11", Some(Suite::S6V211), rules(Suite::S6V211)),
         trial("rules_by_uid_and_gid::s6-2.13", Some(Suite::S6V213), rules(Suite::S6V213)),

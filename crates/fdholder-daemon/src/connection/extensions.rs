@@ -1,9 +1,9 @@
 //! Requests beyond s6's protocol.
 
-use super::{refusal, Connection, Sending, Upgrading};
-use crate::access::Rights;
+use super::{refusal, Appearance, Connection, Question, Sending, Upgrading};
+use crate::access::{Rights, User};
 use crate::delivery::Delivery;
-use crate::shares::Ledger;
+use crate::shares::{Ledger, Resource, Short};
 use crate::store::{Change, Store};
 use fdholder::extension::{self, Extension, OnConflict};
 use fdholder::limits::RELEASE_FDS_MAX;
@@ -97,8 +97,17 @@ impl<F> Connection<F> {
                 Vec::new()
             }
             Extension::Status => {
-                self.asks_status = true;
+                self.question = Some(Question::Status);
                 Vec::new()
+            }
+            // What others may do is not for everybody to know.
+            Extension::MayStore { .. } if !self.claimant().is_trusted => self.refuse(Errno::PERM),
+            Extension::MayStore { uid, gid, id } => {
+                self.question = Some(Question::MayStore(User { uid, gid }, id));
+                Vec::new()
+            }
+            Extension::Await { id, is_prefix } => {
+                self.wait_for(Appearance { id, is_prefix }, rights, store, ledger, now)
             }
             Extension::Why => {
                 let why = self.short.map_or_else(String::new, |short| short.to_string());
@@ -107,6 +116,29 @@ impl<F> Connection<F> {
             }
             Extension::Unknown => self.refuse(Errno::OPNOTSUPP),
         }
+    }
+
+    /// Answers once something is held. It takes what retrieving that one, or listing all, does.
+    fn wait_for(
+        &mut self,
+        awaited: Appearance,
+        rights: &Rights,
+        store: &Store<F>,
+        ledger: &Ledger,
+        now: Timestamp,
+    ) -> Vec<Change<F>> {
+        let Appearance { id, is_prefix } = &awaited;
+        if !(if *is_prefix { rights.list } else { rights.may_retrieve(id) }) {
+            return self.refuse(Errno::PERM);
+        }
+        if store.sees(id, *is_prefix, now) {
+            self.outbox.push(reply::status(Ok(())));
+        } else if ledger.room(&self.claimant(), Resource::Waiting) == 0 {
+            return self.fall_short(Short::Waiting);
+        } else {
+            self.awaits = Some(awaited);
+        }
+        Vec::new()
     }
 
     fn take_snapshot(&mut self, entries: bool, rights: &Rights, store: &Store<F>, now: Timestamp) {

@@ -25,7 +25,7 @@ impl<F> Connection<F> {
     ) -> Vec<Change<F>> {
         let announced = count as usize;
         if !store.could_hold(announced) {
-            return self.fall_short(Short::Full { capacity: store.capacity() });
+            return self.fall_short(Short::Full { capacity: store.capacity(), reserved: 0 });
         }
         store.make_places(announced, now);
         let unused = store.capacity() - store.len();

@@ -294,7 +294,7 @@ fn a_limit_on_what_is_held_has_a_name() {
 }
 
 #[test]
-fn a_user_leaves_as_much_as_it_has() {
+fn a_user_without_a_rule_has_its_share_and_root_the_rest() {
     let mut store = Store::new(10);
     let mut client = limited(Quotas::default());
     for number in 0..5 {
@@ -302,7 +302,7 @@ fn a_user_leaves_as_much_as_it_has() {
     }
     assert_eq!(answer(&mut client, &mut store, Request::Store(entry(5))), ENFILE);
     let why = answer(&mut client, &mut store, extension(Extension::Why));
-    assert!(text(&why).contains("left for others"), "{why:?}");
+    assert!(text(&why).contains("has its share"), "{why:?}");
     // Root may have the rest, and is told that it is full.
     let rights = Some(Arc::new(Rights::all()));
     let mut root = Connection::new(Standing { uid: 0, is_own: false, rights });
@@ -311,7 +311,44 @@ fn a_user_leaves_as_much_as_it_has() {
     }
     assert_eq!(answer(&mut root, &mut store, Request::Store(entry(15))), ENFILE);
     let why = answer(&mut root, &mut store, extension(Extension::Why));
-    assert!(text(&why).contains("full: it holds 10 at most"), "{why:?}");
+    assert!(text(&why).contains("full: it holds 10 at most (-n)"), "{why:?}");
+}
+
+/// Neither many users, each with its share, nor one with a rule, leave root without a place.
+#[test]
+fn root_always_gets_the_places_that_are_reserved() {
+    let quotas = [Quotas { fds: Some(1000), ..Quotas::default() }, Quotas::default()];
+    for (capacity, reserved) in [(2, 1), (10, 1), (200, 3), (1000, 15), (5000, 16)] {
+        for quotas in quotas {
+            let mut store = Store::new(capacity);
+            store.reserve();
+            for uid in 1..200 {
+                let owner = Claimant { uid, is_trusted: false, quotas };
+                let mut number = 1000 * uid;
+                while store.store(entry(number), &owner, now()).answer.is_ok() {
+                    number += 1;
+                }
+            }
+            assert_eq!(store.len(), capacity - reserved);
+            let rights = Some(Arc::new(Rights { quotas, ..Rights::all() }));
+            let mut user = Connection::new(Standing { uid: 7, is_own: false, rights });
+            assert_eq!(answer(&mut user, &mut store, Request::Store(entry(1))), ENFILE);
+            let why = answer(&mut user, &mut store, extension(Extension::Why));
+            assert!(text(&why).contains(&format!("the last {reserved} for root")), "{why:?}");
+            // It may still replace what is its own.
+            let own = store.iter().find(|record| record.origin.owner == 7).cloned();
+            if let Some(own) = own {
+                let again = Entry { id: own.id.clone(), limit: own.limit, fd: 1 };
+                answer(&mut user, &mut store, Request::Setdump(1));
+                assert_eq!(answer(&mut user, &mut store, Request::SetdumpData(vec![again])), [0]);
+            }
+            for number in 0..reserved as u32 {
+                store.store(entry(number), 0, now()).answer.unwrap();
+            }
+            assert_eq!(store.store(entry(999), 0, now()).answer, Err(Errno::NFILE));
+            store.check();
+        }
+    }
 }
 
 #[test]
@@ -331,7 +368,7 @@ fn long_answers_count_before_they_are_made() {
         let why = answer(&mut client, &mut store, extension(Extension::Why));
         assert!(text(&why).contains("100 bytes unread at most (FDHOLDER_MAXBYTES)"), "{why:?}");
     }
-    assert_eq!(client.charges(), Amounts::default());
+    assert_eq!(client.charges(), Amounts::of(Resource::Connections, 1));
     assert_eq!(answer(&mut limited(Quotas::default()), &mut store, Request::List)[0], 0);
 }
 
@@ -382,12 +419,12 @@ fn sets_and_loans_wait_for_room() {
         client.step(store, ledger, now()).unwrap();
         reply(client)
     };
-    // All that can be held is, and there is room for 300 more that are on their way.
+    // All that can be held is, and of 600 more that may be on their way one user has half.
     let mut full = Store::new(600);
     for number in 0..600 {
         full.store(entry(number), 0, now()).answer.unwrap();
     }
-    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 300));
+    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 600), Amounts::default(), 0);
     assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(301)), ENFILE);
     assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(300))[0], 0);
     // What can be held and is not has room for them as well.
@@ -395,7 +432,7 @@ fn sets_and_loans_wait_for_room() {
     assert_eq!(one(&mut client, &mut store, &ledger, Request::Setdump(301))[0], 0);
     let take = |name: &str| Request::Retrieve { id: Identifier::new(name).unwrap(), delete: true };
     let mut client = connection();
-    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0));
+    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0), Amounts::default(), 0);
     assert_eq!(one(&mut client, &mut store, &ledger, take("5")), EDQUOT);
     assert!(store.find_held(&Identifier::new("5").unwrap()).is_some());
 }
@@ -434,5 +471,153 @@ fn conflicts_are_for_who_may_list() {
     {
         let asked = extension(Extension::OnConflict(way));
         assert_eq!(answer(&mut client, &mut store, asked), expected, "{way:?}");
+    }
+}
+
+fn wait_for(name: &str, is_prefix: bool) -> Request<u32> {
+    let id = Identifier::new(name).unwrap();
+    Request::Extension(Extension::Await { id, is_prefix })
+}
+
+#[test]
+fn wait_for_an_id_is_answered_once_it_is_held_and_not_before() {
+    for (name, is_prefix, others, comes) in [
+        ("7", false, "70", "7"),
+        ("web", true, "we", "web/1"),
+        ("web", true, "web/.notify", "web"),
+        ("web", true, "web/.status", "webs"),
+    ] {
+        let mut store = holding(0);
+        store.set_awaited(true);
+        let mut client = connection();
+        ask(&mut client, wait_for(name, is_prefix));
+        step(&mut client, &mut store);
+        // It is in the middle of nothing, and what it asks behind that waits.
+        assert!(client.awaits().is_some() && !client.is_busy() && client.outbox().is_empty());
+        ask(&mut client, Request::List);
+        assert!(step(&mut client, &mut store).is_none());
+        let charges = client.charges();
+        assert_eq!(charges.get(Resource::Connections), 0, "it takes nobody's connection");
+        assert_eq!(charges.get(Resource::Waiting), 1);
+        let mut give = |store: &mut Store<u32>, name: &str| {
+            let entry = Entry { id: Identifier::new(name).unwrap(), ..entry(1) };
+            store.store(entry, 0, now()).answer.unwrap();
+            let appeared = store.take_appeared();
+            assert_eq!(appeared, [Identifier::new(name).unwrap()]);
+            client.has_appeared(store, now())
+        };
+        assert!(!give(&mut store, others), "{name} {others}");
+        assert!(give(&mut store, comes), "{name} {comes}");
+        assert_eq!(reply(&mut client), [0]);
+        assert_eq!(client.charges().get(Resource::Connections), 1);
+        step(&mut client, &mut store).expect("what it has asked then is carried out");
+        // What is held already is not waited for.
+        let mut next = connection();
+        assert_eq!(answer(&mut next, &mut store, wait_for(name, is_prefix)), [0]);
+    }
+}
+
+#[test]
+fn wait_for_what_a_client_may_not_know_is_refused() {
+    let rights = |list: bool| {
+        let retrieve =
+            crate::access::Ids::Matching(crate::access::pattern::Pattern::new(b"^a").unwrap());
+        Some(Arc::new(Rights { retrieve, list, ..Rights::default() }))
+    };
+    for (list, name, is_prefix, may) in [
+        (false, "a", false, true),
+        (false, "b", false, false),
+        (false, "a", true, false),
+        (true, "b", true, true),
+        (true, "b", false, false),
+    ] {
+        let mut store = holding(1);
+        let standing = Standing { uid: 7, is_own: false, rights: rights(list) };
+        let mut client = Connection::new(standing);
+        ask(&mut client, wait_for(name, is_prefix));
+        step(&mut client, &mut store);
+        assert_eq!(client.awaits().is_some(), may, "{list} {name} {is_prefix}");
+        if !may {
+            assert_eq!(reply(&mut client), EPERM);
+        }
+    }
+}
+
+#[test]
+fn waiters_beyond_a_users_share_are_refused_and_told_why() {
+    let mut store = holding(0);
+    let sizes = Amounts::of(Resource::Waiting, 4);
+    let mut ledger = Ledger::new(sizes, Amounts::default(), 0);
+    let mut clients: Vec<_> = (0..3).map(|_| connection()).collect();
+    for client in &mut clients {
+        ask(client, wait_for("a", false));
+        client.step(&mut store, &ledger, now()).unwrap();
+        ledger.recharge(7, &mut Amounts::default(), client.charges());
+    }
+    assert!(clients[1].awaits().is_some() && clients[2].awaits().is_none());
+    assert_eq!(reply(&mut clients[2]), EDQUOT);
+    let why = answer(&mut clients[2], &mut store, extension(Extension::Why));
+    assert!(text(&why).contains("too many clients wait"), "{why:?}");
+}
+
+/// A daemon that goes on with it does not know what this one knows.
+#[test]
+fn waiter_that_is_handed_over_asks_again() {
+    let mut store = holding(0);
+    let mut client = connection();
+    ask(&mut client, wait_for("7", false));
+    ask(&mut client, Request::List);
+    step(&mut client, &mut store);
+    let handed = client.hand_over(()).unwrap();
+    let standing = Standing { uid: 7, is_own: false, rights: Some(Arc::new(Rights::all())) };
+    let mut client = Connection::resume(standing, &handed);
+    step(&mut client, &mut store);
+    assert!(client.awaits().is_some());
+    store.store(entry(7), 7, now()).answer.unwrap();
+    assert!(client.has_appeared(&store, now()));
+    assert_eq!(reply(&mut client), [0]);
+    step(&mut client, &mut store);
+    assert_eq!(reply(&mut client)[5..], *b"7\0");
+}
+
+/// What was lent comes back, too.
+#[test]
+fn waiter_is_told_of_what_a_client_has_not_taken() {
+    let mut store = holding(1);
+    store.set_awaited(true);
+    let mut borrower = connection();
+    let id = Identifier::new("0").unwrap();
+    answer(&mut borrower, &mut store, Request::Retrieve { id: id.clone(), delete: true });
+    let mut client = connection();
+    ask(&mut client, wait_for("0", false));
+    step(&mut client, &mut store);
+    assert!(client.awaits().is_some());
+    borrower.settle(false, &mut store);
+    assert_eq!(store.take_appeared(), [id]);
+    assert!(client.has_appeared(&store, now()));
+}
+
+/// What others may do only root and the daemon's own user may know.
+#[test]
+fn rights_of_others_are_for_root_and_the_daemons_user() {
+    let asked = || {
+        let id = Identifier::new("a").unwrap();
+        extension(Extension::MayStore { uid: 5, gid: 6, id })
+    };
+    for (uid, is_own, may_ask) in [(7, false, false), (0, false, true), (7, true, true)] {
+        let mut store = holding(0);
+        let rights = Some(Arc::new(Rights::all()));
+        let mut client = Connection::new(Standing { uid, is_own, rights });
+        ask(&mut client, asked());
+        step(&mut client, &mut store);
+        if may_ask {
+            let user = User { uid: 5, gid: 6 };
+            let question = Question::MayStore(user, Identifier::new("a").unwrap());
+            assert_eq!(client.question(), Some(&question));
+            client.answer(&Ok(Answered::MayStore(true)));
+            assert_eq!(reply(&mut client), [0, 1]);
+        } else {
+            assert_eq!(reply(&mut client), EPERM);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What systemd's names cannot hold: identifiers, limits, origins; in sealed files in memory.
 
+use crate::reading::retried;
 use fdholder::limits::TIMESTAMP_LEN;
 use fdholder::{Identifier, Limit, Origin, Tenure, Timestamp};
 use rustix::fs::{fcntl_add_seals, fcntl_get_seals, fstat, memfd_create, MemfdFlags, SealFlags};
@@ -71,14 +72,15 @@ const SEALS: SealFlags =
 /// Reads what was written; `None` for anything else.
 pub fn read(file: impl AsFd) -> Option<Written> {
     // What may still change is not ours.
-    if !fcntl_get_seals(&file).ok()?.contains(SEALS) {
+    if !retried(|| fcntl_get_seals(&file)).ok()?.contains(SEALS) {
         return None;
     }
-    let len = u64::try_from(fstat(&file).ok()?.st_size).ok().filter(|len| *len <= LEN_MAX)?;
+    let len =
+        u64::try_from(retried(|| fstat(&file)).ok()?.st_size).ok().filter(|len| *len <= LEN_MAX)?;
     let mut bytes = vec![0; usize::try_from(len).ok()?];
     let mut at = 0;
     while at < bytes.len() {
-        match pread(&file, &mut bytes[at..], at as u64).ok()? {
+        match retried(|| pread(&file, &mut bytes[at..], at as u64)).ok()? {
             0 => return None,
             len => at += len,
         }

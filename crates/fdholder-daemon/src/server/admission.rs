@@ -35,7 +35,7 @@ impl Server {
             if self.accepting != Accepting::Yes
                 || self.undecided.is_some()
                 || self.is_silent()
-                || self.peers.len() >= self.options.connections_max
+                || self.is_full()
             {
                 return;
             }
@@ -69,6 +69,13 @@ impl Server {
     /// Whether nobody is let in, as another process is to serve, or may still have to.
     fn is_silent(&self) -> bool {
         self.is_handing_over || self.settles_until.is_some()
+    }
+
+    /// Whether there is no room even for root. As long as there is, all are accepted to see who
+    /// they are, and those who have no room are told.
+    pub(super) fn is_full(&self) -> bool {
+        let trusted = Claimant::trusted(self.user.uid);
+        self.hold.ledger.room(&trusted, Resource::Connections) == 0
     }
 
     /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never
@@ -199,7 +206,9 @@ impl Server {
         if !self.may_sweep(claimant.uid, now) {
             return false;
         }
-        let is_its = |peer: &Peer| peer.who.user.uid == claimant.uid && !peer.is_busy();
+        let is_its = |peer: &Peer| {
+            peer.who.user.uid == claimant.uid && !peer.is_busy() && peer.awaits().is_none()
+        };
         let idle = self.peers.iter().filter(|(_, peer)| is_its(peer));
         let Some((token, peer)) = idle.min_by_key(|(_, peer)| peer.active_at) else {
             return false;

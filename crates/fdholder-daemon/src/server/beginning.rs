@@ -1,10 +1,11 @@
 //! How a server begins: with nothing, or with what another has left it.
 
 use super::standby::Standby;
+use super::waiters::Waiters;
 use super::wards::Wards;
 use super::watchdog::Watchdog;
 use super::{
-    Accepting, Closing, Options, Server, CHILD, CLOSED, EXPIRY, HUP, LISTENER, TERM, USR2,
+    Accepting, Closing, Options, Server, CHILD, CLOSED, EXPIRY, HUP, LISTENER, NEWS, TERM, USR2,
 };
 use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
@@ -19,6 +20,7 @@ use crate::hold::Hold;
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{READ_LEN, SERIALS_SKIPPED};
+use crate::lookout::Lookout;
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;
 use crate::room::Room;
@@ -103,6 +105,7 @@ impl Server {
     ) -> io::Result<Self> {
         let Inheritance { listener, mut store, clients, dropped: _, place } = inheritance;
         store.hold_with_peers(options.drop_hung_up);
+        store.reserve();
         // Nobody else may have what this one has been left.
         let is_heir = !(store.is_empty() && clients.is_empty());
         match prepare(&listener) {
@@ -118,30 +121,36 @@ impl Server {
             let errno = strerror(errno);
             io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
         })?;
+        let lookout = insist(is_heir, Lookout::begin).map_err(|errno| {
+            let errno = strerror(errno);
+            io::Error::other(format!("no thread can be started (see ulimit -u): {errno}"))
+        })?;
         let expiry_timer = insist(is_heir, ExpiryTimer::new)?;
         let bell = insist(is_heir, Bell::new)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         let bell_data = epoll::EventData::new_u64(CLOSED);
         insist(is_heir, || epoll::add(&epoll, &bell, bell_data, edge))?;
-        let sources: [(BorrowedFd<'_>, u64); 6] = [
+        let sources: [(BorrowedFd<'_>, u64); 7] = [
             (listener.as_fd(), LISTENER),
             (signals.term(), TERM),
             (signals.hup(), HUP),
             (signals.usr2(), USR2),
             (signals.child(), CHILD),
             (expiry_timer.as_fd(), EXPIRY),
+            (lookout.as_fd(), NEWS),
         ];
         for (source, token) in sources {
             let data = epoll::EventData::new_u64(token);
             let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
             insist(is_heir, || epoll::add(&epoll, source, data, flags))?;
         }
+        let user = User::this_process();
         let hold = Hold {
             store,
             mirrors: Mirrors::default(),
             crew: Crew::new(options.client_timeout),
             tally: Tally::default(),
-            ledger: Ledger::new(room.sizes(room.connections_max)),
+            ledger: Ledger::new(room.sizes(room.connections_max), room.reserves(), user.uid),
             auditor: Auditor::new(options.audit),
             buffer: vec![0; READ_LEN],
         };
@@ -152,7 +161,7 @@ impl Server {
             expiry_timer,
             hold,
             rules,
-            user: User::this_process(),
+            user,
             peers: Slab::new(),
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),
@@ -188,6 +197,11 @@ impl Server {
             configuration: None,
             room,
             wards: Wards::default(),
+            lookout,
+            asking: BTreeSet::new(),
+            asking_until: None,
+            listening_told: Vec::new(),
+            waiters: Waiters::default(),
             throttle: Throttle::default(),
         };
         Ok(server)

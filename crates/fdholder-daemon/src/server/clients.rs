@@ -145,7 +145,10 @@ impl Server {
             self.look_who_has_read(uid);
         }
         let Some(peer) = self.peers.get_mut(token) else { return progress };
-        let asks_status = peer.asks_status();
+        if let Some(awaited) = peer.awaits() {
+            self.waiters.add(token, awaited, &mut self.hold.store);
+        }
+        let question = peer.question().cloned();
         let follower = peer.take_follower();
         let wants_upgrade = peer.take_upgrade();
         if let Some(capacity) = follower {
@@ -154,8 +157,8 @@ impl Server {
         if wants_upgrade {
             self.begin_upgrade();
         }
-        if asks_status {
-            self.tell_status(token);
+        if let Some(question) = question {
+            self.answer(token, question);
         }
         progress
     }
@@ -340,12 +343,16 @@ impl Server {
         self.deadlines.set(token, &mut peer.deadline, None);
         self.rota.set(peer.who.user.uid, token, &mut peer.turn, None);
         self.notice_child_left(token);
+        self.waiters.remove(token, &mut self.hold.store);
         peer
     }
 
     /// Does what has become due: clients to drop, to let in.
     pub(super) fn attend_to_clocks(&mut self, now: Instant) {
         self.wake_doors(now);
+        if self.asking_until.is_some_and(|until| until <= now) {
+            self.tell_those_who_ask();
+        }
         let mut until = None;
         while let Some(token) = self.deadlines.passed(now) {
             let until = *until.get_or_insert_with(|| clock::now() + TURN_LEN);
@@ -355,7 +362,7 @@ impl Server {
                 break;
             }
         }
-        let full = self.peers.len() >= self.options.connections_max;
+        let full = self.is_full();
         self.accepting = match self.accepting {
             Accepting::LameDuck(_) => self.accepting,
             Accepting::PausedUntil(until) if now < until => self.accepting,

@@ -103,7 +103,7 @@ impl Server {
         self.hold.auditor.set(options.audit);
         self.options = Options { connections_max, ..options };
         self.hold.store.hold_with_peers(options.drop_hung_up);
-        self.hold.ledger.resize(self.room.sizes(connections_max));
+        self.hold.ledger.resize(self.room.sizes(connections_max), self.room.reserves());
         let count = entries.len();
         match self.hold(entries) {
             Ok(()) => info!("has read its configuration again, and holds {count} more"),

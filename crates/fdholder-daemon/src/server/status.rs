@@ -1,25 +1,71 @@
-//! How a server is.
+//! What clients ask of a server: how it is, and what others may do.
 
 use super::Server;
+use crate::access::{Refusal, User};
 use crate::children::Child;
 use crate::clock;
-use fdholder::{Standby, Status, Timestamp};
+use crate::connection::{Answered, Question};
+use crate::limits::MEASURE_PATIENCE;
+use crate::peer::Peer;
+use crate::shares::Resource;
+use fdholder::reply::Answer;
+use fdholder::{Errno, Identifier, Standby, Status, Timestamp};
 use std::time::UNIX_EPOCH;
 
 impl Server {
     /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
-    pub(super) fn tell_status(&mut self, token: usize) {
-        let status = self.status();
+    pub(super) fn answer(&mut self, token: usize, question: Question) {
+        if question == Question::Status && self.lookout.has_listeners() {
+            // What has come is to be among them.
+            while self.hold.store.has_fresh() {
+                self.look_for_listeners();
+            }
+            if self.asking.insert(token) {
+                self.lookout.measure();
+                self.asking_until.get_or_insert(clock::now() + MEASURE_PATIENCE);
+            }
+            return;
+        }
+        if question == Question::Status {
+            self.listening_told.clear();
+        }
+        self.tell_answer(token, question);
+    }
+
+    /// Tells those who have waited for it how the server is.
+    pub(super) fn tell_those_who_ask(&mut self) {
+        self.asking_until = None;
+        for token in std::mem::take(&mut self.asking) {
+            // Another one may be in its place.
+            if self.peers.get(token).and_then(Peer::question) == Some(&Question::Status) {
+                self.tell_answer(token, Question::Status);
+            }
+        }
+    }
+
+    fn tell_answer(&mut self, token: usize, question: Question) {
+        let answer = match question {
+            Question::Status => Ok(Answered::Status(Box::new(self.status()))),
+            Question::MayStore(user, id) => self.may_store(user, &id).map(Answered::MayStore),
+        };
         if let Some(peer) = self.peers.get_mut(token) {
-            peer.tell_status(&status);
+            peer.answer(&answer);
             let uid = peer.who.user.uid;
             self.rota.set(uid, token, &mut peer.turn, Some(clock::now()));
         }
     }
 
+    fn may_store(&mut self, user: User, id: &Identifier) -> Answer<bool> {
+        match self.rules.rights(user, self.user) {
+            Ok(rights) => Ok(rights.may_store(id)),
+            Err(Refusal::NotNow { .. }) => Err(Errno::AGAIN),
+            Err(_) => Ok(false),
+        }
+    }
+
     fn status(&self) -> Status {
         let started = self.started.to_system().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
-        let Self { hold, peers, options, user, .. } = self;
+        let Self { hold, options, user, .. } = self;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -27,12 +73,14 @@ impl Server {
             started: started.unwrap_or_default().as_secs(),
             held: hold.store.count(Timestamp::now()) as u32, // At most FDS_MAX.
             capacity: hold.store.capacity() as u32,          // As above.
-            connections: peers.len() as u32,                 // At most CONNECTIONS_MAX.
+            connections: hold.ledger.taken(Resource::Connections) as u32, // A few more than that.
             connections_max: options.connections_max as u32, // As above.
+            waiting: hold.ledger.taken(Resource::Waiting) as u32, // At most WAITING_MAX.
             standby: self.standby_state(),
             fdstore: self.shelf.is_some(),
             counts: hold.tally.told(hold.store.expired()),
             services: self.services(),
+            listeners: self.listening_told.clone(),
         }
     }
 

@@ -193,7 +193,7 @@ fn nobody_is_put_off_again_and_again() {
 fn who_has_gone_while_there_is_no_room_is_told_of_once() {
     let (_folder, mut server) = server_with(Options { fds_max: 100, ..Options::default() });
     let places = |count| Amounts::of(Resource::Connections, 2).with(Resource::Arriving, count);
-    server.hold.ledger.resize(places(0));
+    server.hold.ledger.resize(places(0), Amounts::default());
     let (token, client) = connect(&mut server);
     store(&client, 1, &File::open("/dev/null").unwrap());
     server.serve(token, Instant::now());
@@ -208,7 +208,7 @@ fn who_has_gone_while_there_is_no_room_is_told_of_once() {
     told(&server);
     assert!(told(&server).is_empty());
     // It is served all the same.
-    server.hold.ledger.resize(places(1000));
+    server.hold.ledger.resize(places(1000), Amounts::default());
     let start = Instant::now();
     while server.peers.contains(token) {
         assert!(start.elapsed() < Duration::from_secs(30), "it was never served");
@@ -294,7 +294,7 @@ fn one_connection_leaves_room_for_the_others_of_its_user() {
     let (_folder, mut server) = server();
     let plenty = [Resource::Connections, Resource::Arriving, Resource::Bytes, Resource::Loans];
     let plenty = plenty.iter().fold(Amounts::default(), |all, kind| all.with(*kind, 1 << 20));
-    server.hold.ledger.resize(plenty.with(Resource::Unread, 5));
+    server.hold.ledger.resize(plenty.with(Resource::Unread, 5), Amounts::default());
     let clients = [(); 3].map(|()| connect(&mut server));
     hold_one(&mut server);
     for (token, client) in &clients {

@@ -2,11 +2,13 @@
 //! and what goes when its peer does.
 
 use super::{Server, CARE};
+use crate::accept_queue::is_listener;
 use crate::audit::{Operation, Who};
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::hold::Hold;
-use crate::limits::ROOM_PAUSE;
+use crate::limits::{LISTENERS_SOUGHT_PER_TURN, ROOM_PAUSE};
+use crate::lookout::{may_hang_up, News, Unattended};
 use crate::notify::service_of;
 use crate::reading::has_hung_up;
 use crate::replication::Ticket;
@@ -48,6 +50,7 @@ impl Server {
         for slot in self.hold.store.take_touched() {
             let Hold { store, .. } = &self.hold;
             let held = store.at(slot).filter(|record| store.needs_care(record)).map(Arc::clone);
+            self.lookout.forget_device(slot);
             if let Some(&key) = self.wards.by_slot.get(&slot) {
                 let ward = &self.wards.all[key];
                 if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, ward)) {
@@ -80,6 +83,7 @@ impl Server {
             // file server might have to answer.
             None if self.leads_here(&record.fd) => return self.let_go_of_itself(&record),
             None if socket_domain(&record.fd).is_ok() || is_pipe(&record.fd) => EventFlags::empty(),
+            None if may_hang_up(&record.fd) => return self.lookout.watch(slot, record),
             None => return,
             Some(_) if is_door(&record.fd) => EventFlags::IN,
             Some(_) => {
@@ -189,6 +193,35 @@ impl Server {
         if has_hung_up(&record.fd) {
             debug!("the peer of {} has gone", record.id);
             self.let_go_of(record);
+        }
+    }
+
+    /// Finds out what of that which has come listens, a part in each turn.
+    pub(super) fn look_for_listeners(&mut self) {
+        for slot in self.hold.store.take_fresh(LISTENERS_SOUGHT_PER_TURN) {
+            self.lookout.forget_listener(slot);
+            if let Some(record) = self.hold.store.at(slot).filter(|it| is_listener(&it.fd)) {
+                self.lookout.listen(slot, record);
+            }
+        }
+    }
+
+    /// Devices have hung up that are held, or were; from listeners nobody accepts.
+    pub(super) fn hear_lookout(&mut self) {
+        let News { gone, unattended, listeners } = self.lookout.take_news();
+        for record in gone {
+            debug!("{} has hung up", record.id);
+            self.let_go_of(&record);
+        }
+        for Unattended { record, len, waiting } in unattended {
+            let (id, secs) = (&record.id, waiting.as_secs());
+            let what = "no process accepts clients that wait at";
+            let owner = Some(record.origin.owner);
+            self.warn_of(owner, format_args!("{what} {id}: for {secs} s now, {len} in its queue"));
+        }
+        if let Some(listeners) = listeners {
+            self.listening_told = listeners;
+            self.tell_those_who_ask();
         }
     }
 

@@ -2,6 +2,7 @@
 //! that nobody waits while thousands expire at once.
 
 use super::{Change, Owner, Record, Store};
+use crate::shares::Usage;
 use fdholder::Timestamp;
 use std::collections::BTreeSet;
 
@@ -77,9 +78,7 @@ impl<F> Store<F> {
         }
         let is_own = |slot: &u32| self.slots[*slot as usize].origin.owner == owner.uid;
         let (own, others): (Vec<_>, Vec<_>) = self.overdue(now).partition(is_own);
-        let used = self.held_by(owner.uid) - own.len();
-        let left = self.capacity - self.len() + own.len() + others.len();
-        if need.places > left || !owner.may_hold.allows(need.owned, used, left) {
+        if !self.would_have_room(need, owner, own.len(), others.len()) {
             return;
         }
         for slot in own.into_iter().chain(others) {
@@ -91,9 +90,20 @@ impl<F> Store<F> {
     }
 
     pub(super) fn has_room(&self, need: Need, owner: Owner) -> bool {
-        let left = self.capacity - self.len();
-        let used = self.held_by(owner.uid);
-        need.places <= left && owner.may_hold.allows(need.owned, used, left)
+        self.would_have_room(need, owner, 0, 0)
+    }
+
+    /// Whether there would be room with so many of its own, and of others', released.
+    fn would_have_room(&self, need: Need, owner: Owner, own: usize, others: usize) -> bool {
+        let reserved = if owner.is_trusted { 0 } else { self.reserved() };
+        let free = self.capacity - self.len() + own + others;
+        let held = self.held_by(owner.uid);
+        let users = self.by_owner.len() + usize::from(held == 0);
+        // What replaces something takes no place, whoever the places are kept for.
+        let Some(left) = free.saturating_sub(reserved).checked_sub(need.places) else {
+            return false;
+        };
+        owner.may_hold.allows(need.owned, Usage { used: held - own, left, users, unit: 1 })
     }
 
     /// Releases what has expired and stands where something is to be held.

@@ -161,7 +161,8 @@ impl Client {
             || self.connection.is_borrowing()
             || self.follows
             || self.connection.awaits_upgrade()
-            || self.connection.asks_status()
+            || self.connection.question().is_some()
+            || self.connection.awaits().is_some()
             || self.connection.outbox().is_full()
     }
 

@@ -29,6 +29,7 @@ pub enum Due {
     Inspected(BTreeSet<Identifier>),
     Told(Status),
     Why,
+    MayStore(bool),
 }
 
 impl Due {
@@ -95,6 +96,7 @@ impl Due {
                 let told = done(sane(extension::parse_inspected(&frame)));
                 assert_eq!(told.into_iter().map(|one| one.id).collect::<BTreeSet<_>>(), ids);
             }
+            Self::MayStore(may) => assert_eq!(sane(extension::parse_may_store(&frame)), Ok(may)),
             Self::Why => drop(done(sane(extension::parse_why(&frame)))),
             Self::Told(status) => assert_eq!(sane(extension::parse_status(&frame)), Ok(status)),
         }

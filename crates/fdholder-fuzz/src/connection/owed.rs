@@ -195,6 +195,22 @@ impl World {
             Extension::Inspect => Due::Inspected(self.seen_ids()),
             Extension::Upgrade | Extension::Status => return None,
             Extension::Why => Due::Why,
+            Extension::MayStore { .. } => {
+                if !is_own && self.clients[who].standing.uid != 0 {
+                    return Some(Due::no(Errno::PERM));
+                }
+                return None;
+            }
+            Extension::Await { id, is_prefix } => {
+                if !(is_prefix && rights.list || !is_prefix && rights.may_retrieve(&id)) {
+                    return Some(Due::no(Errno::PERM));
+                }
+                if self.clients[who].connection.awaits().is_some() {
+                    assert!(!self.store.sees(&id, is_prefix, self.now));
+                    return None;
+                }
+                Due::Status(Ok(()))
+            }
             Extension::Unknown => Due::no(Errno::OPNOTSUPP),
         })
     }

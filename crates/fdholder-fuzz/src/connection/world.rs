@@ -11,7 +11,8 @@ use fdholder_daemon::access::pattern::Pattern;
 use fdholder_daemon::access::{Ids, Rights};
 use fdholder_daemon::limits::READ_LEN;
 use fdholder_daemon::{
-    Change, Connection, Mirrors, Quotas, Releases, Replica, Standing, Step, Store, Told,
+    Answered, Change, Connection, Mirrors, Question, Quotas, Releases, Replica, Standing, Step,
+    Store, Told,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -228,10 +229,20 @@ impl World {
             client.connection.upgrade_ended(if how & 2 != 0 { Ok("1.2.3") } else { Err("no") });
             client.due.push_back(Due::Upgraded);
         }
-        if client.connection.asks_status() {
-            let status = Status { held: self.store.len() as u32, ..Status::default() };
-            client.connection.tell_status(&status);
-            client.due.push_back(Due::Told(status));
+        match client.connection.question() {
+            Some(Question::Status) => {
+                let status = Status { held: self.store.len() as u32, ..Status::default() };
+                client.connection.answer(&Ok(Answered::Status(Box::new(status.clone()))));
+                client.due.push_back(Due::Told(status));
+            }
+            Some(Question::MayStore(..)) => {
+                client.connection.answer(&Ok(Answered::MayStore(how & 1 != 0)));
+                client.due.push_back(Due::MayStore(how & 1 != 0));
+            }
+            None => {}
+        }
+        if client.connection.has_appeared(&self.store, self.now) {
+            client.due.push_back(Due::Status(Ok(())));
         }
         if client.connection.take_follower().is_some() {
             assert!(client.follows && client.standing.is_own && client.due.is_empty());

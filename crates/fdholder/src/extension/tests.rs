@@ -29,7 +29,17 @@ fn any_extension() -> impl Strategy<Value = Extension<u32>> {
         Just(Extension::Inspect),
         Just(Extension::Status),
         Just(Extension::Why),
+        (any::<u32>(), any::<u32>(), any_id()).prop_map(|(uid, gid, id)| Extension::MayStore {
+            uid,
+            gid,
+            id
+        }),
+        (any_id(), any::<bool>()).prop_map(|(id, is_prefix)| Extension::Await { id, is_prefix }),
     ]
+}
+
+fn any_id() -> impl Strategy<Value = Identifier> {
+    any_entry().prop_map(|entry| entry.id)
 }
 
 fn parse_request(payload: &[u8], fds: &[u32]) -> Result<Parsed<u32>, Malformed> {

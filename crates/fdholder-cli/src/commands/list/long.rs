@@ -7,6 +7,7 @@ use crate::show::table::{Cell, Table};
 use crate::show::terminal::{Screen, Style};
 use crate::users::UserNames;
 use fdholder::{Identifier, Limit, Timestamp};
+use fdholder_daemon::accept_queue::AcceptQueue;
 use serde_json::{json, Value};
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
@@ -28,7 +29,7 @@ pub fn text(contents: &Contents, screen: Screen) -> String {
             seen.id.to_string().into(),
             kind(seen.what.as_ref()),
             address(seen.what.as_ref()),
-            queue(seen.what.as_ref()),
+            queue(seen),
             seen.origin.map_or(UNKNOWN.to_owned(), |origin| users.of(origin.owner)).into(),
             seen.origin
                 .map_or(UNKNOWN.to_owned(), |origin| {
@@ -60,10 +61,14 @@ fn address(what: Option<&Description>) -> Cell {
     }
 }
 
-fn queue(what: Option<&Description>) -> Cell {
-    match what.map(|what| what.queue) {
-        Some(Some(queue @ Queue::Clients(waiting, most))) if waiting >= most && most > 0 => {
-            Cell::styled(queue.to_string(), Style::Soon)
+fn queue(seen: &Seen) -> Cell {
+    match seen.what.as_ref().map(|what| what.queue) {
+        Some(Some(queue @ Queue::Clients(AcceptQueue { len, max }))) => {
+            let secs = seen.waiting.filter(|&secs| secs > 0 && len > 0);
+            let is_full = len >= max && max > 0;
+            let style = if is_full || secs.is_some() { Style::Soon } else { Style::Plain };
+            let since = secs.map(|secs| format!(" for {}", brief(Duration::from_secs(secs))));
+            Cell::styled(format!("{queue}{}", since.unwrap_or_default()), style)
         }
         Some(Some(queue)) => queue.to_string().into(),
         Some(None) => NOTHING.into(),
@@ -116,7 +121,9 @@ fn as_json(seen: &Seen) -> Value {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let what = seen.what.as_ref();
     let (queue, queue_max) = match what.and_then(|what| what.queue) {
-        Some(Queue::Clients(waiting, most)) => (Some(u64::from(waiting)), Some(most)),
+        Some(Queue::Clients(AcceptQueue { len, max })) => {
+            (Some(u64::from(len)), Some(max).filter(|&max| max > 0))
+        }
         Some(Queue::Bytes(bytes)) => (Some(bytes), None),
         None => (None, None),
     };
@@ -128,6 +135,7 @@ fn as_json(seen: &Seen) -> Value {
     value["nonblock"] = json!(what.and_then(|what| what.nonblock));
     value["queue"] = json!(queue);
     value["queue_max"] = json!(queue_max);
+    value["waiting_seconds"] = json!(seen.waiting);
     value["owner_uid"] = json!(seen.origin.map(|origin| origin.owner));
     value["held_since"] = json!(seen.origin.and_then(|origin| unix(origin.tenure.since())));
     value["expires_at"] = json!(seen.limit.and_then(Limit::moment).and_then(unix));

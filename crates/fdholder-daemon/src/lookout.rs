@@ -1,0 +1,343 @@
+//! What a thread looks at in the loop's place.
+//!
+//! Devices and kernel objects that hang up: terminals, `/dev/fuse`, pidfds. To ask a terminal
+//! whether it has hung up can take as long as another process keeps its line discipline locked. A
+//! file on a file server, which might never answer, is not asked at all.
+//!
+//! And listeners, of which there may be thousands: whether a process accepts from them.
+
+mod listeners;
+
+use self::listeners::Listeners;
+pub(crate) use self::listeners::Unattended;
+use crate::closing::ClientFd;
+use crate::limits::{LISTENERS_LOOKED_AT_EVERY, WATCHER_STACK_LEN};
+use crate::reading::has_hung_up;
+use crate::store::Record;
+use fdholder::{strerror, Errno, Listening};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+use tracing::debug;
+
+type Held = Arc<Record<ClientFd>>;
+
+/// The loop's side.
+#[derive(Debug)]
+pub(crate) struct Lookout {
+    shared: Arc<Shared>,
+    devices: HashSet<u32>,
+    listeners: HashSet<u32>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the thread.
+    wake: OwnedFd,
+    /// Wakes the loop.
+    bell: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    orders: Vec<Order>,
+    news: News,
+    has_ended: bool,
+}
+
+/// What the thread is to look at, by its place in the store.
+#[derive(Debug)]
+enum Order {
+    /// Whether this hangs up.
+    Watch(u32, Held),
+    /// Whether somebody accepts from this.
+    Listen(u32, Weak<Record<ClientFd>>),
+    /// No device there any more.
+    ForgetDevice(u32),
+    /// No listener.
+    ForgetListener(u32),
+    /// All listeners, now.
+    Measure,
+}
+
+/// What there is to tell.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// What has hung up.
+    pub gone: Vec<Held>,
+    /// From which nobody accepts.
+    pub unattended: Vec<Unattended>,
+    /// All listeners, if they were to be measured.
+    pub listeners: Option<Vec<Listening>>,
+}
+
+impl Lookout {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor for it, or no thread can be started.
+    pub fn begin() -> Result<Self, Errno> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let (wake, bell) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let shared = Arc::new(Shared { state: Mutex::default(), wake, bell });
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let watcher = Watcher {
+            shared: Arc::clone(&shared),
+            epoll,
+            watched: HashMap::new(),
+            listeners: Listeners::default(),
+        };
+        let thread = std::thread::Builder::new().stack_size(WATCHER_STACK_LEN);
+        thread.spawn(move || watcher.run()).map_err(|_| Errno::AGAIN)?;
+        Ok(Self { shared, devices: HashSet::new(), listeners: HashSet::new() })
+    }
+
+    /// Watches what is held in a place of the store.
+    pub fn watch(&mut self, slot: u32, record: Held) {
+        self.devices.insert(slot);
+        self.shared.order(Order::Watch(slot, record));
+    }
+
+    /// Looks at the queue of a listener there.
+    pub fn listen(&mut self, slot: u32, record: &Held) {
+        self.listeners.insert(slot);
+        self.shared.order(Order::Listen(slot, Arc::downgrade(record)));
+    }
+
+    /// Watches no device there any more.
+    pub fn forget_device(&mut self, slot: u32) {
+        if self.devices.remove(&slot) {
+            self.shared.order(Order::ForgetDevice(slot));
+        }
+    }
+
+    /// Looks at no listener there any more.
+    pub fn forget_listener(&mut self, slot: u32) {
+        if self.listeners.remove(&slot) {
+            self.shared.order(Order::ForgetListener(slot));
+        }
+    }
+
+    /// Whether there is any listener to be measured.
+    pub fn has_listeners(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
+    /// Measures all listeners, which will be news.
+    pub fn measure(&self) {
+        self.shared.order(Order::Measure);
+    }
+
+    /// What there is to tell since this was asked last.
+    pub fn take_news(&self) -> News {
+        // There is nothing to read if it has not rung.
+        let _ = rustix::io::read(&self.shared.bell, &mut [0; 8]);
+        std::mem::take(&mut self.shared.lock().news)
+    }
+}
+
+impl AsFd for Lookout {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.bell.as_fd()
+    }
+}
+
+impl Drop for Lookout {
+    fn drop(&mut self) {
+        self.shared.lock().has_ended = true;
+        ring(&self.shared.wake);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing is left half done in it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, order: Order) {
+        self.lock().orders.push(order);
+        ring(&self.wake);
+    }
+}
+
+fn ring(eventfd: &OwnedFd) {
+    // It is never full: that would take 2^64 times.
+    let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+}
+
+/// The token of what wakes the thread. Others are places in the store.
+const WAKE: u64 = u64::MAX;
+
+/// The thread's side.
+struct Watcher {
+    shared: Arc<Shared>,
+    epoll: OwnedFd,
+    watched: HashMap<u32, Watched>,
+    listeners: Listeners,
+}
+
+struct Watched {
+    record: Held,
+    /// A terminal whose first user has not come yet looks as one whose user has gone.
+    is_unused: bool,
+}
+
+impl Watcher {
+    fn run(mut self) {
+        let mut events = Vec::with_capacity(16);
+        let mut measures_at = Instant::now();
+        loop {
+            let next = measures_at.saturating_duration_since(Instant::now());
+            let next = (!self.listeners.is_empty()).then(|| Timespec::try_from(next).ok());
+            events.clear();
+            let buffer = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, buffer, next.flatten().as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return debug!("nothing that hangs up is watched: {}", strerror(errno));
+                }
+            }
+            for event in &events {
+                match u32::try_from(event.data.u64()) {
+                    Ok(slot) => self.hear(slot),
+                    Err(_) => {
+                        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+                    }
+                }
+            }
+            let mut state = self.shared.lock();
+            if state.has_ended {
+                return;
+            }
+            let orders = std::mem::take(&mut state.orders);
+            drop(state);
+            let is_asked = orders.iter().any(|order| matches!(order, Order::Measure));
+            for order in orders {
+                self.carry_out(order);
+            }
+            if is_asked || Instant::now() >= measures_at {
+                measures_at = Instant::now() + LISTENERS_LOOKED_AT_EVERY;
+                self.measure(is_asked);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Watch(slot, record) => {
+                self.forget(slot);
+                self.watch(slot, record);
+            }
+            Order::Listen(slot, record) => self.listeners.add(slot, record),
+            Order::ForgetDevice(slot) => self.forget(slot),
+            Order::ForgetListener(slot) => self.listeners.remove(slot),
+            Order::Measure => {}
+        }
+    }
+
+    fn forget(&mut self, slot: u32) {
+        if let Some(old) = self.watched.remove(&slot) {
+            // It may have been given up already.
+            let _ = epoll::delete(&self.epoll, &old.record.fd);
+        }
+    }
+
+    fn measure(&mut self, is_asked: bool) {
+        let now = Instant::now();
+        let mut unattended = self.listeners.measure(now);
+        if unattended.is_empty() && !is_asked {
+            return;
+        }
+        let mut state = self.shared.lock();
+        state.news.unattended.append(&mut unattended);
+        if is_asked {
+            state.news.listeners = Some(self.listeners.told(now));
+        }
+        drop(state);
+        ring(&self.shared.bell);
+    }
+
+    fn watch(&mut self, slot: u32, record: Held) {
+        // Level by level it would be told of an unused one all the time. By edges, each user that
+        // leaves is one.
+        let is_master = kind(&record.fd) == Some(Kind::Master);
+        let interest = if is_master { EventFlags::ET } else { EventFlags::empty() };
+        let was_hung_up = is_master && looks_unused(&record.fd);
+        match epoll::add(&self.epoll, &record.fd, EventData::new_u64(slot.into()), interest) {
+            Ok(()) => {
+                let is_unused = was_hung_up && looks_unused(&record.fd);
+                self.watched.insert(slot, Watched { record, is_unused });
+            }
+            // It cannot hang up.
+            Err(Errno::PERM) => {}
+            Err(errno) => debug!("unable to watch {}: {}", record.id, strerror(errno)),
+        }
+    }
+
+    fn hear(&mut self, slot: u32) {
+        let Some(watched) = self.watched.get_mut(&slot) else { return };
+        if std::mem::take(&mut watched.is_unused) || !has_hung_up(&watched.record.fd) {
+            return;
+        }
+        if let Some(Watched { record, .. }) = self.watched.remove(&slot) {
+            let _ = epoll::delete(&self.epoll, &record.fd);
+            self.shared.lock().news.gone.push(record);
+            ring(&self.shared.bell);
+        }
+    }
+}
+
+/// Whether nobody has it open, and nobody has written what could be read.
+fn looks_unused(master: &ClientFd) -> bool {
+    let mut polled = [PollFd::new(master, PollFlags::IN)];
+    matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1))
+        && polled[0].revents().contains(PollFlags::HUP)
+        && !polled[0].revents().contains(PollFlags::IN)
+}
+
+/// What may be asked whether it has hung up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The end of a terminal that its user does not have.
+    Master,
+    Other,
+}
+
+/// Whether something may be watched: its driver is the kernel's own.
+pub(crate) fn may_hang_up(fd: &ClientFd) -> bool {
+    kind(fd).is_some()
+}
+
+/// The file is not asked for it, nor the file server that it may be on.
+fn kind(fd: &ClientFd) -> Option<Kind> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(fd, c"", flags, StatxFlags::TYPE).ok()?;
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::CharacterDevice {
+        return is_kernel_object(fd).then_some(Kind::Other);
+    }
+    match (stat.stx_rdev_major, stat.stx_rdev_minor) {
+        (5, 2) | (2, _) => Some(Kind::Master),
+        // Terminals, /dev/fuse, input devices, sound, USB, graphics: what services keep with
+        // systemd. A driver with a number of its own choice may be a process (CUSE).
+        (3..=5 | 13 | 116 | 136..=143 | 166 | 188 | 189 | 204 | 226, _) | (10, 229) => {
+            Some(Kind::Other)
+        }
+        _ => None,
+    }
+}
+
+/// A pidfd, say. But what another epoll instance watches may be anything.
+fn is_kernel_object(fd: &ClientFd) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()));
+    link.ok()
+        .and_then(|link| link.into_os_string().into_string().ok())
+        .is_some_and(|name| name.starts_with("anon_inode:") && name != "anon_inode:[eventpoll]")
+}

@@ -10,6 +10,7 @@
 
 use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
 use crate::shares::Leaving;
+use crate::thread::spawn;
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -18,7 +19,6 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// A descriptor that a client has given, or a client's connection. When it is dropped,
@@ -434,12 +434,15 @@ fn start_closer(what: fn()) -> Result<(), Errno> {
     }
     state.closers += 1;
     drop(state);
-    let closer = Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_LEN);
-    let started = closer.spawn(what);
+    let started = spawn(CLOSER_STACK_LEN, move || {
+        // For those who look at its threads.
+        let _ = rustix::thread::set_name(c"closer");
+        what();
+    });
     if started.is_err() {
         lock().closers -= 1;
     }
-    started.map(drop).map_err(|_| Errno::AGAIN) // pthread_create(3) knows no other.
+    started.map_err(|_| Errno::AGAIN) // pthread_create(3) knows no other.
 }
 
 /// How many are closed before those are let run who may wait for the processor: the loop, or

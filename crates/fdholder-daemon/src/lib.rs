@@ -46,6 +46,7 @@ pub mod signals;
 mod simulator;
 mod store;
 mod tally;
+mod thread;
 mod unread;
 
 pub use closing::ClientFd;

@@ -15,6 +15,7 @@ mod lost;
 mod notify;
 mod programs;
 mod readme;
+mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;

@@ -9,7 +9,7 @@
 //! Loop and courier are connected by a pair of sockets. The courier tells through it how it
 //! went; when the loop lets go of its end, the courier ends.
 
-use crate::closing::ClientFd;
+use crate::closing::{self, ClientFd};
 use crate::delivery::Delivery;
 use crate::limits::{COURIERS_MAX, COURIER_STACK_LEN, DELIVERY_PATIENCE, SEND_PAUSE};
 use crate::thread::spawn;
@@ -86,6 +86,7 @@ impl Crew {
             let result = deliver(&delivery, ahead, ours.as_fd(), patience);
             // The destination sees the end of the connection when all who have it let go.
             drop(delivery);
+            drop(closing::begun());
             // If nobody listens any more, nobody wants to know.
             let _ = ours.write_all(&encode(result));
             drop(badge);

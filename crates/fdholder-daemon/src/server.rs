@@ -8,6 +8,7 @@ mod configuration;
 mod doors;
 mod followers;
 mod handover;
+mod memory;
 mod standby;
 mod status;
 #[cfg(test)]
@@ -26,8 +27,9 @@ use crate::hold::Hold;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, EXPIRED_PER_TURN, FDS_MAX_DEFAULT,
+    ROOM_PAUSE,
 };
-use crate::peer::Peer;
+use crate::peer::{is_for_now, Peer};
 use crate::replication::roll::{Place, Roll};
 use crate::room::Room;
 use crate::rota::Rota;
@@ -156,6 +158,8 @@ pub struct Server {
     shelf: Option<Shelf>,
     /// Whoever is told that the loop goes round.
     watchdog: Option<Watchdog>,
+    /// There was no memory, and clients may wait for it.
+    is_starved: bool,
     /// A follower is to serve: clients that are in the middle of nothing wait.
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
@@ -254,6 +258,7 @@ impl Server {
         self.tell_systemd();
         self.resume_handed();
         loop {
+            self.look_after_memory();
             self.look_after_wards();
             self.tend_followers();
             self.let_leave();
@@ -274,6 +279,7 @@ impl Server {
                 timeout.as_ref(),
             ) {
                 Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) if is_for_now(errno) => std::thread::sleep(ROOM_PAUSE),
                 Err(errno) => return Err(errno.into()),
             }
             self.take_turn(&events);

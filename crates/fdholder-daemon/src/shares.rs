@@ -178,15 +178,18 @@ pub enum Short {
     Bytes(Allowance),
     /// It leaves too many unread that it is to have alone.
     Loans,
+    /// The process has no memory for the answer.
+    Memory,
 }
 
 impl Short {
     /// What a client is answered: ENFILE where descriptors have no room, as by s6's daemon;
-    /// EDQUOT for what that does not know.
+    /// EDQUOT for what that does not know; ENOMEM where no user has any.
     pub fn errno(self) -> Errno {
         match self {
             Self::Full { .. } | Self::Fds(_) | Self::Arriving => Errno::NFILE,
             Self::Connections(_) | Self::Bytes(_) | Self::Loans => Errno::DQUOT,
+            Self::Memory => Errno::NOMEM,
         }
     }
 }
@@ -203,6 +206,7 @@ impl fmt::Display for Short {
             Self::Loans => {
                 return f.write_str("too many that this user was to have alone are not taken yet");
             }
+            Self::Memory => return f.write_str("the holder has no memory for the answer now"),
             Self::Fds(allowance) => ("descriptors held", allowance, "FDHOLDER_MAXFDS"),
             Self::Connections(allowance) => ("connections", allowance, "FDHOLDER_MAXCONN"),
             Self::Bytes(allowance) => ("bytes unread", allowance, "FDHOLDER_MAXBYTES"),

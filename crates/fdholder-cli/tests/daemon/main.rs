@@ -5,6 +5,7 @@ mod bind;
 mod config;
 mod confined;
 mod exec;
+mod exhaustion;
 mod hung_up;
 mod lifecycle;
 mod limits;

@@ -185,6 +185,7 @@ impl Server {
             upgrade: None,
             shelf: None,
             watchdog: None,
+            is_starved: false,
             is_handing_over: false,
             handed: clients
                 .into_iter()

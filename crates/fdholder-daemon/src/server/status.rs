@@ -1,16 +1,28 @@
 //! How a server is.
 
 use super::Server;
+use crate::limits::{NOTIFY_STATUS_LEN_MAX, SERVICES_TOLD_MAX};
+use crate::memory::reserve;
 use crate::offspring::Offspring;
+use fdholder::limits::ID_LEN_MAX;
 use fdholder::{Standby, Status, Timestamp};
 use std::time::{Instant, UNIX_EPOCH};
+
+/// Bytes that are allocated for what is told of a service: its name and status, each escaped, as
+/// they are and as they are sent.
+const TOLD_PER_SERVICE: usize = 8 * (NOTIFY_STATUS_LEN_MAX + ID_LEN_MAX);
 
 impl Server {
     /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
     pub(super) fn tell_status(&mut self, token: usize) {
-        let status = self.status();
+        let services = self.wards.all.len().min(SERVICES_TOLD_MAX);
+        let has_room = reserve::has_room(services * TOLD_PER_SERVICE);
+        let status = has_room.then(|| self.status());
         if let Some(peer) = self.peers.get_mut(token) {
-            peer.tell_status(&status);
+            match status {
+                Some(status) => peer.tell_status(&status),
+                None => peer.refuse_status(),
+            }
             let uid = peer.who.user.uid;
             self.rota.set(uid, token, &mut peer.turn, Some(Instant::now()));
         }

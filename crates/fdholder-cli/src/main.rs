@@ -19,8 +19,13 @@ mod sockopt;
 mod startup;
 mod users;
 
+use fdholder_daemon::memory::reserve::Reserving;
 use program::Invocation;
 use std::process::ExitCode;
+
+/// As the system's, but for a daemon whose memory runs out.
+#[global_allocator]
+static ALLOCATOR: Reserving = Reserving;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();

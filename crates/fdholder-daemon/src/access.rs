@@ -376,6 +376,11 @@ impl Rules {
         Ok(())
     }
 
+    /// Forgets what was decided, for the memory of compiled expressions: it is decided anew.
+    pub fn forget(&mut self) {
+        self.remembered = HashMap::new();
+    }
+
     /// The rights of `user` in a daemon that runs as `own`.
     ///
     /// # Errors
@@ -456,7 +461,11 @@ impl Source {
 
 /// A refusal because `place` is broken.
 fn broken(place: &Path, problem: impl fmt::Display) -> Refusal {
-    Refusal::Broken { place: place.display().to_string(), problem: problem.to_string() }
+    let (place, problem) = (place.display().to_string(), problem.to_string());
+    if problem.ends_with(pattern::NO_MEMORY) {
+        return Refusal::NotNow { place, errno: Errno::NOMEM };
+    }
+    Refusal::Broken { place, problem }
 }
 
 #[cfg(test)]

@@ -10,15 +10,16 @@
 
 use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
 use crate::shares::Leaving;
+use crate::thread::spawn;
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// A descriptor that a client has given, or a client's connection. When it is dropped,
@@ -124,8 +125,11 @@ struct Dropped {
 }
 
 thread_local! {
-    static DROPPED: RefCell<Dropped> = const {
-        RefCell::new(Dropped { begun: Closes::NONE, gathered: Vec::new(), gathers: false })
+    // Nothing is dropped when the thread ends: the C library would end the process if it had no
+    // memory to remember that. So a thread asks what was `begun` before it ends.
+    static DROPPED: RefCell<ManuallyDrop<Dropped>> = const {
+        let none = Dropped { begun: Closes::NONE, gathered: Vec::new(), gathers: false };
+        RefCell::new(ManuallyDrop::new(none))
     };
 }
 
@@ -359,7 +363,7 @@ impl State {
 
 /// How many are not closed yet, and how many of those are a user's.
 pub(crate) fn leaving(user: u32) -> Leaving {
-    DROPPED.with_borrow_mut(Dropped::hand_over);
+    DROPPED.with_borrow_mut(|dropped| dropped.hand_over());
     let state = lock();
     if state.open.is_empty() {
         return Leaving { user, ..Leaving::default() };
@@ -372,7 +376,7 @@ pub(crate) fn leaving(user: u32) -> Leaving {
 /// What nobody has begun to close: it is left to the program that this process is about to become,
 /// which would not begin before all of it is closed.
 pub(crate) fn leave() -> Vec<ClientFd> {
-    DROPPED.with_borrow_mut(Dropped::hand_over);
+    DROPPED.with_borrow_mut(|dropped| dropped.hand_over());
     let mut state = lock();
     let mut left = Vec::new();
     for (user, queue) in std::mem::take(&mut state.queues) {
@@ -434,12 +438,15 @@ fn start_closer(what: fn()) -> Result<(), Errno> {
     }
     state.closers += 1;
     drop(state);
-    let closer = Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_LEN);
-    let started = closer.spawn(what);
+    let started = spawn(CLOSER_STACK_LEN, move || {
+        // For those who look at its threads.
+        let _ = rustix::thread::set_name(c"closer");
+        what();
+    });
     if started.is_err() {
         lock().closers -= 1;
     }
-    started.map(drop).map_err(|_| Errno::AGAIN) // pthread_create(3) knows no other.
+    started.map_err(|_| Errno::AGAIN) // pthread_create(3) knows no other.
 }
 
 /// How many are closed before those are let run who may wait for the processor: the loop, or

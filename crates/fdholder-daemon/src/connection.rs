@@ -9,7 +9,8 @@ use self::sets::Set;
 use crate::access::{Rights, User};
 use crate::audit;
 use crate::delivery::{Delivery, Held};
-use crate::limits::{MEMORY_PER_FD, WORK_PER_REQUEST};
+use crate::limits::{MEMORY_PER_FD, REPLY_BYTES_PENDING_MAX, WORK_PER_REQUEST};
+use crate::memory::reserve::has_room;
 use crate::outbox::Outbox;
 use crate::shares::{Amounts, Claimant, Ledger, Quotas, Resource, Short};
 use crate::store::{Change, Outcome, Record, Store};
@@ -265,6 +266,11 @@ impl<F> Connection<F> {
     /// The answer to that.
     pub fn answer(&mut self, answer: &Answer<Answered>) {
         self.question = None;
+        if matches!(answer, Err(Errno::NOMEM)) {
+            // It changes nothing.
+            drop(self.fall_short(Short::Memory));
+            return;
+        }
         self.outbox.push(match answer {
             Ok(Answered::Status(status)) => extension::told_status(status),
             Ok(Answered::MayStore(may)) => extension::told_may_store(*may),
@@ -533,7 +539,7 @@ impl<F> Connection<F> {
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
             Request::List if self.lacks_bytes(store.id_bytes(now) + store.count(now), ledger) => {
-                self.fall_short_of_bytes()
+                self.fall_short_of_bytes(store.id_bytes(now) + store.count(now))
             }
             Request::List => {
                 let entries = store.dump(now);
@@ -542,7 +548,7 @@ impl<F> Connection<F> {
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
             Request::Getdump if self.lacks_bytes(store.count(now) * size_of::<usize>(), ledger) => {
-                self.fall_short_of_bytes()
+                self.fall_short_of_bytes(store.count(now) * size_of::<usize>())
             }
             Request::Getdump => {
                 let entries = store.dump(now);
@@ -571,11 +577,16 @@ impl<F> Connection<F> {
     /// Whether so many bytes more are too much for it. One reply is never too long: the first
     /// that waits counts from when it does.
     fn lacks_bytes(&self, bytes: usize, ledger: &Ledger) -> bool {
-        ledger.room(&self.claimant(), Resource::Bytes) < bytes
+        ledger.room(&self.claimant(), Resource::Bytes) < bytes || !has_room(made_of(bytes))
     }
 
-    fn fall_short_of_bytes(&mut self) -> Vec<Change<F>> {
-        self.fall_short(Short::Bytes(self.claimant().may_have(Resource::Bytes)))
+    /// Refuses an answer of so many bytes.
+    fn fall_short_of_bytes(&mut self, bytes: usize) -> Vec<Change<F>> {
+        if has_room(made_of(bytes)) {
+            self.fall_short(Short::Bytes(self.claimant().may_have(Resource::Bytes)))
+        } else {
+            self.fall_short(Short::Memory)
+        }
     }
 
     /// Remembers why there was no room, if that was it.
@@ -586,6 +597,16 @@ impl<F> Connection<F> {
             let full = Short::Full { capacity: store.capacity(), reserved };
             self.short = Some(if is_full { full } else { Short::Fds(who.may_hold()) });
         }
+    }
+}
+
+/// Bytes that are allocated while an answer of so many is made: it doubles as it grows, and what
+/// it is made of is gathered before. A short one takes next to nothing.
+fn made_of(bytes: usize) -> usize {
+    if bytes < REPLY_BYTES_PENDING_MAX / 4 {
+        0
+    } else {
+        bytes.saturating_mul(4)
     }
 }
 

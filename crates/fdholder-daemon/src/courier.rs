@@ -9,9 +9,10 @@
 //! Loop and courier are connected by a pair of sockets. The courier tells through it how it
 //! went; when the loop lets go of its end, the courier ends.
 
-use crate::closing::ClientFd;
+use crate::closing::{self, ClientFd};
 use crate::delivery::Delivery;
 use crate::limits::{COURIERS_MAX, COURIER_STACK_LEN, DELIVERY_PATIENCE, SEND_PAUSE};
+use crate::thread::spawn;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::reply::Answer;
 use fdholder::transport::{self, Wait};
@@ -23,7 +24,6 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// All couriers of a daemon.
@@ -81,16 +81,17 @@ impl Crew {
         let (socket, mut ours) = UnixStream::pair().map_err(lacking)?;
         socket.set_nonblocking(true).map_err(lacking)?;
         let deliver = move || {
+            // For those who look at its threads.
+            let _ = rustix::thread::set_name(c"courier");
             let result = deliver(&delivery, ahead, ours.as_fd(), patience);
             // The destination sees the end of the connection when all who have it let go.
             drop(delivery);
+            drop(closing::begun());
             // If nobody listens any more, nobody wants to know.
             let _ = ours.write_all(&encode(result));
             drop(badge);
         };
-        let thread = Builder::new().name("courier".to_owned()).stack_size(COURIER_STACK_LEN);
-        let thread = thread.spawn(deliver);
-        thread.map_err(lacking)?;
+        spawn(COURIER_STACK_LEN, deliver).map_err(lacking)?;
         Ok(Dispatched::Courier(Courier { socket }))
     }
 }

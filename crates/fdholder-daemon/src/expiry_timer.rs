@@ -43,7 +43,7 @@ impl ExpiryTimer {
             // The clock was set since it was last looked at; the timer is set all the same.
             Ok(_) | Err(Errno::CANCELED) => {}
             // What has expired is still never handed out, only closed later.
-            Err(errno) => warn!("unable to set the timer: {}", strerror(errno)),
+            Err(errno) => return warn!("unable to set the timer: {}", strerror(errno)),
         }
         self.armed = next;
     }

@@ -18,6 +18,21 @@ pub const MEMORY_PER_FD: usize = 105;
 /// for a million seldom has them.
 pub const MEMORY_TAKEN_MAX: usize = 16 << 20;
 
+/// Bytes that are set aside for small allocations when there is no memory: several times what
+/// one request, with its answer and what followers are told, can take (a message of 253
+/// descriptors, some 300 KiB). They are not written to, so that they take address space only.
+pub const MEMORY_RESERVE_LEN: usize = 1 << 20;
+
+/// In how many parts.
+pub const MEMORY_RESERVE_PARTS: usize = 4;
+
+/// Bytes that an entry takes at most while a set is taken: its place in the tables when they
+/// double, and what is told of it to followers and in the log.
+pub const MEMORY_PER_CHANGE: usize = 256;
+
+/// Bytes of stack that the loop may need: a deeply nested rule takes most, while it is compiled.
+pub const STACK_LEN: usize = 1 << 20;
+
 /// Connections at once, by default. A client has one for moments, so this is generous.
 /// Who has no share left is told; when root has all, clients wait in the socket's queue.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 256;

@@ -6,12 +6,16 @@
 //! starts, the memory for as many descriptors as it may hold, and keeps it. What it takes to
 //! start, on the other hand, is given back when it has: most of the program is for that, and
 //! for the other commands.
+//! When there is none left all the same, clients wait: see [`reserve`].
 #![allow(unsafe_code)]
 
-use crate::limits::{MEMORY_PER_FD, MEMORY_TAKEN_MAX};
+pub mod reserve;
+
+use crate::limits::{MEMORY_PER_FD, MEMORY_TAKEN_MAX, STACK_LEN};
 use rustix::mm::{madvise, Advice};
 use std::ffi::c_void;
 use std::fs;
+use std::mem::MaybeUninit;
 use std::ptr;
 
 /// Takes the memory for so many descriptors, for the rest of this process's life.
@@ -33,6 +37,24 @@ pub fn take(capacity: usize) {
     let len = capacity.saturating_mul(MEMORY_PER_FD).min(MEMORY_TAKEN_MAX);
     let taken = vec![1u8; len];
     std::hint::black_box(&taken);
+    drop(taken);
+    grow_stack();
+    // A daemon that has no memory to begin with finds out soon.
+    reserve::refill();
+}
+
+/// Has the kernel make the stack of this thread as long as it may become: where it has no room for
+/// that later, the process would end. Its pages are given back.
+#[inline(never)]
+fn grow_stack() {
+    let mut stack = MaybeUninit::<[u8; STACK_LEN]>::uninit();
+    let start = stack.as_mut_ptr().cast::<u8>();
+    // SAFETY: within the array. This is its lowest byte, and so that of the stack.
+    unsafe { start.write_volatile(0) };
+    let skipped = start.align_offset(rustix::param::page_size());
+    let len = STACK_LEN - rustix::param::page_size();
+    // SAFETY: whole pages of the array, in which nothing is kept.
+    let _ = unsafe { madvise(start.wrapping_add(skipped).cast(), len, Advice::LinuxDontNeed) };
 }
 
 /// Gives back the pages of this program's code, of which only what serves comes again: from

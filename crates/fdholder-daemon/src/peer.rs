@@ -26,6 +26,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
+pub use turn::is_for_now;
 
 /// One client of the daemon.
 #[derive(Debug)]
@@ -233,6 +234,11 @@ impl Peer {
         self.connection.claimant()
     }
 
+    /// What its requests and replies take, whatever the ledger was told.
+    pub fn charges(&self) -> Amounts {
+        self.connection.charges()
+    }
+
     /// Tells the ledger what it has.
     pub fn recharge(&mut self, ledger: &mut Ledger) {
         let now = self.connection.charges();
@@ -382,6 +388,16 @@ impl Peer {
     pub fn new_courier(&mut self) -> Option<BorrowedFd<'_>> {
         let is_new = std::mem::take(&mut self.courier_is_new);
         self.courier.as_ref().filter(|_| is_new).map(Courier::socket)
+    }
+
+    /// Whether nobody is told yet of the end of its delivery.
+    pub fn has_new_courier(&self) -> bool {
+        self.courier_is_new
+    }
+
+    /// The kernel had no room to tell of it.
+    pub fn watch_courier_again(&mut self) {
+        self.courier_is_new = self.courier.is_some();
     }
 
     /// Asks the courier how it went.

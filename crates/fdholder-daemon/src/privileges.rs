@@ -173,10 +173,18 @@ impl Identity {
 
 /// Raises the soft limit on open files to the hard one, and returns it.
 pub fn raise_open_files() -> u64 {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum
-        && setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err()
-    {
+    raise(Resource::Nofile)
+}
+
+/// Raises the soft limit on the size of files as far as the hard one allows, and returns what it
+/// is then: it counts for files in memory, too.
+pub fn raise_file_size() -> u64 {
+    raise(Resource::Fsize)
+}
+
+fn raise(resource: Resource) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(resource);
+    if current != maximum && setrlimit(resource, Rlimit { current: maximum, maximum }).is_err() {
         return current.unwrap_or(u64::MAX);
     }
     maximum.unwrap_or(u64::MAX)

@@ -11,6 +11,7 @@ use crate::store::Store;
 use fdholder::link::Head;
 use roll::Roll;
 
+mod bytes;
 mod mirrors;
 mod replica;
 pub(crate) mod roll;

@@ -8,6 +8,7 @@ mod configuration;
 mod doors;
 mod followers;
 mod handover;
+mod memory;
 mod standby;
 mod status;
 #[cfg(test)]
@@ -169,6 +170,8 @@ pub struct Server {
     watchdog: Option<Watchdog>,
     /// Nobody is served until there is a second copy, or until then.
     settles_until: Option<Instant>,
+    /// There was no memory, and clients may wait for it.
+    is_starved: bool,
     /// A follower is to serve: clients that are in the middle of nothing wait.
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
@@ -325,6 +328,7 @@ impl Server {
     /// Does what is due, waits until something happens, and does what that needs. Returns how the
     /// server has ended, if it has.
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Option<Ended>> {
+        self.look_after_memory();
         self.look_after_wards();
         self.look_for_listeners();
         self.tend_followers();

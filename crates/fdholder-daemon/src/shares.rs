@@ -231,15 +231,18 @@ pub enum Short {
     Loans,
     /// Too many wait for what is not held.
     Waiting,
+    /// The process has no memory for the answer.
+    Memory,
 }
 
 impl Short {
     /// What a client is answered: ENFILE where descriptors have no room, as by s6's daemon;
-    /// EDQUOT for what that does not know.
+    /// EDQUOT for what that does not know; ENOMEM where no user has any.
     pub fn errno(self) -> Errno {
         match self {
             Self::Full { .. } | Self::Fds(_) | Self::Arriving => Errno::NFILE,
             Self::Connections(_) | Self::Bytes(_) | Self::Loans | Self::Waiting => Errno::DQUOT,
+            Self::Memory => Errno::NOMEM,
         }
     }
 }
@@ -266,6 +269,7 @@ impl fmt::Display for Short {
             Self::Waiting => {
                 return f.write_str("too many clients wait already for what is not held");
             }
+            Self::Memory => return f.write_str("the holder has no memory for the answer now"),
             Self::Fds(allowance) => ("descriptors held", allowance, "FDHOLDER_MAXFDS"),
             Self::Connections(allowance) => ("connections", allowance, "FDHOLDER_MAXCONN"),
             Self::Bytes(allowance) => ("bytes unread", allowance, "FDHOLDER_MAXBYTES"),

@@ -1,12 +1,48 @@
-//! Signals as readable descriptors, for the event loop.
+//! Signals as readable descriptors, for the event loop; and those that must not end a daemon.
+#![allow(unsafe_code)]
 
 use crate::reading::is_readable;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{signal, SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::{fcntl_dupfd_cloexec, read, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Signals that end or stop a process by default, and that a limit, a write or a timer can raise
+/// without anybody having meant to end it. What this process starts or becomes is a daemon, too,
+/// so that it is right that execve(2) keeps them ignored.
+const IGNORED: [Signal; 9] = [
+    // A write to a socket or pipe whose reader has gone: the write fails with EPIPE.
+    Signal::SIGPIPE,
+    // A write beyond RLIMIT_FSIZE, also to a file in memory: the write fails with EFBIG.
+    Signal::SIGXFSZ,
+    // The soft RLIMIT_CPU, once a second. The kernel kills at the hard one, whatever is ignored.
+    Signal::SIGXCPU,
+    // Timers that a parent has started survive execve(2).
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    // A held descriptor with O_ASYNC, whose owner has made this process its F_SETOWN.
+    Signal::SIGIO,
+    // A log on a terminal that stops programs in the background when they write (stty tostop).
+    Signal::SIGTTOU,
+    // Nothing raises it but kill(2), by somebody who expects that it means something here.
+    Signal::SIGUSR1,
+];
+// Not ignored: SIGQUIT, SIGABRT and SIGTSTP, by which people end or stop a program that hangs;
+// SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP and SIGSYS, after which this program cannot go on;
+// SIGPWR, SIGSTKFLT and real-time signals, which neither limits nor writes raise.
+
+/// Has the signals that a limit or a write may raise end nothing, from now on and in all threads.
+/// To be called before anything is written.
+pub fn ignore_what_would_end() {
+    for which in IGNORED {
+        // SAFETY: ignoring a signal runs no code of ours when it comes. It can only fail for a
+        // signal that does not exist, or that cannot be ignored.
+        let _ = unsafe { signal(which, SigHandler::SigIgn) };
+    }
+}
 
 /// The signals a daemon heeds: SIGTERM ends it, and so does SIGINT (Ctrl-C, also as the
 /// first process of a container, where nothing else would); SIGHUP has it read its rules

@@ -8,9 +8,11 @@ mod sets;
 
 use self::expiry::{has_expired, Need};
 pub use self::sets::Staged;
-use crate::limits::held_reserve;
+use crate::limits::{held_reserve, MEMORY_PER_CHANGE, MEMORY_PER_FD};
+use crate::memory::reserve;
 use crate::notify::names::{is_reserved, service_of};
 use crate::shares::{Allowance, Claimant};
+use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::reply::Answer;
 use fdholder::{Entry, Errno, Identifier, Origin, Tenure, Timestamp};
 use hashbrown::hash_table::{Entry as TableEntry, HashTable};
@@ -188,7 +190,7 @@ impl<F> Store<F> {
     }
 
     /// Holds what a user gives. ENFILE when the store is full, or the user may not have more
-    /// held; EBUSY when the identifier is taken.
+    /// held; EBUSY when the identifier is taken; ENOMEM when there is no memory.
     pub fn store(
         &mut self,
         entry: Entry<F>,
@@ -215,6 +217,8 @@ impl<F> Store<F> {
         let mut changes = Vec::new();
         let answer = if !self.has_room(need, owner) {
             Err(Errno::NFILE)
+        } else if !self.has_memory(1) {
+            Err(Errno::NOMEM)
         } else if self.slot_of(&entry.id).is_some() {
             Err(Errno::BUSY)
         } else {
@@ -225,6 +229,17 @@ impl<F> Store<F> {
             Ok(())
         };
         Outcome { answer, changes }
+    }
+
+    /// Whether there is memory for so many more. One takes next to nothing, unless the tables grow.
+    fn has_memory(&self, count: usize) -> bool {
+        let after = self.slots.len() + count;
+        let grows = after > self.slots.capacity() || after > self.by_id.capacity();
+        match (grows, count) {
+            (false, 0..=MESSAGE_FDS_MAX) => true,
+            (false, _) => reserve::has_room(count * MEMORY_PER_CHANGE),
+            (true, _) => reserve::has_room(after * 2 * MEMORY_PER_FD + count * MEMORY_PER_CHANGE),
+        }
     }
 
     /// Releases what is held under an identifier. ENOENT when nothing is.

@@ -7,6 +7,7 @@ mod config;
 mod confined;
 mod elsewhere;
 mod exec;
+mod exhaustion;
 mod groups;
 mod hung_up;
 mod kept;
@@ -22,6 +23,7 @@ mod readme;
 mod rebind;
 mod reload;
 mod rights;
+mod signals;
 mod stopped;
 #[path = "../support/mod.rs"]
 mod support;

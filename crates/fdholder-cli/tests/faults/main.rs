@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 /// What the loop, its threads and those who follow ask of the kernel. `calls_are_all_in_the_table`
 /// says what is missing.
-const CALLS: [&str; 40] = [
+const CALLS: [&str; 41] = [
     "accept4",
     "brk",
     "clone",
@@ -32,6 +32,7 @@ const CALLS: [&str; 40] = [
     "getsockname",
     "getsockopt",
     "ioctl",
+    "kill",
     "lseek",
     "memfd_create",
     "mmap",

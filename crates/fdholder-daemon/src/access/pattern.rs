@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::limits::PATTERN_LEN_MAX;
+use crate::memory::reserve;
 use fdholder::limits::ID_LEN_MAX;
 use fdholder::Identifier;
 use std::ffi::{CStr, CString};
@@ -50,6 +51,9 @@ impl Pattern {
         if len > PATTERN_LEN_MAX {
             return Err(format!("with all repetitions it is over {PATTERN_LEN_MAX} items long"));
         }
+        if !reserve::has_room(compiled_len(source, len)) {
+            return Err(NO_MEMORY.to_owned());
+        }
         let source = CString::new(source).map_err(|_| "it holds a NUL byte".to_owned())?;
         let mut compiled = Box::new(MaybeUninit::<libc::regex_t>::uninit());
         // SAFETY: the pointer is to writable memory of the right type, the source is a C
@@ -77,12 +81,30 @@ impl Pattern {
         let Ok(text) = CStr::from_bytes_until_nul(&text) else {
             return false;
         };
+        // The C library remembers how it goes on with what it has seen.
+        reserve::make_room(MATCH_LEN);
         // SAFETY: `compiled` is a compiled expression (`new`), the text is a C string, and
         // no matches are asked for.
         unsafe {
             libc::regexec(&raw const *self.compiled, text.as_ptr(), 0, std::ptr::null_mut(), 0) == 0
         }
     }
+}
+
+/// Said of an expression that may be compiled once there is memory.
+pub(super) const NO_MEMORY: &str = "there is no memory to compile it now";
+
+/// Bytes that the C library takes to match an identifier at most: a state for each of its bytes,
+/// with a table of what comes next (2 KiB).
+const MATCH_LEN: usize = 3 * 1024 * ID_LEN_MAX;
+
+/// Bytes that the C library may take to compile an expression that is so long once written out.
+/// It is asked about before: glibc's frees some of it twice when it finds none. Measured: up to
+/// 1.4 KiB an item, and what grows with the square where groups are repeated (40 KiB for 7000).
+fn compiled_len(source: &[u8], len: usize) -> usize {
+    let repeats_groups = source.windows(2).any(|pair| matches!(pair, b")*" | b")+"));
+    let square = if repeats_groups { len.saturating_mul(len).saturating_mul(8) } else { 0 };
+    len.saturating_mul(2048).saturating_add(square).saturating_add(64 * 1024)
 }
 
 /// Whether it refers back to what a group has matched: the C library would, and may then try

@@ -41,7 +41,7 @@ impl<F> Connection<F> {
                     ledger,
                 ) =>
             {
-                self.fall_short_of_bytes()
+                self.fall_short_of_bytes(store.id_bytes(now) + store.count(now) * TOLD_PER_ENTRY)
             }
             Extension::Snapshot { entries } => {
                 self.take_snapshot(entries, rights, store, now);

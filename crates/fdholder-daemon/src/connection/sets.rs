@@ -1,6 +1,8 @@
 //! A set that a client gives, message by message.
 
 use super::Connection;
+use crate::limits::MEMORY_PER_CHANGE;
+use crate::memory::reserve::has_room;
 use crate::shares::{Ledger, Resource, Short};
 use crate::store::{Change, Outcome, Staged, Store};
 use fdholder::reply;
@@ -34,7 +36,11 @@ impl<F> Connection<F> {
         }
         if announced > 0 {
             // Not more than the store can hold, and memory is taken as it is filled.
-            self.set = Some(Set { entries: Vec::with_capacity(announced), announced });
+            let mut entries = Vec::new();
+            if !has_room(announced * MEMORY_PER_CHANGE) || entries.try_reserve(announced).is_err() {
+                return self.refuse(Errno::NOMEM);
+            }
+            self.set = Some(Set { entries, announced });
         }
         self.outbox.push(reply::setdump_head(count));
         Vec::new()

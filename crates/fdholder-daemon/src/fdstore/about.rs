@@ -12,8 +12,10 @@ use std::os::fd::{AsFd, OwnedFd};
 const MAGIC: &[u8; 8] = b"fdholder";
 
 /// Bytes at most: a list of as many as are kept, each with the longest identifier.
-const LEN_MAX: u64 =
-    8 + 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (8 + 4 + 4 + 12 + 1 + 255);
+const LEN_MAX: u64 = 8 + 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (ENTRY_LEN_MAX as u64);
+
+/// Bytes of one entry at most.
+const ENTRY_LEN_MAX: usize = 8 + 4 + 4 + TIMESTAMP_LEN + 1 + 255;
 
 /// What one number is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Written {
 /// nothing any more.
 pub fn write<'a>(last: u64, all: impl Iterator<Item = &'a About>) -> Result<OwnedFd, Errno> {
     let mut bytes = MAGIC.to_vec();
+    let most = all.size_hint().0 * ENTRY_LEN_MAX;
+    bytes.try_reserve(most).map_err(|_| Errno::NOMEM)?;
     bytes.extend_from_slice(&moment().to_be_bytes());
     bytes.extend_from_slice(&last.to_be_bytes());
     for About { origin, limit, id } in all {

@@ -18,12 +18,15 @@ const SEALS: SealFlags =
 ///
 /// # Errors
 ///
-/// Those of `memfd_create(2)`.
+/// Those of `memfd_create(2)` and pwrite(2).
 pub fn create(service: &Service) -> Result<OwnedFd, Errno> {
     let Service { ready, pid, status, .. } = service;
     let text = format!("READY={}\nPID={pid}\nSTATUS={status}\n", u8::from(*ready));
     let file = memfd_create("fdholder-status", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    pwrite(&file, text.as_bytes(), 0)?;
+    if pwrite(&file, text.as_bytes(), 0)? < text.len() {
+        // A limit on the size of files (RLIMIT_FSIZE) leaves room for a part of it.
+        return Err(Errno::FBIG);
+    }
     fcntl_add_seals(&file, SEALS)?;
     Ok(file)
 }

@@ -11,6 +11,7 @@ use crate::limits::{
     CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, ROOM_PAUSE,
     SEND_PAUSE,
 };
+use crate::memory::reserve;
 use crate::shares::{Ledger, Resource};
 use crate::store::Change;
 use crate::unread::all_is_read;
@@ -32,8 +33,16 @@ enum Flushed {
 
 /// Whether something may succeed a little later: the kernel, or this process, has no room at
 /// this moment.
-fn is_for_now(errno: Errno) -> bool {
-    matches!(errno, Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS)
+pub fn is_for_now(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::MFILE
+            | Errno::NFILE
+            | Errno::TOOMANYREFS
+            | Errno::NOSPC
+    )
 }
 
 impl Peer {
@@ -128,7 +137,10 @@ impl Peer {
                 self.carry_out(hold, &mut requests, until);
                 // A set has many messages, whose answers may leave together.
                 reads -= usize::from(has_read);
-                let goes_on = has_read && self.broken.is_none() && self.connection.is_mid_set();
+                let goes_on = has_read
+                    && !reserve::is_short()
+                    && self.broken.is_none()
+                    && self.connection.is_mid_set();
                 if !goes_on || clock::now() >= until {
                     break;
                 }
@@ -207,6 +219,10 @@ impl Peer {
                     }
                     drop(changes);
                     *budget = budget.saturating_sub(cost);
+                    if reserve::is_short() {
+                        // The next one might find nothing any more.
+                        *budget = 0;
+                    }
                     closes.join(closing::begun());
                     self.awaited = Awaited::new(closes, releases);
                     if self.awaited.is_none() {

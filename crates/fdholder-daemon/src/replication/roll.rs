@@ -14,6 +14,9 @@
 //! lock again and byte 0 does not say that the other one serves: then that one has ended before it
 //! could tell anybody anything.
 //!
+//! The first page of them can always be written to, as it is mapped: neither a limit on the size
+//! of files that was set later nor a lack of memory keeps a primary from giving a follower up.
+//!
 //! A primary gives a follower up here before it stops waiting for it, and before it hangs
 //! up. So the end of a link by itself means that the primary has gone, or is going.
 //!
@@ -21,10 +24,12 @@
 //! the others stay what they were: if it goes, whoever gets the lock next serves. Before it
 //! lets anybody serve, itself or that program, it has followed like any other.
 
+use super::bytes::{self, Bytes};
 use crate::bugs::{active, Bug};
 use crate::reading::is_transient;
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
+use rustix::process::{getrlimit, Resource};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +53,7 @@ const RETRY_PAUSE: Duration = Duration::from_micros(200);
 pub(crate) struct Roll {
     /// Never closed while this process is the primary; see [`file`](Self::file).
     file: Arc<OwnedFd>,
+    bytes: Bytes,
     last: u32,
 }
 
@@ -56,7 +62,8 @@ impl Roll {
     ///
     /// # Errors
     ///
-    /// Those of `memfd_create(2)` and fcntl(2).
+    /// Those of `memfd_create(2)`, mmap(2) and fcntl(2); EFBIG if no file may be so long, see
+    /// [`can_be`](Self::can_be).
     pub fn new() -> Result<Self, Errno> {
         let file =
             memfd_create("fdholder roll", MemfdFlags::CLOEXEC).map_err(|errno| match errno {
@@ -64,10 +71,16 @@ impl Roll {
                 Errno::NFILE => Errno::MFILE,
                 errno => errno,
             })?;
-        // Read beyond the end, nobody was given up; but the byte that everybody reads is there.
-        pwrite(&file, &[0], SUCCEEDED)?;
+        // Now there is the memory, too. Read beyond the end, nobody was given up.
+        pwrite(&file, &[0], bytes::LEN as u64 - 1)?;
+        let bytes = Bytes::of(&file)?;
         fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file: Arc::new(file), last: 0 })
+        Ok(Self { file: Arc::new(file), bytes, last: 0 })
+    }
+
+    /// Whether the limit on the size of files allows for one.
+    pub fn can_be() -> bool {
+        getrlimit(Resource::Fsize).current.is_none_or(|limit| limit >= bytes::LEN as u64)
     }
 
     /// For a follower. This process must never close it under another number: that would
@@ -103,11 +116,8 @@ impl Roll {
         }
         // Who gives it up for good says so if that fails.
         let _ = self.give_up(number);
-        if state != Ok(0) {
-            // Otherwise nobody would serve after us.
-            let _ = insist(|| pwrite(&*self.file, &[0], SUCCEEDED).map(|_| Some(())));
-        }
-        true
+        // Otherwise nobody would serve after us.
+        state == Ok(0) || self.bytes.set(SUCCEEDED, 0)
     }
 
     /// Whether a follower keeps everything, and has not begun to serve.
@@ -128,8 +138,11 @@ impl Roll {
     ///
     /// # Errors
     ///
-    /// Those of pwrite(2): there is no memory.
+    /// Those of pwrite(2), when thousands have followed before.
     pub fn give_up(&self, number: u32) -> Result<(), Errno> {
+        if self.bytes.set(number.into(), 1) {
+            return Ok(());
+        }
         pwrite(&*self.file, &[1], number.into()).map(drop)
     }
 }
@@ -186,7 +199,7 @@ fn try_succeed(roll: impl AsFd, number: u32, keeps: bool) -> Result<Option<Succe
     let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | KEPT);
     let succession = verdict(is_locked, is_given_up, has_been_followed);
     if succession == Some(Succession::Ours) {
-        pwrite(roll, &[if keeps { KEPT } else { FOLLOWED }], SUCCEEDED)?;
+        say(roll, if keeps { KEPT } else { FOLLOWED })?;
     }
     Ok(succession)
 }
@@ -206,8 +219,17 @@ pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> 
     if byte(roll, SUCCEEDED)? == SERVES {
         return Ok(Some(Succession::Anothers));
     }
-    pwrite(roll, &[RECOVERED], SUCCEEDED)?;
+    say(roll, RECOVERED)?;
     Ok(Some(Succession::Ours))
+}
+
+/// Says what stands for everybody to see. Where files may not be written to (RLIMIT_FSIZE), by
+/// mapping it.
+fn say(roll: BorrowedFd<'_>, what: u8) -> Result<(), Errno> {
+    match pwrite(roll, &[what], SUCCEEDED) {
+        Err(Errno::FBIG) if Bytes::of(roll)?.set(SUCCEEDED, what) => Ok(()),
+        written => written.map(drop),
+    }
 }
 
 /// The place of a primary that has gone. While it is kept, whoever looks sees that somebody
@@ -229,13 +251,13 @@ impl Place {
     ///
     /// Those of pwrite(2).
     pub(crate) fn follow(&self) -> Result<(), Errno> {
-        insist(|| pwrite(&self.roll, &[FOLLOWED], SUCCEEDED).map(|_| Some(())))
+        insist(|| say(self.roll.as_fd(), FOLLOWED).map(Some))
     }
 
     /// From now on what the primary had is not what is held.
     pub(crate) fn serve(&self) {
         // Without it the predecessor waits for a while before it ends.
-        if let Err(errno) = insist(|| pwrite(&self.roll, &[SERVES], SUCCEEDED).map(|_| Some(()))) {
+        if let Err(errno) = insist(|| say(self.roll.as_fd(), SERVES).map(Some)) {
             warn!("unable to write that this process serves: {errno}");
         }
     }

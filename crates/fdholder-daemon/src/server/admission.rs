@@ -8,6 +8,7 @@ use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
 use crate::limits::{IDLE_SAFE, TURN_LEN};
+use crate::memory::reserve;
 use crate::peer::{Gone, Peer};
 use crate::shares::{Claimant, Resource, Short};
 use fdholder::link::HandedClient;
@@ -24,6 +25,10 @@ use tracing::{debug, warn};
 /// How long to wait when the system has no resources for a new client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Clients that are disconnected for memory to read one rule with, before that has to wait: each
+/// has some 60 KiB at most.
+const GIVEN_BACK_AT_ONCE: usize = 16;
+
 impl Server {
     /// Lets in who has come, so many at most in this turn, be it only until a time, but one at
     /// least.
@@ -38,6 +43,10 @@ impl Server {
                 || self.is_full()
             {
                 return;
+            }
+            if !self.has_memory_for_one_more() {
+                self.give_back_memory();
+                return self.pause_accepting();
             }
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
@@ -76,6 +85,14 @@ impl Server {
     pub(super) fn is_full(&self) -> bool {
         let trusted = Claimant::trusted(self.user.uid);
         self.hold.ledger.room(&trusted, Resource::Connections) == 0
+    }
+
+    /// Whether there is memory for one more client: the table of them may have to grow.
+    fn has_memory_for_one_more(&mut self) -> bool {
+        let (len, capacity) = (self.peers.len(), self.peers.capacity());
+        let grows_to = if len < capacity { 0 } else { (capacity * 2).max(4) };
+        (!reserve::is_short() || self.has_memory())
+            && reserve::has_room(grows_to * (size_of::<Peer>() + size_of::<usize>()))
     }
 
     /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never
@@ -249,7 +266,15 @@ impl Server {
 
     fn standing(&mut self, who: Credentials) -> Result<Standing, LeftOut> {
         let is_own = who.user.uid == self.user.uid;
-        let rights = match self.rules.rights(who.user, self.user) {
+        let mut decision = self.rules.rights(who.user, self.user);
+        for _ in 0..GIVEN_BACK_AT_ONCE {
+            let lacks_memory = matches!(decision, Err(Refusal::NotNow { errno: Errno::NOMEM, .. }));
+            if !lacks_memory || !self.give_back_memory() {
+                break;
+            }
+            decision = self.rules.rights(who.user, self.user);
+        }
+        let rights = match decision {
             Ok(rights) => Some(rights),
             Err(refusal @ Refusal::NotNow { .. }) => {
                 // Whoever comes next would fare alike.
@@ -301,7 +326,12 @@ impl Server {
             let data = epoll::EventData::new_u64(LISTENER);
             match epoll::modify(&self.epoll, &self.listener, data, flags) {
                 Ok(()) => self.listening = listen,
-                Err(errno) => warn!("unable to watch the listening socket: {}", strerror(errno)),
+                Err(errno) => {
+                    let what = "unable to watch the listening socket";
+                    self.warn_of(None, format_args!("{what}: {}", strerror(errno)));
+                    // Nothing else may happen that would have it tried again.
+                    self.pause_accepting();
+                }
             }
         }
     }

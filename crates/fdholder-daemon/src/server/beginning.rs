@@ -61,6 +61,18 @@ fn insist<T>(is_heir: bool, mut what: impl FnMut() -> Result<T, Errno>) -> Resul
     }
 }
 
+/// Whether others can know who serves. If not, says what is left out for that.
+fn can_be_followed(otherwise: &str) -> bool {
+    let can_be = Roll::can_be();
+    if !can_be {
+        warn!(
+            "it {otherwise}: the limit on the size of files (ulimit -f, LimitFSIZE=) is too low, \
+             it takes 4 KiB"
+        );
+    }
+    can_be
+}
+
 fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
     // The listener is not one of the descriptors held for others.
     let flags = fcntl_getfl(listener)?;
@@ -186,6 +198,7 @@ impl Server {
             shelf: None,
             watchdog: None,
             settles_until: None,
+            is_starved: false,
             is_handing_over: false,
             handed: clients
                 .into_iter()
@@ -216,6 +229,9 @@ impl Server {
     /// Has the server see to it that a standby follows it, which it starts in this way.
     #[must_use]
     pub fn with_standby(self, launch: Launch) -> Self {
+        if !can_be_followed("has no standby") {
+            return self;
+        }
         Self { standby: Some(Standby::new(launch)), ..self }
     }
 
@@ -225,6 +241,9 @@ impl Server {
     ///
     /// When the process has no descriptors left for it.
     pub fn with_fdstore(mut self, notifier: Notifier, past: &Past) -> io::Result<Self> {
+        if !can_be_followed("keeps nothing with systemd") {
+            return Ok(self);
+        }
         if !past.is_known {
             self.hold.store.skip_serials(SERIALS_SKIPPED);
         }

@@ -3,7 +3,8 @@
 use super::{Accepting, Server, COURIER};
 use crate::clock;
 use crate::limits::{ROOM_PAUSE, SWEEP_PAUSE, TURN_LEN};
-use crate::peer::{Gone, Peer};
+use crate::memory::reserve;
+use crate::peer::{is_for_now, Gone, Peer};
 use crate::reading::has_hung_up;
 use fdholder::{strerror, Errno};
 use rustix::event::epoll;
@@ -102,6 +103,10 @@ impl Server {
 
     pub(super) fn serve_until(&mut self, token: usize, now: Instant, until: Instant) -> bool {
         self.settle_loans();
+        if reserve::is_short() && !self.has_memory() {
+            // All are served when there is some again.
+            return false;
+        }
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
         };
@@ -124,8 +129,8 @@ impl Server {
         }
         let Some(peer) = self.peers.get_mut(token) else { return progress };
         let mut again = peer.again();
-        if peer.watched.is_none() {
-            // Nobody tells what it says.
+        if peer.watched != Some(peer.interest) || peer.has_new_courier() {
+            // Nobody tells what it says, or not all of it.
             again = Some(again.unwrap_or(now + ROOM_PAUSE));
         }
         if let Some(until) = peer.closes_until() {
@@ -229,7 +234,7 @@ impl Server {
     }
 
     /// Has the kernel tell of what a client waits for, and of its courier. Returns whether the client
-    /// is still there. A new one that cannot be watched for now is, as what it has asked is done; it
+    /// is still there. One that cannot be watched for now is, as what it has asked is done; it
     /// is [served](Self::serve_until) again by and by.
     fn watch_client(&mut self, token: usize) -> bool {
         let Some(peer) = self.peers.get_mut(token) else { return false };
@@ -246,8 +251,11 @@ impl Server {
             let data = epoll::EventData::new_u64(token as u64 | COURIER);
             epoll::add(&self.epoll, courier, data, epoll::EventFlags::IN)
         });
+        if courier.is_err() {
+            peer.watch_courier_again();
+        }
         let Err(errno) = told.and(courier) else { return true };
-        let (uid, stays) = (peer.who.user.uid, courier.is_ok() && peer.watched.is_none());
+        let (uid, stays) = (peer.who.user.uid, peer.watched.is_none() || is_for_now(errno));
         self.warn_of(Some(uid), format_args!("unable to watch a client: {}", strerror(errno)));
         if !stays {
             self.let_go(token, &Gone::Failed(errno));

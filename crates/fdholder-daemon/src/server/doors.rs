@@ -11,6 +11,7 @@ use crate::limits::{
     CLOSING_MAX, NOTIFIED_PER_TURN, NOTIFY_LEAVING_MAX, NOTIFY_LEN_MAX, NOTIFY_WORK_PER_TURN,
     SERVICES_TOLD_MAX,
 };
+use crate::memory::reserve;
 use crate::notify::{heed, service_of, status_file, status_id, Message, Refused, Sender};
 use crate::reading::is_readable;
 use crate::same_file::are_one;
@@ -64,6 +65,9 @@ impl Server {
     /// Whether there is room for what comes with one more datagram: what has none the kernel
     /// would close, and let us wait. From whom it comes is not known before.
     pub(super) fn may_read_doors(&mut self) -> bool {
+        if reserve::is_short() {
+            return false;
+        }
         let leaving = self.hold.note_leaving(self.user.uid);
         if leaving.all >= CLOSING_MAX || self.wards.leaving.len() >= NOTIFY_LEAVING_MAX {
             return false;

@@ -5,12 +5,18 @@ use crate::access::{Refusal, User};
 use crate::children::Child;
 use crate::clock;
 use crate::connection::{Answered, Question};
-use crate::limits::MEASURE_PATIENCE;
+use crate::limits::{MEASURE_PATIENCE, NOTIFY_STATUS_LEN_MAX, SERVICES_TOLD_MAX};
+use crate::memory::reserve;
 use crate::peer::Peer;
 use crate::shares::Resource;
+use fdholder::limits::ID_LEN_MAX;
 use fdholder::reply::Answer;
 use fdholder::{Errno, Identifier, Standby, Status, Timestamp};
 use std::time::UNIX_EPOCH;
+
+/// Bytes that are allocated for what is told of a service: its name and status, each escaped, as
+/// they are and as they are sent.
+const TOLD_PER_SERVICE: usize = 8 * (NOTIFY_STATUS_LEN_MAX + ID_LEN_MAX);
 
 impl Server {
     /// Tells a client. It gets the answer in its next turn, and so no more than one in each.
@@ -45,6 +51,7 @@ impl Server {
 
     fn tell_answer(&mut self, token: usize, question: Question) {
         let answer = match question {
+            Question::Status if !self.has_room_for_status() => Err(Errno::NOMEM),
             Question::Status => Ok(Answered::Status(Box::new(self.status()))),
             Question::MayStore(user, id) => self.may_store(user, &id).map(Answered::MayStore),
         };
@@ -53,6 +60,11 @@ impl Server {
             let uid = peer.who.user.uid;
             self.rota.set(uid, token, &mut peer.turn, Some(clock::now()));
         }
+    }
+
+    fn has_room_for_status(&self) -> bool {
+        let services = self.wards.all.len().min(SERVICES_TOLD_MAX);
+        reserve::has_room(services * TOLD_PER_SERVICE)
     }
 
     fn may_store(&mut self, user: User, id: &Identifier) -> Answer<bool> {

@@ -14,6 +14,7 @@ use crate::launch::Launch;
 use crate::limits::{CHILD_END_GRACE, KEEP_PATIENCE, KILL_PATIENCE};
 use crate::peer::Gone;
 use crate::replication::roll::Roll;
+use crate::signals::ignore_what_would_end;
 use rustix::io::{fcntl_setfd, FdFlags};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -182,6 +183,8 @@ impl Server {
             Ok(mut command) => command.exec(),
             Err(error) => error,
         };
+        // The standard library has set SIGPIPE to its default for the program that did not come.
+        ignore_what_would_end();
         for fd in unclosed.iter().map(AsFd::as_fd).chain([link.as_fd()]) {
             // It cannot fail, and if it did a child would not have it: see `children`.
             let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);

@@ -28,8 +28,9 @@ impl<F> Store<F> {
         Staged { hash: self.hash(&entry.id), entry: Arc::new(Record { entry, origin }) }
     }
 
-    /// Adds a user's set: all of it, or nothing with ENFILE when it has no room, or with EEXIST
-    /// when it has identifiers that are held and is to fail on those. Only new identifiers
+    /// Adds a user's set: all of it, or nothing with ENFILE when it has no room, with ENOMEM
+    /// when there is no memory, or with EEXIST when it has identifiers that are held and is to
+    /// fail on those. Only new identifiers
     /// count against the capacity, and of several entries of the set under one of those
     /// the last stays; an earlier one counts as replaced.
     pub fn setdump(
@@ -69,6 +70,9 @@ impl<F> Store<F> {
             if !self.has_room(need, owner) {
                 return Outcome { answer: Err(Errno::NFILE), changes: Vec::new() };
             }
+        }
+        if !self.has_memory(set.len()) {
+            return Outcome { answer: Err(Errno::NOMEM), changes: Vec::new() };
         }
         let (put, held_before) = (set.len(), self.len());
         let Self { by_id, slots, hasher, .. } = self;

@@ -74,10 +74,9 @@ impl Child {
     pub fn freeze(&self, patience: Duration) -> bool {
         let pid = match &*lock(&self.state) {
             State::Ended(_) => return true,
-            State::Starting { .. } => return false,
             // As below, the number is still its own.
             State::Runs { pid } if kill_process(*pid, Signal::STOP).is_ok() => *pid,
-            State::Runs { .. } => return false,
+            State::Starting { .. } | State::Runs { .. } => return false,
         };
         let until = Instant::now() + patience;
         let which = WaitIdOptions::STOPPED | WaitIdOptions::EXITED;
@@ -249,7 +248,7 @@ fn launch_children(socket: OwnedFd, jobs: &Mutex<VecDeque<Job>>) {
         };
         match lock(jobs).pop_front() {
             Some(Job::Start { launch, state }) => {
-                start(&shared, launch, state, received.fds.into_iter().next());
+                start(&shared, launch, &state, received.fds.into_iter().next());
             }
             Some(Job::Reap) => reap_orphans(&shared),
             None => {}
@@ -266,20 +265,20 @@ fn release_standard_streams() {
     }
 }
 
-fn start(shared: &Arc<Shared>, launch: Launch, state: Arc<Mutex<State>>, link: Option<OwnedFd>) {
+fn start(shared: &Arc<Shared>, launch: Launch, state: &Arc<Mutex<State>>, link: Option<OwnedFd>) {
     let failed = |state: &Mutex<State>, why: String| {
         *lock(state) = State::Ended(format!("unable to start it: {why}"));
         shared.wake();
     };
     let Some(link) = link else {
-        return failed(&state, "the process has no room for its connection".to_owned());
+        return failed(state, "the process has no room for its connection".to_owned());
     };
     lock(&shared.children).starting += 1;
-    let (for_thread, told) = (Arc::clone(shared), Arc::clone(&state));
+    let (for_thread, told) = (Arc::clone(shared), Arc::clone(state));
     let watch = move || watch(&for_thread, &launch, link, &told);
     if let Err(error) = spawn(CHILD_STACK_LEN, watch) {
         lock(&shared.children).starting -= 1;
-        failed(&state, error.to_string());
+        failed(state, error.to_string());
     }
 }
 
@@ -343,7 +342,10 @@ fn ending_of(process: &Process) -> String {
 fn reap_orphans(shared: &Shared) {
     // Held meanwhile: a child whose number is not known must not be taken for an orphan.
     let children = lock(&shared.children);
-    while children.starting == 0 {
+    if children.starting > 0 {
+        return;
+    }
+    loop {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let Some(pid) = any_child(Id::All, flags).ok().and_then(|ended| ended.pid()) else {
             return;

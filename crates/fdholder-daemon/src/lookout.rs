@@ -14,6 +14,7 @@ use crate::closing::ClientFd;
 use crate::limits::{LISTENERS_LOOKED_AT_EVERY, WATCHER_STACK_LEN};
 use crate::reading::has_hung_up;
 use crate::store::Record;
+use crate::thread::spawn;
 use fdholder::{strerror, Errno, Listening};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
@@ -94,8 +95,8 @@ impl Lookout {
             watched: HashMap::new(),
             listeners: Listeners::default(),
         };
-        let thread = std::thread::Builder::new().stack_size(WATCHER_STACK_LEN);
-        thread.spawn(move || watcher.run()).map_err(|_| Errno::AGAIN)?;
+        // pthread_create(3) knows no other.
+        spawn(WATCHER_STACK_LEN, move || watcher.run()).map_err(|_| Errno::AGAIN)?;
         Ok(Self { shared, devices: HashSet::new(), listeners: HashSet::new() })
     }
 

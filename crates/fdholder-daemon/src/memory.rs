@@ -13,6 +13,7 @@ pub mod reserve;
 
 use crate::limits::{MEMORY_PER_FD, MEMORY_TAKEN_MAX, STACK_LEN};
 use rustix::mm::{madvise, Advice};
+use rustix::process::{getrlimit, Resource};
 use std::ffi::c_void;
 use std::fs;
 use std::mem::MaybeUninit;
@@ -38,9 +39,16 @@ pub fn take(capacity: usize) {
     let taken = vec![1u8; len];
     std::hint::black_box(&taken);
     drop(taken);
-    grow_stack();
+    if may_grow_stack() {
+        grow_stack();
+    }
     // A daemon that has no memory to begin with finds out soon.
     reserve::refill();
+}
+
+/// Whether the limit on stacks allows for as much, and for what is on it by now.
+fn may_grow_stack() -> bool {
+    getrlimit(Resource::Stack).current.is_none_or(|limit| limit >= 2 * STACK_LEN as u64)
 }
 
 /// Has the kernel make the stack of this thread as long as it may become: where it has no room for

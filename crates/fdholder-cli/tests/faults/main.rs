@@ -78,7 +78,7 @@ fn cases(scene: Scene) -> Vec<Fault> {
     }
     let offset = scene as usize;
     let chosen = all.into_iter().enumerate();
-    let is_chosen = |at: usize, error: usize| (at + 3 * error + 5 * offset) % 11 == 0;
+    let is_chosen = |at: usize, error: usize| (at + 3 * error + 5 * offset).is_multiple_of(11);
     chosen.filter(|(at, (error, _))| is_chosen(*at, *error)).map(|(_, (_, it))| it).collect()
 }
 

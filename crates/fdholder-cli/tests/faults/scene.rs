@@ -68,10 +68,10 @@ impl Known {
     }
 
     /// Whether that is what a holder says.
-    fn check(&self, list: &BTreeSet<String>) -> Result<(), String> {
-        let lost: Vec<_> = self.held.difference(list).collect();
+    fn check(&self, told: &BTreeSet<String>) -> Result<(), String> {
+        let lost: Vec<_> = self.held.difference(told).collect();
         let may: BTreeSet<_> = self.held.union(&self.unsure).cloned().collect();
-        let back: Vec<_> = list.difference(&may).collect();
+        let back: Vec<_> = told.difference(&may).collect();
         if lost.is_empty() && back.is_empty() {
             return Ok(());
         }

@@ -201,8 +201,8 @@ pub fn threads_that_close_come_when_they_can() {
         .may("uid/0", &["LIST", "GETDUMP", "SETDUMP"]);
     // The loop, the first who closes, the one that watches devices, the one that starts children,
     // and these, which take the places of others.
-    let mut others: Vec<_> = (0..3).map(|_| Sleeper::of(uid)).collect();
-    let script = "ulimit -u 5; exec \"$0\" serve -1 -i \"$1\" \"$2\"";
+    let mut others: Vec<_> = (0..4).map(|_| Sleeper::of(uid)).collect();
+    let script = "ulimit -u 6; exec \"$0\" serve -1 -i \"$1\" \"$2\"";
     let mut command = Command::new("bash");
     command.args(["-c", script]).arg(&binary).arg(&rules.dir).arg(&path).uid(uid).gid(uid);
     // Who has nobody to close what clients give does not begin.
@@ -210,7 +210,7 @@ pub fn threads_that_close_come_when_they_can() {
     let said = stderr(&output);
     assert_exit(&output, 111);
     assert!(said.contains("no thread can be started (see ulimit -u)"), "{said}");
-    others.truncate(1);
+    others.truncate(2);
     let daemon = Daemon::spawn(command, &path);
     let tasks = || fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().count();
     support::eventually("threads that it needs to start have ended", || tasks() == 4);

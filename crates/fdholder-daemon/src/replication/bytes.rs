@@ -1,5 +1,5 @@
 //! Bytes of a file in memory that are mapped: they can be written whatever limit on the size of
-//! files there is by then (RLIMIT_FSIZE), and take no memory that is not there already.
+//! files there is by then (`RLIMIT_FSIZE`), and take no memory that is not there already.
 #![allow(unsafe_code)]
 
 use rustix::fs::fstat;

@@ -223,7 +223,7 @@ pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> 
     Ok(Some(Succession::Ours))
 }
 
-/// Says what stands for everybody to see. Where files may not be written to (RLIMIT_FSIZE), by
+/// Says what stands for everybody to see. Where files may not be written to (`RLIMIT_FSIZE`), by
 /// mapping it.
 fn say(roll: BorrowedFd<'_>, what: u8) -> Result<(), Errno> {
     match pwrite(roll, &[what], SUCCEEDED) {

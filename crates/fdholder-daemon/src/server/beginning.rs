@@ -108,6 +108,8 @@ impl Server {
     /// # Errors
     ///
     /// As [`new`](Self::new).
+    // A field a line.
+    #[allow(clippy::too_many_lines)]
     pub fn inherit(
         inheritance: Inheritance,
         room: Room,

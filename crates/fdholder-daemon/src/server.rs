@@ -8,6 +8,7 @@ mod configuration;
 mod doors;
 mod followers;
 mod handover;
+mod socket_file;
 mod standby;
 mod status;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use fdholder::{Errno, Timestamp};
 use followers::Link;
 use rustix::event::{epoll, Timespec};
 use slab::Slab;
+use socket_file::SocketFile;
 use standby::Standby;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -118,6 +120,10 @@ pub enum Ended {
 #[allow(clippy::struct_excessive_bools)]
 pub struct Server {
     listener: OwnedFd,
+    /// Where clients came in before its file was made again, the latest last.
+    former: Vec<OwnedFd>,
+    /// Its file, if that is looked after.
+    socket_file: Option<SocketFile>,
     signals: Signals,
     epoll: OwnedFd,
     expiry_timer: ExpiryTimer,
@@ -222,6 +228,8 @@ const USR2: u64 = u64::MAX - 4;
 const CHILD: u64 = u64::MAX - 5;
 const CLOSED: u64 = u64::MAX - 6;
 const CHILDREN: u64 = u64::MAX - 7;
+const FORMER: u64 = u64::MAX - 8;
+const CLAIM: u64 = u64::MAX - 9;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -350,6 +358,8 @@ impl Server {
         for event in events {
             match event.data.u64() {
                 LISTENER => self.hear_listener(event.flags, accepts),
+                FORMER => self.hear_former(event.flags, accepts),
+                CLAIM => self.hear_claim(),
                 TERM => self.term_came(),
                 HUP => self.hup_came(),
                 USR2 => self.usr2_came(),
@@ -377,6 +387,7 @@ impl Server {
         self.serve_whose_turn_it_is(now);
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
+        self.tend_socket_file(now);
         self.rota.end_turn(now);
     }
 
@@ -435,6 +446,7 @@ impl Server {
 
     fn hup_came(&mut self) {
         if self.signals.take_hup() {
+            self.look_at_socket_file();
             self.reload();
         }
     }
@@ -454,7 +466,9 @@ impl Server {
         let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
         let undecided = self.may_decide().then(clock::now);
-        let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
+        let socket = self.socket_file_due();
+        let next =
+            [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out, socket];
         clock::wait_until(next.into_iter().flatten().min())
     }
 }

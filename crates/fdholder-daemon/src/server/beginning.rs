@@ -59,7 +59,7 @@ fn insist<T>(is_heir: bool, mut what: impl FnMut() -> Result<T, Errno>) -> Resul
     }
 }
 
-fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
     // The listener is not one of the descriptors held for others.
     let flags = fcntl_getfl(listener)?;
     if !flags.contains(OFlags::NONBLOCK) {
@@ -101,7 +101,7 @@ impl Server {
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
-        let Inheritance { listener, mut store, clients, dropped: _, place } = inheritance;
+        let Inheritance { listener, former, mut store, clients, dropped: _, place } = inheritance;
         store.hold_with_peers(options.drop_hung_up);
         // Nobody else may have what this one has been left.
         let is_heir = !(store.is_empty() && clients.is_empty());
@@ -145,8 +145,10 @@ impl Server {
             auditor: Auditor::new(options.audit),
             buffer: vec![0; READ_LEN],
         };
-        let server = Self {
+        let mut server = Self {
             listener,
+            former: Vec::new(),
+            socket_file: None,
             signals,
             epoll,
             expiry_timer,
@@ -190,6 +192,9 @@ impl Server {
             wards: Wards::default(),
             throttle: Throttle::default(),
         };
+        for former in former {
+            server.keep_former_listener(former);
+        }
         Ok(server)
     }
 

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::closing::{self, Bell, ClientFd, Closes};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
+use crate::limits::FORMER_LISTENERS_MAX;
 use crate::reading::{is_readable, is_transient, read, RETRY_PAUSE};
 use crate::replication::roll::{succeed, Place, Succession};
 use crate::replication::{Replica, ReplicaError, Told};
@@ -124,6 +125,8 @@ pub struct Follower {
     buffer: Vec<u8>,
     head: Head,
     listener: OwnedFd,
+    /// Where clients came in before.
+    former: Vec<OwnedFd>,
     roll: OwnedFd,
     replica: Replica<ClientFd>,
     /// How many times in a row nothing had to be confirmed.
@@ -202,6 +205,7 @@ impl Follower {
             buffer,
             head,
             listener,
+            former: Vec::new(),
             roll,
             replica: Replica::new(capacity),
             calm: 0,
@@ -290,9 +294,9 @@ impl Follower {
         match succeed(&self.roll, self.head.number, keeps).map_err(FollowError::System)? {
             Succession::Ours => {
                 let (store, clients, dropped) = self.replica.into_parts();
-                let Self { listener, socket, roll, .. } = self;
+                let Self { listener, former, socket, roll, .. } = self;
                 let place = Some(Place::of(roll));
-                let inheritance = Inheritance { listener, store, clients, dropped, place };
+                let inheritance = Inheritance { listener, former, store, clients, dropped, place };
                 Ok((inheritance, socket))
             }
             Succession::Anothers | Succession::GivenUp => Err(FollowError::GivenUp),
@@ -358,8 +362,15 @@ impl Follower {
         let (mut up_to, mut closing) = (None, Vec::new());
         while let Some(frame) = self.decoder.next()? {
             drop(closing::begun());
-            let Told { answer, dropped } =
-                self.replica.hear(of_their_owners(Fed::parse(frame)?))?;
+            let fed = match Fed::parse(frame)? {
+                Fed::Listener(listener) => {
+                    let listener = listener.into_inner().ok_or(Malformed::INCOMPLETE)?;
+                    self.comes_in_by(listener);
+                    continue;
+                }
+                fed => fed,
+            };
+            let Told { answer, dropped } = self.replica.hear(of_their_owners(fed))?;
             for record in dropped {
                 let what = record.origin.into();
                 drop(record);
@@ -375,6 +386,14 @@ impl Follower {
         self.calm = if up_to.is_some() { 0 } else { self.calm.saturating_add(1) };
         let closing = self.begin_to_tell(closing);
         self.say(in_parts(&closing, Heard::Closing).chain(up_to))
+    }
+
+    /// As the primary, which has taken in who waited at the oldest.
+    fn comes_in_by(&mut self, listener: OwnedFd) {
+        if self.former.len() >= FORMER_LISTENERS_MAX {
+            self.former.remove(0);
+        }
+        self.former.push(std::mem::replace(&mut self.listener, listener));
     }
 
     /// What of this has not been closed by now: the primary is told when it is, as it waits for

@@ -12,6 +12,8 @@ use std::os::fd::OwnedFd;
 pub struct Inheritance {
     /// Where clients come in.
     pub listener: OwnedFd,
+    /// Where clients came in before, who may still wait there.
+    pub former: Vec<OwnedFd>,
     /// What is held.
     pub store: Store<ClientFd>,
     /// Clients that were served by another daemon.
@@ -26,6 +28,7 @@ impl Inheritance {
     /// A new socket, and room for so many descriptors.
     pub fn of(listener: OwnedFd, capacity: usize) -> Self {
         let store = Store::new(capacity);
-        Self { listener, store, clients: Vec::new(), dropped: VecDeque::new(), place: None }
+        let (former, clients, dropped) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { listener, former, store, clients, dropped, place: None }
     }
 }

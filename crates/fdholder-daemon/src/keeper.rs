@@ -33,7 +33,7 @@ pub(crate) fn keep(
     socket: &OwnedFd,
     inheritance: Inheritance,
 ) -> Result<Option<Inheritance>, Errno> {
-    let Inheritance { listener, store, clients, dropped, place } = inheritance;
+    let Inheritance { listener, former, store, clients, dropped, place } = inheritance;
     let share = |client: HandedClient<ClientFd>| client.map(|socket| Some(Arc::new(socket)));
     let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
     let kept =
@@ -42,7 +42,8 @@ pub(crate) fn keep(
     warn!("the new program was to take over, and does not: {broken}");
     place.as_ref().map_or(Ok(()), Place::follow)?;
     let clients = clients.into_iter().filter_map(|client| client.map(Arc::into_inner));
-    Ok(Some(Inheritance { clients: clients.collect(), listener, store, dropped, place }))
+    let clients = clients.collect();
+    Ok(Some(Inheritance { listener, former, store, clients, dropped, place }))
 }
 
 struct Kept<'a> {

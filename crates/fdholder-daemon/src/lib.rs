@@ -11,6 +11,7 @@ pub mod access;
 pub mod audit;
 mod bugs;
 pub mod children;
+pub mod claim;
 mod clock;
 mod closing;
 pub mod confinement;

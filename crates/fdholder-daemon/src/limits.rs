@@ -214,6 +214,10 @@ pub const DROPPED_REMEMBERED: usize = 1024;
 /// Processes that follow at once: a standby, one that takes over, and one to spare.
 pub const FOLLOWERS_MAX: usize = 3;
 
+/// Listening sockets that are kept beside the one whose file was made again last: their owner may
+/// have renamed it and use it by that name. The oldest is closed, and its clients are served.
+pub const FORMER_LISTENERS_MAX: usize = 4;
+
 /// How long a follower may take nothing while answers wait for it, or say nothing while it is
 /// handed everything and nobody is served. One that stands still so long hangs; it is killed,
 /// or given up.

@@ -6,8 +6,10 @@ use crate::credentials;
 use rustix::fs::{
     chown, flock, lstat, open, unlink, FileType, FlockOperation, Gid, Mode, OFlags, Uid,
 };
-use rustix::io::Errno;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::io::{ioctl_fionbio, Errno};
+use rustix::net::sockopt::{
+    set_socket_timeout, socket_acceptconn, socket_domain, socket_type, Timeout,
+};
 use rustix::net::{
     bind, connect, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
 };
@@ -41,6 +43,8 @@ pub struct Listen {
     pub kind: SocketType,
     /// Whether accept(2) and recv(2) on it fail with EAGAIN rather than wait.
     pub nonblocking: bool,
+    /// How long to wait for another daemon that is just binding in the same folder.
+    pub patience: Duration,
 }
 
 impl Listen {
@@ -54,6 +58,7 @@ impl Listen {
             owner: None,
             kind: SocketType::STREAM,
             nonblocking: true,
+            patience: LOCK_WAIT,
         }
     }
 }
@@ -142,11 +147,11 @@ pub fn listen_at_prepared<E: From<ListenError>>(
     wanted: &Listen,
     prepare: impl FnOnce(&OwnedFd) -> Result<(), E>,
 ) -> Result<OwnedFd, E> {
-    let Listen { path, backlog, mode, reuse, owner, kind, nonblocking } = wanted;
+    let Listen { path, backlog, mode, reuse, owner, kind, nonblocking, patience } = wanted;
     let doing = || format!("bind to {}", path.display());
     let address = SocketAddrUnix::new(path).map_err(ListenError::system(doing()))?;
     // What is looked at must still be true when it is acted upon.
-    let _turn = lock_folder_of(path);
+    let _turn = lock_folder_of(path, *patience);
     if *reuse {
         remove_dead(path, &address, *kind)?;
     }
@@ -178,17 +183,47 @@ pub fn listen_at_prepared<E: From<ListenError>>(
     Ok(socket)
 }
 
-/// Connects with whoever listens on a path.
+/// Connects with the process that listens on a path. If its queue is full, waits for room for so
+/// long, or for as long as it takes.
 ///
 /// # Errors
 ///
-/// Those of connect(2). EAGAIN: too many wait to be let in already.
-pub fn connect_to(path: &Path) -> Result<OwnedFd, Errno> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+/// Those of connect(2). EAGAIN: the queue was full all the time.
+pub fn connect_to(path: &Path, patience: Option<Duration>) -> Result<OwnedFd, Errno> {
+    connect_to_address(&SocketAddrUnix::new(path)?, patience)
+}
+
+/// The same for an address.
+pub(crate) fn connect_to_address(
+    address: &SocketAddrUnix,
+    patience: Option<Duration>,
+) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &address)?;
+    // No time is no limit to the kernel.
+    let patience = patience.map(|patience| patience.max(Duration::from_millis(1)));
+    if set_socket_timeout(&socket, Timeout::Send, patience).is_err() {
+        ioctl_fionbio(&socket, true)?;
+    }
+    connect(&socket, address)?;
+    ioctl_fionbio(&socket, true)?;
     Ok(socket)
+}
+
+/// Whether a process still has the socket that a path leads to. It notices nothing of this: the
+/// kernel looks for the socket before it compares the kinds.
+///
+/// # Errors
+///
+/// Those of connect(2) that leave it open.
+pub fn is_bound(path: &Path) -> Result<bool, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    match connect(&probe, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Checks that an inherited descriptor is a listening Unix stream socket.
@@ -213,14 +248,14 @@ pub fn check_inherited(socket: impl AsFd) -> Result<(), &'static str> {
 /// Holds the folder's lock until it is dropped. A lock on the folder itself leaves no
 /// file behind; but whoever may read the folder may hold it, so it is not waited for for
 /// long, and without it only two daemons that start at the same moment can collide.
-fn lock_folder_of(path: &Path) -> Option<OwnedFd> {
+fn lock_folder_of(path: &Path, patience: Duration) -> Option<OwnedFd> {
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let lock = open(folder, flags, Mode::empty()).ok()?;
-    let give_up = Instant::now() + LOCK_WAIT;
+    let give_up = Instant::now() + patience;
     while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() >= give_up {
             return None;
@@ -286,6 +321,41 @@ mod tests {
         let error = listen_at(&at(&path)).unwrap_err();
         assert!(matches!(error, ListenError::InUse { pid: Some(pid), .. } if pid == own));
         UnixStream::connect(&path).unwrap();
+    }
+
+    /// A daemon whose queue is full is taken over from, once there is room in the queue.
+    #[test]
+    fn connect_to_a_full_queue_waits_for_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = listen_at(&Listen { backlog: 0, nonblocking: false, ..at(&path) }).unwrap();
+        let short = Duration::from_millis(20);
+        let waiting = connect_to(&path, Some(short)).unwrap();
+        assert_eq!(connect_to(&path, Some(short)).unwrap_err(), Errno::AGAIN);
+        let listener = UnixListener::from(listener);
+        std::thread::scope(|scope| {
+            let connected = scope.spawn(|| connect_to(&path, Some(Duration::from_secs(60))));
+            let (_first, _) = listener.accept().unwrap();
+            let (_second, _) = listener.accept().unwrap();
+            let socket = connected.join().unwrap().unwrap();
+            // Nothing waits on it later.
+            let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+            assert!(flags.contains(OFlags::NONBLOCK));
+        });
+        drop(waiting);
+    }
+
+    #[test]
+    fn bound_socket_is_told_from_a_dead_one_without_connecting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert_eq!(is_bound(&path), Err(Errno::NOENT));
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(is_bound(&path), Ok(true));
+        assert!(listener.accept().is_err(), "it has noticed");
+        drop(listener);
+        assert_eq!(is_bound(&path), Ok(false));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod doors;
 mod followers;
 mod handover;
 mod memory;
+mod socket_file;
 mod standby;
 mod status;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use fdholder::{Errno, Listening, Timestamp};
 use followers::Link;
 use rustix::event::{epoll, Timespec};
 use slab::Slab;
+use socket_file::SocketFile;
 use standby::Standby;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -122,6 +124,10 @@ pub enum Ended {
 #[allow(clippy::struct_excessive_bools)]
 pub struct Server {
     listener: OwnedFd,
+    /// Where clients came in before its file was made again, the latest last.
+    former: Vec<OwnedFd>,
+    /// Its file, if that is looked after.
+    socket_file: Option<SocketFile>,
     signals: Signals,
     epoll: OwnedFd,
     expiry_timer: ExpiryTimer,
@@ -239,6 +245,8 @@ const CHILD: u64 = u64::MAX - 5;
 const CLOSED: u64 = u64::MAX - 6;
 const CHILDREN: u64 = u64::MAX - 7;
 const NEWS: u64 = u64::MAX - 8;
+const FORMER: u64 = u64::MAX - 9;
+const CLAIM: u64 = u64::MAX - 10;
 
 /// Marks the token of a client's courier, and that of a follower.
 const COURIER: u64 = 1 << 62;
@@ -369,6 +377,8 @@ impl Server {
         for event in events {
             match event.data.u64() {
                 LISTENER => self.hear_listener(event.flags, accepts),
+                FORMER => self.hear_former(event.flags, accepts),
+                CLAIM => self.hear_claim(),
                 TERM => self.term_came(),
                 HUP => self.hup_came(),
                 USR2 => self.usr2_came(),
@@ -398,6 +408,7 @@ impl Server {
         self.wake_waiters();
         self.attend_to_clocks(now);
         self.tell_what_was_left_out(now);
+        self.tend_socket_file(now);
         self.rota.end_turn(now);
     }
 
@@ -456,6 +467,7 @@ impl Server {
 
     fn hup_came(&mut self) {
         if self.signals.take_hup() {
+            self.look_at_socket_file();
             self.reload();
         }
     }
@@ -476,9 +488,9 @@ impl Server {
         let doors = self.wards.rest_until;
         let undecided = self.may_decide().then(clock::now);
         let fresh = self.hold.store.has_fresh().then(clock::now);
-        let asking = self.asking_until;
+        let (asking, socket) = (self.asking_until, self.socket_file_due());
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
-        let next = next.into_iter().chain([fresh, asking]);
+        let next = next.into_iter().chain([fresh, asking, socket]);
         clock::wait_until(next.flatten().min())
     }
 }

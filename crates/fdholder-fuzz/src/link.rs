@@ -65,6 +65,7 @@ fn write(fed: Fed<Fd>) -> Message<Fd> {
         Fed::Synced => link::synced(),
         Fed::Client(client) => link::client(client),
         Fed::Yours => link::yours(),
+        Fed::Listener(listener) => link::listener(listener),
     }
 }
 

@@ -34,6 +34,7 @@ mod fed {
     pub const SYNCED: u8 = 2;
     pub const CLIENT: u8 = 3;
     pub const YOURS: u8 = 4;
+    pub const LISTENER: u8 = 5;
 }
 
 /// The first byte of what a follower sends.
@@ -140,6 +141,9 @@ pub enum Fed<F> {
     /// That was all. Whoever says [`Heard::Commit`] now has it: to serve, if it has asked for
     /// that, or to keep for the next program, if it was started for one.
     Yours,
+    /// Clients come in here from now on: the socket's file was made again. Only a standby that the
+    /// primary has started is told so.
+    Listener(F),
 }
 
 /// What a follower holds no longer, as a change has told it.
@@ -250,6 +254,11 @@ pub fn yours<F>() -> Message<F> {
     Message::new(Vec::new(), |bytes| bytes.push(fed::YOURS))
 }
 
+/// Encodes [`Fed::Listener`].
+pub fn listener<F>(listener: F) -> Message<F> {
+    Message::new(vec![listener], |bytes| bytes.push(fed::LISTENER))
+}
+
 /// Encodes [`Fed::Client`].
 pub fn client<F>(client: HandedClient<F>) -> Message<F> {
     Message::new(vec![client.socket], |bytes| {
@@ -330,6 +339,9 @@ impl<F> Fed<F> {
                 })
             }
             fed::YOURS => Self::Yours,
+            fed::LISTENER => {
+                Self::Listener(fds.next().ok_or(Malformed("a listener without its descriptor"))?)
+            }
             _ => return Err(Malformed("an unknown message of a primary")),
         };
         reader.end()?;

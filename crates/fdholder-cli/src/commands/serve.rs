@@ -264,6 +264,7 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     settings.needs = Needs::of(&wishes, file.clone(), &sockets);
     settings.sockets = Sockets::of(sockets.clone());
     settings.reload = file.map(|file| reload::by(file, said, wishes, sockets));
+    settings.listen = Some(listen.clone());
     let start = if let Some(start) = start::by_following(&settings)? {
         start
     } else {
@@ -344,6 +345,8 @@ struct Settings {
     sockets: Sockets,
     /// How to read the configuration again.
     reload: Option<Reload>,
+    /// How its socket is made, unless it was given one.
+    listen: Option<Listen>,
     /// What may be needed of the file system.
     needs: Needs,
 }
@@ -394,6 +397,7 @@ impl Settings {
             signals,
             sockets,
             reload: None,
+            listen: None,
             needs: Needs::default(),
         })
     }
@@ -449,6 +453,9 @@ impl Settings {
         }
         if let Some(reload) = self.reload {
             server = server.with_configuration(reload);
+        }
+        if let Some(listen) = self.listen {
+            server = server.with_socket_file(listen);
         }
         if is_promoted {
             // It may have changed since this one began to stand by.

@@ -35,7 +35,7 @@ pub fn look(path: &Path, deadline: Deadline) -> Result<Known, Failure> {
         Err(error) if !matches!(error.cause(), Cause::Denied(_)) => return Err(error.into()),
         held => held.map_err(Failure::from),
     };
-    let who = connect_to(path).and_then(credentials::of_peer);
+    let who = connect_to(path, deadline.remaining()).and_then(credentials::of_peer);
     let who = who.map_err(|errno| Failure::system("see who listens", errno))?;
     Ok(Known::LittleOf { pid: who.pid, uid: who.user.uid, held })
 }

@@ -1,4 +1,4 @@
-//! Memory runs out (RLIMIT_AS, as `ulimit -v` and strict overcommit give), whatever takes it:
+//! Memory runs out (`RLIMIT_AS`, as `ulimit -v` and strict overcommit give), whatever takes it:
 //! the daemon lives, nothing that it has acknowledged is lost, and afterwards everything works.
 
 use crate::support::daemon::serve;
@@ -44,7 +44,7 @@ fn requests(payload: &[u8], count: usize) -> Vec<u8> {
 }
 
 fn half_a_request() -> Vec<u8> {
-    let mut half = request(&[b'.'; 60_000]);
+    let mut half = request(&vec![b'.'; 60_000]);
     half[..4].copy_from_slice(&68_000_u32.to_be_bytes());
     half
 }
@@ -93,8 +93,8 @@ fn assert_works(path: &Path, expected: &BTreeSet<Identifier>, what: &str) {
     let list = || Client::connect(path, deadline()).ok()?.list(deadline()).ok();
     eventually(&format!("{what}: it lists"), || list().is_some());
     let held: BTreeSet<_> = list().unwrap().into_iter().collect();
-    let lost: Vec<_> = expected.difference(&held).collect();
-    assert!(lost.is_empty(), "{what}: lost {lost:?}");
+    let missing: Vec<_> = expected.difference(&held).collect();
+    assert!(missing.is_empty(), "{what}: lost {missing:?}");
     eventually(&format!("{what}: it stores"), || try_store(path, &id("afterwards")));
     let mut client = Client::connect(path, deadline()).unwrap();
     client.retrieve(&id("afterwards"), deadline()).unwrap();

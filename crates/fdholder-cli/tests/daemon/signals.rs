@@ -62,11 +62,15 @@ fn signals_stay_ignored_after_an_upgrade_and_a_promotion() {
     assert_exit(&suite::fdholder(["upgrade", family.path.to_str().unwrap()]).output().unwrap(), 0);
     let (upgraded, standby) = family.pair();
     assert_eq!(upgraded, primary);
-    HARMLESS.iter().for_each(|which| signal(upgraded, *which));
+    for which in HARMLESS {
+        signal(upgraded, which);
+    }
     store(&mut family.client(), "upgraded");
     family.kill(upgraded);
     eventually("the standby serves", || family.primary() == standby);
-    HARMLESS.iter().for_each(|which| signal(standby, *which));
+    for which in HARMLESS {
+        signal(standby, which);
+    }
     store(&mut family.client(), "promoted");
     assert_eq!(family.client().list(deadline()).unwrap().len(), 3);
 }

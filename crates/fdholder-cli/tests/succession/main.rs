@@ -9,6 +9,7 @@ mod paused;
 mod s6;
 mod second_copy;
 mod silent;
+mod socket_file;
 mod standby;
 #[path = "../support/mod.rs"]
 mod support;

@@ -75,6 +75,7 @@ impl<F> Mirrors<F> {
             sent: self.now.recorded,
             carried_out: self.now.recorded,
             is_shelf: counts,
+            listener: None,
             closing: BTreeSet::new(),
         })
     }
@@ -197,7 +198,7 @@ impl<F> Mirrors<F> {
 pub enum Carrier<F> {
     /// It is held.
     Record(Arc<Record<F>>),
-    /// It is a client's connection.
+    /// It is a client's connection, or the listening socket.
     Client(Arc<F>),
 }
 
@@ -250,6 +251,8 @@ pub struct Mirror<F> {
     carried_out: u64,
     /// It is told item by item, and has carried out what it was sent.
     is_shelf: bool,
+    /// Where clients come in now, if it has not been told so.
+    listener: Option<Arc<F>>,
     /// What it has dropped and not closed, if it is one that tells.
     closing: BTreeSet<Dropped>,
 }
@@ -263,6 +266,7 @@ impl<F> Mirror<F> {
 
     fn is_behind(&self, now: Ticket) -> bool {
         self.departing.is_some()
+            || self.listener.is_some()
             || !self.queue.is_empty()
             || !self.counts
             || !self.is_carried_out(now)
@@ -314,6 +318,9 @@ impl<F> Mirror<F> {
     }
 
     fn next(&mut self) -> Option<Departing<Carrier<F>>> {
+        if let Some(listener) = self.listener.take() {
+            return Some(link::listener(Carrier::Client(listener)).into());
+        }
         let mut changes = Changes::default();
         while !changes.is_full() {
             let Some(record) = self.copy.next() else { break };
@@ -376,6 +383,11 @@ impl<F> Mirror<F> {
     pub(crate) fn hand_over(&mut self, client: HandedClient<Arc<F>>) {
         let client = client.map(|socket| Some(Carrier::Client(socket)));
         self.departing = client.map(|client| link::client(client).into());
+    }
+
+    /// Clients come in by another socket.
+    pub(crate) fn comes_in_by(&mut self, listener: Arc<F>) {
+        self.listener = Some(listener);
     }
 
     /// The end of that.

@@ -87,7 +87,8 @@ impl<F> Replica<F> {
     pub fn hear(&mut self, fed: Fed<F>) -> Result<Told<F>, ReplicaError> {
         let mut told = Told { answer: None, dropped: Vec::new() };
         match fed {
-            Fed::Head { .. } => return Err(Malformed::INCOMPLETE.into()),
+            // Of its process, not of what is held.
+            Fed::Head { .. } | Fed::Listener(_) => return Err(Malformed::INCOMPLETE.into()),
             Fed::Changes { up_to, goes_on, changes } => {
                 self.group.extend(changes);
                 if !goes_on && self.carry_out(&mut told.dropped)? {

@@ -1,6 +1,6 @@
 //! Clients are let in, or left out.
 
-use super::{Accepting, Server, LISTENER};
+use super::{Accepting, Server, FORMER, LISTENER};
 use crate::access::Refusal;
 use crate::audit::{Event, Operation, Verdict, Who};
 use crate::clock;
@@ -48,7 +48,7 @@ impl Server {
                 self.give_back_memory();
                 return self.pause_accepting();
             }
-            match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            match self.next_client() {
                 Ok(socket) => {
                     self.accept_failed_at = None;
                     let now = clock::now();
@@ -73,6 +73,13 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// One that waits, at a former listening socket first.
+    fn next_client(&self) -> Result<OwnedFd, Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let mut former = self.former.iter().map(|former| accept_with(former, flags));
+        former.find_map(Result::ok).map_or_else(|| accept_with(&self.listener, flags), Ok)
     }
 
     /// Whether nobody is let in, as another process is to serve, or may still have to.
@@ -323,15 +330,20 @@ impl Server {
         if listen != self.listening {
             let mut flags = epoll::EventFlags::RDHUP;
             flags.set(epoll::EventFlags::IN, listen);
-            let data = epoll::EventData::new_u64(LISTENER);
-            match epoll::modify(&self.epoll, &self.listener, data, flags) {
-                Ok(()) => self.listening = listen,
-                Err(errno) => {
-                    let what = "unable to watch the listening socket";
-                    self.warn_of(None, format_args!("{what}: {}", strerror(errno)));
-                    // Nothing else may happen that would have it tried again.
-                    self.pause_accepting();
+            let former = self.former.iter().map(|former| (former, FORMER));
+            let mut failed = None;
+            for (socket, token) in former.chain([(&self.listener, LISTENER)]) {
+                let data = epoll::EventData::new_u64(token);
+                match epoll::modify(&self.epoll, socket, data, flags) {
+                    Ok(()) => self.listening = listen,
+                    Err(errno) => failed = Some(errno),
                 }
+            }
+            if let Some(errno) = failed {
+                let what = "unable to watch the listening socket";
+                self.warn_of(None, format_args!("{what}: {}", strerror(errno)));
+                // Nothing else may happen that would have it tried again.
+                self.pause_accepting();
             }
         }
     }

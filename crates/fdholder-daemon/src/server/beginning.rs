@@ -73,7 +73,7 @@ fn can_be_followed(otherwise: &str) -> bool {
     can_be
 }
 
-fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
     // The listener is not one of the descriptors held for others.
     let flags = fcntl_getfl(listener)?;
     if !flags.contains(OFlags::NONBLOCK) {
@@ -117,7 +117,7 @@ impl Server {
         signals: Signals,
         options: Options,
     ) -> io::Result<Self> {
-        let Inheritance { listener, mut store, clients, dropped: _, place } = inheritance;
+        let Inheritance { listener, former, mut store, clients, dropped: _, place } = inheritance;
         store.hold_with_peers(options.drop_hung_up);
         store.reserve();
         // Nobody else may have what this one has been left.
@@ -168,8 +168,10 @@ impl Server {
             auditor: Auditor::new(options.audit),
             buffer: vec![0; READ_LEN],
         };
-        let server = Self {
+        let mut server = Self {
             listener,
+            former: Vec::new(),
+            socket_file: None,
             signals,
             epoll,
             expiry_timer,
@@ -219,6 +221,9 @@ impl Server {
             waiters: Waiters::default(),
             throttle: Throttle::default(),
         };
+        for former in former {
+            server.keep_former_listener(former);
+        }
         Ok(server)
     }
 

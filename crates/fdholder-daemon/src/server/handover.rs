@@ -49,6 +49,7 @@ impl Server {
         self.leave_standby();
         self.leave_successor();
         self.cut_off_busy_clients();
+        self.take_in_all_waiting();
         // Whoever is next does not know how late it was here, if the clock was set back.
         self.hold.expire(Timestamp::now(), usize::MAX);
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {

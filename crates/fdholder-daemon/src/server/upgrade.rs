@@ -68,6 +68,8 @@ impl Server {
         if matches!(self.accepting, Accepting::LameDuck(_)) {
             return self.upgrade_failed("this daemon is about to end");
         }
+        // The new program has what it is told first.
+        self.look_at_socket_file();
         let Some(launch) = self.successor.clone() else {
             return self.upgrade_failed("this daemon does not know its program");
         };

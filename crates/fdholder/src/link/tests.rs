@@ -69,6 +69,7 @@ fn everything_else_comes_as_it_was() {
     assert_eq!(first, Ok(Fed::Head { head: about, listener: 5, roll: 6 }));
     assert_eq!(through(synced(), Fed::parse), Ok(Fed::Synced));
     assert_eq!(through(yours(), Fed::parse), Ok(Fed::Yours));
+    assert_eq!(through(listener(7), Fed::parse), Ok(Fed::Listener(7)));
     let handed = HandedClient {
         socket: 7,
         is_fdholder: false,

@@ -6,6 +6,7 @@ use crate::failure::{exit, Failure};
 use crate::passing::inherited;
 use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
+use fdholder_daemon::claim::{claimant, connect_to_claim};
 use fdholder_daemon::fdstore::{may_recover, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
@@ -61,6 +62,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a daemon that serves may take to answer, before it is looked at again whether it
 /// is there.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long to wait for room in the queue of a daemon before it is looked at again whether it is
+/// there.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long to wait in between.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -178,16 +183,32 @@ fn listen_or_take_over(
         if !is_there() {
             return Err(Failure::new(exit::SYSTEM, GONE));
         }
+        // Made here where a daemon may live whose file is gone.
+        let mut made = None;
         let (pid, uid) = match listen_at(listen) {
             Ok(listener) => {
-                if !has_become {
-                    if let Err(failure) = settings.give_up(user) {
-                        // No daemon, no socket; if it cannot be removed, the next one will.
-                        let _ = std::fs::remove_file(&listen.path);
-                        return Err(failure);
+                let uid = user.uid.unwrap_or_else(|| User::this_process().uid);
+                let claimant = claimant(&listen.path, uid, QUEUE_PATIENCE);
+                let made = made.insert(Made { listener: Some(listener), path: &listen.path });
+                match claimant {
+                    Some(who) if listen.reuse => (who.pid, who.user.uid),
+                    Some(who) => {
+                        let (path, pid, uid) = (listen.path.clone(), who.pid, who.user.uid);
+                        return Err(Failure::new(
+                            exit::SYSTEM,
+                            ListenError::InUse { path, pid, uid },
+                        ));
+                    }
+                    None => {
+                        if !has_become {
+                            settings.give_up(user)?;
+                        }
+                        if let Some(listener) = made.keep() {
+                            return begin(listener);
+                        }
+                        continue;
                     }
                 }
-                return begin(listener);
             }
             Err(ListenError::InUse { pid, uid, .. }) => (pid, uid),
             Err(error) => return Err(Failure::new(exit::SYSTEM, error)),
@@ -198,8 +219,17 @@ fn listen_or_take_over(
             has_become = true;
         }
         let stop = settings.signals.term();
-        let error = match take_over(&listen.path, uid, settings.room.capacity, stop) {
-            Ok(Some((inheritance, pid))) => {
+        let connect = || match made {
+            Some(_) => connect_to_claim(&listen.path, QUEUE_PATIENCE),
+            None => connect_to(&listen.path, Some(QUEUE_PATIENCE)),
+        };
+        let error = match take_over(connect, uid, settings.room.capacity, stop) {
+            Ok(Some((mut inheritance, pid))) => {
+                if let Some(listener) = made.as_mut().and_then(Made::keep) {
+                    warn!("{} was gone, and is made again", listen.path.display());
+                    let former = std::mem::replace(&mut inheritance.listener, listener);
+                    inheritance.former.push(former);
+                }
                 let mode = Permissions::from_mode(listen.mode);
                 if let Err(error) = std::fs::set_permissions(&listen.path, mode) {
                     warn!("{} keeps the mode it has: {error}", listen.path.display());
@@ -220,6 +250,28 @@ fn listen_or_take_over(
             return Err(cannot_take_over(&listen.path, pid, uid, error));
         }
         std::thread::sleep(RETRY_PAUSE);
+    }
+}
+
+/// A socket that was made, and is removed unless it is kept.
+struct Made<'a> {
+    listener: Option<OwnedFd>,
+    path: &'a Path,
+}
+
+impl Made<'_> {
+    /// It is used; `None` when it was taken before.
+    fn keep(&mut self) -> Option<OwnedFd> {
+        self.listener.take()
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        if self.listener.is_some() {
+            // No daemon, no socket; if it cannot be removed, the next one will.
+            let _ = std::fs::remove_file(self.path);
+        }
     }
 }
 
@@ -270,7 +322,7 @@ fn listens_on(listener: &OwnedFd, path: &Path) -> bool {
 /// Whether clients come in here by a path. Another socket may have been put there since, be it
 /// that nobody listens on that.
 fn leads_to(path: &Path, listener: &OwnedFd) -> bool {
-    match connect_to(path) {
+    match connect_to(path, Some(Duration::ZERO)) {
         // Who has connected waits to be let in, which the listening socket tells at once.
         Ok(_client) => {
             let mut waiting = [PollFd::new(listener, PollFlags::IN)];
@@ -282,9 +334,9 @@ fn leads_to(path: &Path, listener: &OwnedFd) -> bool {
     }
 }
 
-/// Takes over from whoever listens on a path; `None` when nobody does any more.
+/// Takes over from the daemon that this connects with; `None` when there is none any more.
 fn take_over(
-    path: &Path,
+    connect: impl FnOnce() -> Result<OwnedFd, Errno>,
     uid: u32,
     capacity: usize,
     stop: BorrowedFd<'_>,
@@ -293,7 +345,7 @@ fn take_over(
     if uid != User::this_process().uid && uid != 0 {
         return Err(FollowError::Refused(Errno::PERM));
     }
-    let socket = match connect_to(path) {
+    let socket = match connect() {
         Ok(socket) => socket,
         Err(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => return Ok(None),
         Err(errno) => return Err(FollowError::System(errno)),

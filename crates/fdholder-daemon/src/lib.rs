@@ -49,6 +49,7 @@ pub mod signals;
 mod simulator;
 mod store;
 mod tally;
+mod there;
 mod thread;
 mod unread;
 

@@ -372,7 +372,8 @@ impl Settings {
         // One that follows another closes what goes by threads, long before it serves.
         room.grow_descriptor_table(signals.term());
         let announce = invocation.matches.get_flag("ready");
-        let successor = Launch::of_successor();
+        let successor = Launch::of_successor()
+            .map_err(|error| Failure::system("find the program of an upgrade", error))?;
         let (watchdog, sockets) = (watchdog(), Sockets::default());
         Ok(Self {
             options,
@@ -399,7 +400,7 @@ impl Settings {
             warn!("it stays in root's group: see option -g");
         }
         gain_none().map_err(left)?;
-        self.needs.give_up_the_rest(&self.successor);
+        self.needs.give_up_the_rest(&self.successor)?;
         // Before anything is held, so that its thread has none of it. If there is none now, there may
         // be when it is needed.
         if let Ok(launcher) = Launcher::start() {

@@ -3,7 +3,8 @@
 use super::Wishes;
 use crate::config::Socket;
 use crate::endpoint::{Endpoint, UnixAddress};
-use fdholder_daemon::confinement::{is_inherited, Confinement};
+use crate::failure::{exit, Failure};
+use fdholder_daemon::confinement::{confine, is_inherited, Confinement, ConfinementError};
 use fdholder_daemon::launch::Launch;
 use std::path::PathBuf;
 use tracing::{debug, warn};
@@ -48,49 +49,62 @@ impl Needs {
 
     /// Gives up the rest, as far as the kernel can do that. To be called while there is one
     /// thread, and nothing else is left to be opened.
-    pub fn give_up_the_rest(&self, successor: &Launch) {
+    ///
+    /// # Errors
+    ///
+    /// When something is needed of which it is not known whether it is there: the daemon could
+    /// not open it later.
+    pub fn give_up_the_rest(&self, successor: &Launch) -> Result<(), Failure> {
         if is_inherited() {
             if self.is_to_be_confined {
                 debug!("opens only what the daemon before could");
             } else {
                 warn!("landlock = false counts when the daemon is started anew, which takes over");
             }
-            return;
+            return Ok(());
         }
         if !self.is_to_be_confined {
-            return;
+            return Ok(());
         }
-        match self.confinement(successor).apply() {
+        match confine(|| self.confinement(successor)) {
             Ok(true) => debug!("opens only what it will need, from here on (Landlock)"),
             Ok(false) => debug!("may open whatever its user may: this kernel has no Landlock"),
-            Err(error) => warn!("may open whatever its user may: {error}"),
+            Err(error) if error.is_refusal() => warn!("may open whatever its user may: {error}"),
+            Err(error) => {
+                let problem = format_args!(
+                    "unable to restrict file access with Landlock: {error}: start it again, or \
+                     say --no-landlock"
+                );
+                return Err(Failure::new(exit::SYSTEM, problem));
+            }
         }
+        Ok(())
     }
 
-    fn confinement(&self, successor: &Launch) -> Confinement {
-        let mut all = Confinement::with_program(successor);
+    fn confinement(&self, successor: &Launch) -> Result<Confinement, ConfinementError> {
+        let mut all = Confinement::with_program(successor)?;
         match &self.rules {
-            Some(Rules::Folder(folder)) => all.read_folder(folder),
-            Some(Rules::File(file)) => all.read_file(file),
+            Some(Rules::Folder(folder)) => all.read_folder(folder)?,
+            Some(Rules::File(file)) => all.read_file(file)?,
             None => {}
         }
         if let Some(file) = &self.config {
-            all.read_file(file);
+            all.read_file(file)?;
         }
         if self.names_users {
-            all.read_file(ETC.as_ref());
+            all.read_file(ETC.as_ref())?;
         }
         if let Some(path) = &self.path {
             // Whoever listens there may go just now, and then this one makes its own.
-            all.make_socket(path);
+            all.make_socket(path)?;
         }
         for endpoint in &self.endpoints {
             match endpoint {
-                Endpoint::Unix { address: UnixAddress::Path(path), .. } => all.make_socket(path),
-                Endpoint::Fifo(path) => all.make_fifo(path),
+                Endpoint::Unix { address: UnixAddress::Path(path), .. } => all.make_socket(path)?,
+                Endpoint::Fifo(path) => all.make_fifo(path)?,
                 _ => {}
             }
         }
-        all
+        Ok(all)
     }
 }

@@ -256,6 +256,39 @@ pub fn confine(needs: impl Fn() -> Result<Confinement>) -> Result<bool> {
     retried(|| needs()?.apply(), ConfinementError::is_refusal).map(|()| true)
 }
 
+/// The first of these paths, or the first link in a folder of rules, that may lead to another
+/// folder later: it is relative, or a symbolic link is part of it. Rules of Landlock stay with
+/// the folder that it leads to now.
+///
+/// # Errors
+///
+/// [`ConfinementError::Unknown`].
+pub fn path_that_may_move(paths: &[&Path], rules: Option<&Path>) -> Result<Option<PathBuf>> {
+    let find = || {
+        for path in paths.iter().copied().chain(rules) {
+            if may_move(path)? {
+                return Ok(Some(path.to_owned()));
+            }
+        }
+        let Some(rules) = rules else { return Ok(None) };
+        let leads_out = |(target, _): &(PathBuf, bool)| !target.starts_with(rules);
+        Ok(targets_of_links_in(rules)?.into_iter().find(leads_out).map(|(target, _)| target))
+    };
+    retried(find, |_| false)
+}
+
+fn may_move(path: &Path) -> Result<bool> {
+    if !path.is_absolute() {
+        return Ok(true);
+    }
+    for part in path.ancestors() {
+        if look(part, part.symlink_metadata())?.is_some_and(|it| it.is_symlink()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn is_known() -> bool {
     let strict = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     strict.handle_access(AccessFs::Execute).is_ok()

@@ -56,7 +56,13 @@ impl Place {
         if let Some(inject) = inject {
             command.args(["-e", &format!("inject={inject}")]);
         }
-        command.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1", "-v2", "-i"]);
+        command.arg(env!("CARGO_BIN_EXE_fdholder")).args([
+            "serve",
+            "-1",
+            "-v2",
+            "--landlock",
+            "-i",
+        ]);
         command.arg(self.at("etc/rules")).arg(self.at("run/holder"));
         command.stderr(File::create(self.at("log")).unwrap());
         let (daemon, mut stdout) = Daemon::begin(command, &self.at("run/holder"));

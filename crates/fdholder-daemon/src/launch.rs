@@ -3,6 +3,7 @@
 use crate::closing::ClientFd;
 use crate::confinement::is_confined;
 use crate::nothing;
+use crate::there::{if_there, retried};
 use rustix::io::{fcntl_setfd, FdFlags};
 use rustix::param::linux_execfn;
 use std::ffi::{OsStr, OsString};
@@ -52,22 +53,37 @@ impl Launch {
 
     /// The program that by now is where this one was started from; to be asked at start,
     /// as long as that is known.
-    pub fn of_successor() -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be found out: another program would be taken for it.
+    pub fn of_successor() -> io::Result<Self> {
+        retried(Self::find_successor, |_| false)
+    }
+
+    fn find_successor() -> io::Result<Self> {
         let arguments: Vec<_> = std::env::args_os().collect();
         let name = arguments.first().map(PathBuf::from).unwrap_or_default();
-        let own = std::env::current_exe().ok();
+        let own = if_there(std::fs::read_link("/proc/self/exe"))?;
         // By the path it was called by: that may be a link, which will lead elsewhere.
         let called = if name.components().count() > 1 {
-            std::path::absolute(&name).ok()
+            if_there(std::path::absolute(&name))?
         } else {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let found: Vec<_> =
-                std::env::split_paths(&path).map(|folder| folder.join(&name)).collect();
-            found.into_iter().find(|file| file.is_file())
+            let mut found = None;
+            for file in std::env::split_paths(&path).map(|folder| folder.join(&name)) {
+                if if_there(file.metadata())?.is_some_and(|it| it.is_file()) {
+                    found = Some(file);
+                    break;
+                }
+            }
+            found
         };
-        let is_own = |file: &PathBuf| own.is_none() || file.canonicalize().ok() == own;
-        let program = called.filter(is_own).or(own).unwrap_or(name);
-        Self { program, arguments }
+        let called = match called {
+            Some(file) if own.is_some() && if_there(file.canonicalize())? != own => None,
+            called => called,
+        };
+        Ok(Self { program: called.or(own).unwrap_or(name), arguments })
     }
 
     /// A command that starts it, with one end of a connection under this number.
@@ -131,7 +147,7 @@ impl Launch {
 /// where the kernel has found it: another one may stand there.
 pub fn own_program() -> PathBuf {
     let link = PathBuf::from("/proc/self/exe");
-    if link.symlink_metadata().is_ok() {
+    if !matches!(if_there(link.symlink_metadata()), Ok(None)) {
         return link;
     }
     let found = PathBuf::from(OsStr::from_bytes(linux_execfn().to_bytes()));

@@ -52,6 +52,7 @@ pub mod signals;
 mod simulator;
 mod store;
 mod tally;
+mod there;
 mod thread;
 mod unread;
 

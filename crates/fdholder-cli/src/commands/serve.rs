@@ -142,10 +142,18 @@ fn define_server(command: Command) -> Command {
             ),
         )
         .arg(
+            Arg::new("landlock")
+                .long("landlock")
+                .action(ArgAction::SetTrue)
+                .overrides_with("no-landlock")
+                .help("Restrict file access with Landlock, also where paths may lead to other folders later"),
+        )
+        .arg(
             Arg::new("no-landlock")
                 .long("no-landlock")
                 .action(ArgAction::SetTrue)
-                .help("Be able to open files that are not needed from the start on, too"),
+                .overrides_with("landlock")
+                .help("Do not restrict file access with Landlock"),
         )
 }
 
@@ -161,7 +169,8 @@ fn define_daemon(command: Command) -> Command {
              with the same pid; clients notice nothing.\n\n\
              Once it serves it opens only what it was started for, by folders (Landlock): rules, \
              configuration, its own sockets and program. For another folder it is started anew, \
-             which takes over.\n\n\
+             which takes over. By default only if all these paths are absolute and without \
+             symbolic links, or with --landlock; never under a name of s6's.\n\n\
              A file for --config says the same by the same names, and what to open and hold \
              from the start (fdholder config check FILE looks at it; what is said on the \
              command line counts more):\n  \
@@ -173,7 +182,7 @@ fn define_daemon(command: Command) -> Command {
              lame_duck_timeout_ms = 5000\n  \
              standby = true   # drop_hung_up, fdstore, backlog, verbosity, uid, gid, groups\n  \
              audit = true                       # log_format = \"json\", log_to = \"journal\"\n  \
-             landlock = false                   # as --no-landlock\n  \
+             landlock = true                    # as --landlock; false: as --no-landlock\n  \
              [sockets.\"web/1\"]                  # the id\n  \
              address = \"tcp:0.0.0.0:80\"         # as for bind, and its options:\n  \
              nonblock = true                    # mode = \"0660\", owner, backlog, …\n\n\
@@ -261,7 +270,7 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
         ..Listen::stream_at(path)
     };
     let mut settings = Settings::of(invocation, &wishes)?;
-    settings.needs = Needs::of(&wishes, file.clone(), &sockets);
+    settings.needs = Needs::of(&wishes, file.clone(), &sockets, invocation.as_s6);
     settings.sockets = Sockets::of(sockets.clone());
     settings.reload = file.map(|file| reload::by(file, said, wishes, sockets));
     settings.listen = Some(listen.clone());
@@ -306,7 +315,7 @@ fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
     // Nothing may fail that could have failed before, once everything has been taken over.
     let rules = wishes.rules()?;
     let mut settings = Settings::of(invocation, &wishes)?;
-    settings.needs = Needs::of(&wishes, None, &[]);
+    settings.needs = Needs::of(&wishes, None, &[], invocation.as_s6);
     let place = "standard input";
     if let Some(start) = start::by_following(&settings)? {
         return settings.serve(start, rules, place);
@@ -383,7 +392,8 @@ impl Settings {
         // One that follows another closes what goes by threads, long before it serves.
         room.grow_descriptor_table(signals.term());
         let announce = invocation.matches.get_flag("ready");
-        let successor = Launch::of_successor();
+        let successor = Launch::of_successor()
+            .map_err(|error| Failure::system("find the program of an upgrade", error))?;
         let (watchdog, sockets) = (watchdog(), Sockets::default());
         Ok(Self {
             options,
@@ -411,7 +421,7 @@ impl Settings {
             warn!("it stays in root's group: see option -g");
         }
         gain_none().map_err(left)?;
-        self.needs.give_up_the_rest(&self.successor);
+        self.needs.give_up_the_rest(&self.successor)?;
         // Before anything is held, so that its thread has none of it. If there is none now, there may
         // be when it is needed.
         if let Ok(launcher) = Launcher::start() {

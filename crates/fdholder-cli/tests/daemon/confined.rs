@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -94,7 +95,7 @@ fn a_link_does_not_lead_out() {
     Rules::all(place.at("shared"));
     // One that is there at the start was made by whoever starts the daemon.
     lead("uid", "shared/uid");
-    let daemon = place.serve(&[]);
+    let daemon = place.serve(&["--landlock"]);
     assert!(place.log().contains("from here on (Landlock)"), "{}", place.log());
     assert!(is_let_in(&daemon));
     fs::remove_file(&value).unwrap();
@@ -105,11 +106,11 @@ fn a_link_does_not_lead_out() {
     assert!(place.log().contains(ADVICE));
     // What it leads to is well.
     drop(daemon);
-    for options in [&[][..], &["--no-landlock"]] {
+    for options in [&["--landlock"][..], &["--no-landlock"], &[]] {
         let daemon = place.serve(options);
         assert!(is_let_in(&daemon), "{options:?}");
         // Of one that may open everything, that is not said.
-        assert_eq!(place.log().contains("(Landlock)"), options.is_empty());
+        assert_eq!(place.log().contains("(Landlock)"), options == ["--landlock"]);
     }
 }
 
@@ -128,7 +129,7 @@ fn what_is_replaced_is_read() {
     Rules::all(releases.at("etc/1"));
     fs::remove_dir_all(releases.at("etc/rules")).unwrap();
     symlink("1", releases.at("etc/rules")).unwrap();
-    let daemon = releases.serve(&[]);
+    let daemon = releases.serve(&["--landlock"]);
     assert!(is_let_in(&daemon));
     Rules::none(releases.at("etc/2")).deny("uid/self");
     symlink("2", releases.at("etc/next")).unwrap();
@@ -244,5 +245,52 @@ fn a_kernel_may_have_no_landlock() {
         let daemon = place.spawn(command);
         assert!(place.log().contains(&format!("debug: may open whatever its user may: {says}")));
         assert!(is_let_in(&daemon));
+    }
+}
+
+/// What leads elsewhere later must work as it does without Landlock, unless somebody asks for less.
+#[test]
+fn paths_that_may_move_are_followed_by_default() {
+    // The name that it is called by, its rules and its socket, from the folder `etc`; and what is
+    // replaced while it serves.
+    let cases = [
+        ("s6-fdholder-daemon", "data/rules", "socket"),
+        ("s6-fdholder-daemon", "PLACE/etc/data/rules", "PLACE/etc/socket"),
+        ("fdholder", "data/rules", "PLACE/etc/socket"),
+        ("fdholder", "PLACE/etc/data/rules", "socket"),
+        ("fdholder", "PLACE/link/data/rules", "PLACE/etc/socket"),
+        ("fdholder", "PLACE/etc/data/rules", "PLACE/link/socket"),
+        ("fdholder", "PLACE/etc/out/rules", "PLACE/etc/socket"),
+    ];
+    for case in cases {
+        let (name, rules, socket) = case;
+        let place = Place::new("");
+        symlink("etc", place.at("link")).unwrap();
+        Rules::all(place.at("etc/data/rules"));
+        fs::create_dir_all(place.at("etc/out/rules")).unwrap();
+        symlink("../../data/rules/uid", place.at("etc/out/rules/uid")).unwrap();
+        let full = |path: &str| path.replace("PLACE", place.folder.path().to_str().unwrap());
+        let serve = |option: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_fdholder"));
+            command.arg0(name).args((name == "fdholder").then_some("serve"));
+            command.args(["-1", "-v2", "-i", &full(rules)]).args(option).arg(full(socket));
+            command.current_dir(place.at("etc")).stderr(File::create(place.at("log")).unwrap());
+            Daemon::spawn(command, &place.at("etc/socket"))
+        };
+        let daemon = serve(&[]);
+        assert!(is_let_in(&daemon), "{case:?}");
+        // As s6-rc-update does with the folder of its holder.
+        fs::rename(place.at("etc/data"), place.at("etc/before")).unwrap();
+        Rules::all(place.at("etc/data/rules"));
+        assert!(is_let_in(&daemon), "{case:?}: {}", place.log());
+        assert!(!place.log().contains("(Landlock)"), "{case:?}: {}", place.log());
+        drop(daemon);
+        if name != "fdholder" {
+            // These have only the options of s6's.
+            continue;
+        }
+        let daemon = serve(&["--landlock"]);
+        assert!(is_let_in(&daemon), "{case:?}: {}", place.log());
+        assert_eq!(place.log().contains("(Landlock)"), has_landlock(), "{case:?}");
     }
 }

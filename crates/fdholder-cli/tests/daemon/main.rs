@@ -5,6 +5,7 @@ mod bind;
 mod blame;
 mod config;
 mod confined;
+mod confined_failures;
 mod elsewhere;
 mod exec;
 mod exhaustion;

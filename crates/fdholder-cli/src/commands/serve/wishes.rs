@@ -68,7 +68,7 @@ impl Wishes {
             drop_hung_up: flag("drop-hung-up"),
             standby: flag("standby"),
             fdstore: flag("fdstore"),
-            landlock: flag("no-landlock").map(|no| !no),
+            landlock: flag("landlock").or_else(|| flag("no-landlock").map(|no| !no)),
             verbosity: optional("verbosity"),
             audit: flag("audit"),
             log_format: invocation.optional("log-format"),

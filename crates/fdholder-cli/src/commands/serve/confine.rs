@@ -62,10 +62,10 @@ impl Needs {
     /// not open it later.
     pub fn give_up_the_rest(&self, successor: &Launch) -> Result<(), Failure> {
         if is_inherited() {
-            if self.landlock != Some(false) {
-                debug!("opens only what the daemon before could");
-            } else {
+            if self.landlock == Some(false) {
                 warn!("landlock = false counts when the daemon is started anew, which takes over");
+            } else {
+                debug!("opens only what the daemon before could");
             }
             return Ok(());
         }

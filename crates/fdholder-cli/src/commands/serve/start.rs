@@ -230,8 +230,8 @@ fn listen_or_take_over(
                     let former = std::mem::replace(&mut inheritance.listener, listener);
                     inheritance.former.push(former);
                 }
-                let mode = Permissions::from_mode(listen.mode);
-                if let Err(error) = std::fs::set_permissions(&listen.path, mode) {
+                let permissions = Permissions::from_mode(listen.mode);
+                if let Err(error) = std::fs::set_permissions(&listen.path, permissions) {
                     warn!("{} keeps the mode it has: {error}", listen.path.display());
                 }
                 return Ok(Start::TakenOver { inheritance, pid });

@@ -378,7 +378,7 @@ impl Server {
             match event.data.u64() {
                 LISTENER => self.hear_listener(event.flags, accepts),
                 FORMER => self.hear_former(event.flags, accepts),
-                CLAIM => self.hear_claim(),
+                CLAIM => self.hear_claim(event.flags),
                 TERM => self.term_came(),
                 HUP => self.hup_came(),
                 USR2 => self.usr2_came(),

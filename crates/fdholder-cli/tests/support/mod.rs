@@ -119,15 +119,21 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Listening sockets of a process: those themselves.
+/// Listening sockets of a process, those themselves; not what it listens on by an abstract name.
 pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
     let process = Pid::from_raw(pid.cast_signed()).unwrap();
     let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
     let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     fds.filter_map(|fd| fd.file_name().to_str()?.parse().ok())
         .filter_map(|fd| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok())
-        .filter(|fd| socket_acceptconn(fd) == Ok(true))
+        .filter(|fd| socket_acceptconn(fd) == Ok(true) && !is_abstract(fd))
         .collect()
+}
+
+fn is_abstract(socket: &OwnedFd) -> bool {
+    let name = rustix::net::getsockname(socket).unwrap();
+    let name = rustix::net::SocketAddrUnix::try_from(name);
+    name.is_ok_and(|name| name.abstract_name().is_some())
 }
 
 /// What a process has open, by number; nothing when it has ended.

@@ -250,10 +250,15 @@ impl Server {
 
     /// A process has come by the claim. Only one of our user may: to take over, as anything else can be
     /// had by the path.
-    pub(super) fn hear_claim(&mut self) {
-        let Some(claim) = self.socket_file.as_ref().and_then(|it| it.claim.as_ref()) else {
+    pub(super) fn hear_claim(&mut self, events: epoll::EventFlags) {
+        let Some(socket_file) = &mut self.socket_file else { return };
+        if events.contains(epoll::EventFlags::HUP) {
+            // It was shut down by somebody who has it, too, and would tell of that all the time. The
+            // next look makes another.
+            socket_file.claim = None;
             return;
-        };
+        }
+        let Some(claim) = &socket_file.claim else { return };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let came = accept_with(claim, flags).and_then(|socket| {
             let uid = credentials::of_peer(&socket)?.user.uid;

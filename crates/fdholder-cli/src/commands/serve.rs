@@ -164,7 +164,9 @@ fn define_daemon(command: Command) -> Command {
             "Without rules the socket has mode 0600, the daemon's own user may do everything \
              and nobody else connects. With rules it has mode 0777, and they decide.\n\n\
              On a PATH where a fdholder of the same user serves already, this one takes over \
-             from it, and the other one ends; clients notice nothing.\n\n\
+             from it, and the other one ends; clients notice nothing. It finds that one also when \
+             PATH was removed or renamed. While a daemon serves it looks at PATH once a second, and \
+             makes it again where nothing stands in its place.\n\n\
              SIGUSR2, or fdholder upgrade PATH, has it become the program that is now on disk, \
              with the same pid; clients notice nothing.\n\n\
              Once it serves it opens only what it was started for, by folders (Landlock): rules, \

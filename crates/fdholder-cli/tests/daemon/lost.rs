@@ -3,7 +3,7 @@
 use crate::support::family::is_alive;
 use crate::support::{deadline, eventually, id, is_missing, listeners_of, Daemon, Logged};
 use fdholder::{Client, Errno, Limit};
-use rustix::net::{shutdown, Shutdown};
+use rustix::net::{getsockname, shutdown, Shutdown, SocketAddrUnix};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -20,7 +20,13 @@ struct Shared {
 impl Shared {
     fn with(options: &[&str]) -> Self {
         let logged = Logged::start(options);
-        let listener = listeners_of(logged.daemon.pid()).pop().unwrap();
+        // Not the one of its abstract name.
+        let mut listeners = listeners_of(logged.daemon.pid()).into_iter();
+        let has_path = |socket: &OwnedFd| {
+            let name = SocketAddrUnix::try_from(getsockname(socket).unwrap());
+            name.is_ok_and(|name| name.path().is_some())
+        };
+        let listener = listeners.find(has_path).unwrap();
         Self { logged, listener }
     }
 

@@ -274,9 +274,15 @@ impl Server {
             // Root looks who has the claim, and becomes our user then.
             Err(Errno::AGAIN) | Ok((_, 0)) => {}
             // Anybody can connect with an abstract name: they wake us once a second at most.
-            Ok(_) | Err(_) => {
+            Ok(_) => {
                 let data = epoll::EventData::new_u64(CLAIM);
                 let _ = epoll::modify(&self.epoll, claim.as_fd(), data, epoll::EventFlags::empty());
+            }
+            // It was shut down, say, of which epoll would tell all the time. The next look renews it.
+            Err(_) => {
+                if let Some(socket) = &mut self.socket_file {
+                    socket.claim = None;
+                }
             }
         }
     }

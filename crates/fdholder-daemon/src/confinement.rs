@@ -31,8 +31,24 @@ use tracing::warn;
 const KNOWN: ABI = ABI::V7;
 
 /// What may be opened, and for what.
-#[derive(Debug, Clone)]
-pub struct Confinement(BTreeMap<PathBuf, BitFlags<AccessFs>>);
+#[derive(Debug, Clone, Default)]
+pub struct Confinement {
+    rules: BTreeMap<PathBuf, BitFlags<AccessFs>>,
+    /// A path that may lead to another folder later: it is relative, or a symbolic link is part of
+    /// it. Rules stay with the folder that it leads to now.
+    movable: Option<PathBuf>,
+}
+
+/// What became of [`confine`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The process is confined.
+    Confined,
+    /// This kernel has no Landlock.
+    Unsupported,
+    /// This path may lead to another folder later.
+    Movable(PathBuf),
+}
 
 /// Why a process is not confined.
 #[derive(Debug)]
@@ -110,7 +126,8 @@ impl Confinement {
     ///
     /// Here and below: when it is not known what is there.
     pub fn with_program(successor: &Launch) -> Result<Self> {
-        let mut all = Self(BTreeMap::new());
+        let mut all = Self::default();
+        all.note(&successor.program)?;
         let to_execute = to_read() | AccessFs::Execute;
         let link = Path::new("/proc/self/exe");
         let own = look(link, fs::read_link(link))?;
@@ -137,6 +154,7 @@ impl Confinement {
     ///
     /// [`ConfinementError::Unknown`].
     pub fn read_file(&mut self, file: &Path) -> Result<()> {
+        self.note(file)?;
         self.replaceable(file, to_read())
     }
 
@@ -147,8 +165,12 @@ impl Confinement {
     ///
     /// [`ConfinementError::Unknown`].
     pub fn read_folder(&mut self, folder: &Path) -> Result<()> {
+        self.note(folder)?;
         self.replaceable(folder, to_read())?;
         for (target, is_folder) in targets_of_links_in(folder)? {
+            if !target.starts_with(folder) {
+                self.movable.get_or_insert_with(|| target.clone());
+            }
             if is_folder {
                 self.allow(target, to_read());
             } else {
@@ -164,6 +186,7 @@ impl Confinement {
     ///
     /// [`ConfinementError::Unknown`].
     pub fn make_socket(&mut self, path: &Path) -> Result<()> {
+        self.note(path)?;
         // Its lock is on the folder.
         let access = AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile;
         if let Some(folder) = canonical(folder_of(path))? {
@@ -179,11 +202,19 @@ impl Confinement {
     /// [`ConfinementError::Unknown`].
     pub fn make_fifo(&mut self, path: &Path) -> Result<()> {
         let access = AccessFs::MakeFifo | AccessFs::ReadFile | AccessFs::WriteFile;
+        self.note(path)?;
         self.replaceable(path, access)
     }
 
+    fn note(&mut self, path: &Path) -> Result<()> {
+        if self.movable.is_none() && may_move(path)? {
+            self.movable = Some(path.to_owned());
+        }
+        Ok(())
+    }
+
     fn allow(&mut self, path: impl Into<PathBuf>, access: impl Into<BitFlags<AccessFs>>) {
-        *self.0.entry(path.into()).or_default() |= access.into();
+        *self.rules.entry(path.into()).or_default() |= access.into();
     }
 
     /// The folder of a file, and of what it leads to; but where that is all there is, the file.
@@ -224,7 +255,7 @@ impl Confinement {
             .handle_access(AccessNet::ConnectTcp)?
             .scope(Scope::Signal)?
             .create()?;
-        for (path, access) in &self.0 {
+        for (path, access) in &self.rules {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let Some(there) = look(path, openat(CWD, path, flags, Mode::empty()))? else {
                 continue;
@@ -243,38 +274,24 @@ impl Confinement {
 }
 
 /// Finds out what is needed, and applies it; again from the beginning if that failed for a moment.
-/// False: the kernel has no Landlock.
+/// With `only_fixed` not if a path may lead to another folder later.
 ///
 /// # Errors
 ///
 /// Those of the last attempt; nothing is confined then.
-pub fn confine(needs: impl Fn() -> Result<Confinement>) -> Result<bool> {
+pub fn confine(needs: impl Fn() -> Result<Confinement>, only_fixed: bool) -> Result<Outcome> {
     // The crate takes any failure for a kernel without Landlock, so a second look decides.
     if !is_known() && !is_known() {
-        return Ok(false);
+        return Ok(Outcome::Unsupported);
     }
-    retried(|| needs()?.apply(), ConfinementError::is_refusal).map(|()| true)
-}
-
-/// The first of these paths, or the first link in a folder of rules, that may lead to another
-/// folder later: it is relative, or a symbolic link is part of it. Rules of Landlock stay with
-/// the folder that it leads to now.
-///
-/// # Errors
-///
-/// [`ConfinementError::Unknown`].
-pub fn path_that_may_move(paths: &[&Path], rules: Option<&Path>) -> Result<Option<PathBuf>> {
-    let find = || {
-        for path in paths.iter().copied().chain(rules) {
-            if may_move(path)? {
-                return Ok(Some(path.to_owned()));
-            }
+    let attempt = || {
+        let needs = needs()?;
+        match &needs.movable {
+            Some(path) if only_fixed => Ok(Outcome::Movable(path.clone())),
+            _ => needs.apply().map(|()| Outcome::Confined),
         }
-        let Some(rules) = rules else { return Ok(None) };
-        let leads_out = |(target, _): &(PathBuf, bool)| !target.starts_with(rules);
-        Ok(targets_of_links_in(rules)?.into_iter().find(leads_out).map(|(target, _)| target))
     };
-    retried(find, |_| false)
+    retried(attempt, ConfinementError::is_refusal)
 }
 
 fn may_move(path: &Path) -> Result<bool> {
@@ -419,7 +436,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn folders(confinement: &Confinement) -> Vec<&Path> {
-        confinement.0.keys().map(PathBuf::as_path).collect()
+        confinement.rules.keys().map(PathBuf::as_path).collect()
     }
 
     #[test]
@@ -431,7 +448,7 @@ mod tests {
         for folder in [rules.join("uid/5"), shared.join("admin"), releases.clone()] {
             fs::create_dir_all(folder).unwrap();
         }
-        let none = || Confinement(BTreeMap::new());
+        let none = || Confinement::default();
         let mut files = none();
         files.read_file(&root.join("etc/config")).unwrap();
         assert_eq!(folders(&files), [root.join("etc")]);
@@ -463,7 +480,7 @@ mod tests {
     /// A program or configuration there does not make it all the world.
     #[test]
     fn the_root_is_not_a_folder_like_others() {
-        let mut files = Confinement(BTreeMap::new());
+        let mut files = Confinement::default();
         files.read_file(Path::new("/config")).unwrap();
         files.make_fifo(Path::new("/fifo")).unwrap();
         assert_eq!(folders(&files), [Path::new("/config"), Path::new("/fifo")]);

@@ -4,10 +4,9 @@ use super::Wishes;
 use crate::config::Socket;
 use crate::endpoint::{Endpoint, UnixAddress};
 use crate::failure::{exit, Failure};
-use fdholder_daemon::confinement::{
-    confine, is_inherited, path_that_may_move, Confinement, ConfinementError,
-};
+use fdholder_daemon::confinement::{confine, is_inherited, Confinement, ConfinementError, Outcome};
 use fdholder_daemon::launch::Launch;
+use std::fmt::Display;
 use std::path::PathBuf;
 use tracing::{debug, warn};
 
@@ -69,54 +68,33 @@ impl Needs {
             }
             return Ok(());
         }
-        let failed = |error: ConfinementError| {
-            let problem = format_args!(
-                "unable to restrict file access with Landlock: {error}: start it again, or say \
-                 --no-landlock"
-            );
-            Failure::new(exit::SYSTEM, problem)
-        };
-        match self.landlock {
-            Some(true) => {}
-            Some(false) => return Ok(()),
-            None => {
-                if let Some(why) = self.why_not(successor).map_err(failed)? {
-                    debug!("may open whatever its user may: {why} (fdholder serve --landlock restricts it)");
-                    return Ok(());
-                }
-            }
+        if self.landlock == Some(false) {
+            return Ok(());
         }
-        match confine(|| self.confinement(successor)) {
-            Ok(true) => debug!("opens only what it will need, from here on (Landlock)"),
-            Ok(false) => debug!("may open whatever its user may: this kernel has no Landlock"),
+        let freely = |why: &dyn Display| debug!("may open whatever its user may: {why}");
+        if self.landlock.is_none() && self.as_s6 {
+            freely(&"so does s6's");
+            return Ok(());
+        }
+        match confine(|| self.confinement(successor), self.landlock.is_none()) {
+            Ok(Outcome::Confined) => {
+                debug!("opens only what it will need, from here on (Landlock)");
+            }
+            Ok(Outcome::Unsupported) => freely(&"this kernel has no Landlock"),
+            Ok(Outcome::Movable(path)) => freely(&format_args!(
+                "{} may lead to another folder later (--landlock restricts it all the same)",
+                path.display()
+            )),
             Err(error) if error.is_refusal() => warn!("may open whatever its user may: {error}"),
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                let problem = format_args!(
+                    "unable to restrict file access with Landlock: {error}: start it again, or \
+                     say --no-landlock"
+                );
+                return Err(Failure::new(exit::SYSTEM, problem));
+            }
         }
         Ok(())
-    }
-
-    /// Why Landlock could keep it from what it will need, if it could: rules are of folders, and a
-    /// path may lead to another folder later.
-    fn why_not(&self, successor: &Launch) -> Result<Option<String>, ConfinementError> {
-        if self.as_s6 {
-            return Ok(Some("s6's does, too".to_owned()));
-        }
-        let (file, folder) = match &self.rules {
-            Some(Rules::File(file)) => (Some(file), None),
-            Some(Rules::Folder(folder)) => (None, Some(folder.as_path())),
-            None => (None, None),
-        };
-        let sockets = self.endpoints.iter().filter_map(|endpoint| match endpoint {
-            Endpoint::Unix { address: UnixAddress::Path(path), .. } | Endpoint::Fifo(path) => {
-                Some(path.as_path())
-            }
-            _ => None,
-        });
-        let files = [file, self.config.as_ref(), self.path.as_ref(), Some(&successor.program)];
-        let paths: Vec<_> =
-            files.into_iter().flatten().map(PathBuf::as_path).chain(sockets).collect();
-        let movable = path_that_may_move(&paths, folder)?;
-        Ok(movable.map(|path| format!("{} may lead to another folder later", path.display())))
     }
 
     fn confinement(&self, successor: &Launch) -> Result<Confinement, ConfinementError> {

@@ -2,7 +2,9 @@
 //!
 //! One formula for everything that a client can make grow. A user may have `used` of `size` if
 //!
-//!     used × users ≤ left        (or used ≤ unit ≤ left before)
+//! ```text
+//! used × users ≤ left        (or used ≤ unit ≤ left before)
+//! ```
 //!
 //! where `users` counts those who have any of it, this one included, and `left` is what nobody
 //! has afterwards. So at least `size / (users + 1)` is left, in whatever order they ask, and the

@@ -116,7 +116,10 @@ impl World {
     /// Whether an operation failed because the process that served it was killed, which is
     /// all that may go wrong; and nothing may where nobody is killed.
     pub fn is_broken(&self, error: &Error) -> bool {
-        let is_broken = matches!(error.cause(), Cause::Exchange(Errno::PIPE | Errno::CONNRESET));
+        let is_broken = matches!(
+            error.cause(),
+            Cause::BrokenOff | Cause::Exchange(Errno::PIPE | Errno::CONNRESET)
+        );
         assert!(is_broken && self.may_break, "{error:?}");
         Counts::add(&self.counts.broken);
         true

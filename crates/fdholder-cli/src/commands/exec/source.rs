@@ -162,6 +162,8 @@ impl<'a> Source<'a> {
             // It is not there yet; or it has no connection for one more at the moment.
             Cause::Connect(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN)
             | Cause::Denied(Errno::DQUOT) => true,
+            // It has ended, say, after it had answered: the next one is asked.
+            Cause::BrokenOff => true,
             Cause::Exchange(Errno::PIPE | Errno::CONNRESET) => {
                 let since = self.hangs_up_since.get_or_insert_with(Instant::now);
                 since.elapsed() < HANGS_UP_FOR

@@ -147,7 +147,8 @@ pub fn is_confined() {
     if !has_landlock() {
         return;
     }
-    let serve = "/usr/bin/fdholder serve -v2 --fdstore -i /etc/fdholder/rules %t/fdholder/holder";
+    let options = "-v2 --landlock --fdstore -i /etc/fdholder/rules";
+    let serve = format!("/usr/bin/fdholder serve {options} %t/fdholder/holder");
     let holder = Holder::start(&format!("ExecStart=\nExecStart={serve}"));
     let output = holder.manager.output();
     assert!(output.contains("from here on (Landlock)"), "{output}");

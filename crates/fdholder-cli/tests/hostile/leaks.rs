@@ -115,7 +115,7 @@ fn tell_apart() {
 
 /// Whichever way it came; nothing else that the daemon has opened is for a child, either.
 fn close_on_exec() {
-    let mut arena = Arena::new(Rights::Dumps, &[]);
+    let mut arena = Arena::new(Rights::Dumps, &["-n", "5000"]);
     // What the daemon was started with is not its own.
     let (before, _) = open_on_exec(arena.pid);
     arena.attackers("begin sets");
@@ -124,7 +124,8 @@ fn close_on_exec() {
     arena.attackers("connect 10");
     let (after, count) = open_on_exec(arena.pid);
     assert_eq!(after, before);
-    assert!(count > 800, "{count}");
+    // As much as the shares of all attackers allow.
+    assert!(count > 300, "{count}");
     arena.end();
 }
 

@@ -1,6 +1,6 @@
 //! The clock by which others are judged: it stands still while this process does.
 //!
-//! A container is paused, a machine moved, a process stopped. Whoever goes on then finds all its
+//! A container is paused, a machine moved, a process stopped. When it goes on it finds all its
 //! deadlines passed, although nobody had a chance to be in time. So every wait is measured: one that
 //! took much longer than asked for is time in which this process did not run, and does not count.
 

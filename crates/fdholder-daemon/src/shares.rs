@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(ledger.room(&user(4), Resource::Arriving), 0);
     }
 
-    /// Whatever it is, whoever has taken it, and however little there is.
+    /// Whatever it is, whichever user has taken it, and however little there is.
     #[test]
     fn what_others_have_up_to_the_reserve_does_not_count_against_root_and_the_daemons_user() {
         use Resource::{Arriving, Bytes, Connections, Loans, Unread};
@@ -647,7 +647,7 @@ mod tests {
     }
 
     proptest! {
-        /// However many ask, in whatever order, as often as they like, and whoever goes again: what
+        /// However many ask, in whatever order, as often as they like, and whichever goes again: what
         /// the formula promises is left, and who comes next gets its share.
         #[test]
         fn users_in_any_order_leave_what_the_formula_promises(

@@ -75,7 +75,7 @@ impl FrontDoor {
             let path = std::path::absolute(&path)
                 .map_err(|error| Failure::system(format!("find {}", path.display()), error))?;
             if known.as_ref() == Some(&path) {
-                // Whoever has this socket's address finds the new one there.
+                // Clients that know this socket's address find the new one there.
                 remove(&path)?;
             }
             make(holder, &id, &path, wanted, deadline)?;

@@ -1,4 +1,4 @@
-//! A daemon that others have filled is still there for root and for whoever is next.
+//! A daemon that others have filled is still there for root and for the next user.
 
 use crate::support::suite;
 use crate::support::{assert_exit, stderr, Daemon, Rules};

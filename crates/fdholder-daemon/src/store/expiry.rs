@@ -99,7 +99,7 @@ impl<F> Store<F> {
         let free = self.capacity - self.len() + own + others;
         let held = self.held_by(owner.uid);
         let users = self.by_owner.len() + usize::from(held == 0);
-        // What replaces something takes no place, whoever the places are kept for.
+        // What replaces something takes no place, even where places are kept for root.
         let Some(left) = free.saturating_sub(reserved).checked_sub(need.places) else {
             return false;
         };

@@ -89,8 +89,8 @@ fn canonical(payload: &[u8]) -> Vec<u8> {
     let mut payload = payload.to_vec();
     match payload[..] {
         [b'R', ref mut delete, ..] => *delete = u8::from(*delete != 0),
-        [b'+', 1 | 3, ref mut flag, ..] => *flag = u8::from(*flag != 0),
-        [b'+', 11..=u8::MAX, ..] => payload = vec![b'+', u8::MAX],
+        [b'+', 1 | 3 | 12, ref mut flag, ..] => *flag = u8::from(*flag != 0),
+        [b'+', 13..=u8::MAX, ..] => payload = vec![b'+', u8::MAX],
         _ => {}
     }
     payload

@@ -159,11 +159,11 @@ impl<'a> Source<'a> {
     /// Whether it may be another answer a little later.
     fn may_answer_later(&mut self, cause: Cause) -> bool {
         match cause {
-            // It is not there yet; or it has no connection for one more at the moment.
+            // It is not there yet, has no connection for one more at the moment, or has ended after
+            // it had answered.
             Cause::Connect(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN)
-            | Cause::Denied(Errno::DQUOT) => true,
-            // It has ended, say, after it had answered: the next one is asked.
-            Cause::BrokenOff => true,
+            | Cause::Denied(Errno::DQUOT)
+            | Cause::BrokenOff => true,
             Cause::Exchange(Errno::PIPE | Errno::CONNRESET) => {
                 let since = self.hangs_up_since.get_or_insert_with(Instant::now);
                 since.elapsed() < HANGS_UP_FOR

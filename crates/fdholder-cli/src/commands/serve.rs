@@ -570,7 +570,7 @@ fn watchdog() -> Option<(Notifier, Duration)> {
 }
 
 /// Writes the newline that says "ready", if it is wanted, and lets go of standard input
-/// and output: whoever reads the latter sees its end. Both become /dev/null, or something as
+/// and output: the reader of the latter sees its end. Both become /dev/null, or something as
 /// empty, rather than closed, so that no held descriptor ever gets their numbers.
 fn give_up_standard_streams(announce: bool) -> std::io::Result<()> {
     let null = nothing::open()?;

@@ -32,8 +32,12 @@ impl fmt::Display for AcceptQueue {
 }
 
 /// Whether it is a socket that listens. Of what is no socket nobody is asked.
-pub fn is_listener(fd: impl AsFd) -> bool {
-    socket_acceptconn(fd) == Ok(true)
+///
+/// # Errors
+///
+/// ENOTSOCK, and others of getsockopt(2).
+pub fn is_listener(fd: impl AsFd) -> Result<bool, Errno> {
+    socket_acceptconn(fd)
 }
 
 /// What asks the kernel for queues.
@@ -161,7 +165,7 @@ mod tests {
             for listener in [tcp.as_fd(), unix.as_fd()] {
                 let queue = queues.of(listener).unwrap();
                 assert_eq!(queue.len, count);
-                assert!(queue.max >= 3 && is_listener(listener), "{queue:?}");
+                assert!(queue.max >= 3 && is_listener(listener) == Ok(true), "{queue:?}");
             }
             clients.0.push(TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
             clients.1.push(UnixStream::connect(&path).unwrap());
@@ -173,7 +177,8 @@ mod tests {
         drop((unix.accept().unwrap(), unix.accept().unwrap()));
         assert_eq!(whether_any(unix.as_fd()), Ok(AcceptQueue { len: 0, max: 0 }));
         // What does not listen has none.
-        assert!(!is_listener(&clients.1[0]) && !is_listener(std::io::stdin()));
+        assert_eq!(is_listener(&clients.1[0]), Ok(false));
+        assert_eq!(is_listener(std::io::stdin()).ok(), None);
     }
 
     #[test]

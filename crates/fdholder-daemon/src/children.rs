@@ -5,6 +5,7 @@
 //! becomes of a child is read by the loop when the launcher's socket is readable: the loop waits
 //! for none of it.
 
+use crate::clock;
 use crate::confinement::advice_to_execute;
 use crate::launch::Launch;
 use crate::limits::{CHILD_STACK_LEN, ROOM_PAUSE};
@@ -21,6 +22,7 @@ use rustix::process::{
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::Child as Process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -85,7 +87,7 @@ impl Child {
             match waitid(WaitId::Pid(pid), flags) {
                 // Nobody else waits for it before it has ended.
                 Ok(Some(_)) | Err(Errno::CHILD) => return true,
-                _ => std::thread::sleep(LOOK_PAUSE),
+                _ => clock::pause(LOOK_PAUSE),
             }
         }
         false
@@ -242,7 +244,7 @@ fn launch_children(socket: OwnedFd, jobs: &Mutex<VecDeque<Job>>) {
             Ok(received) => received,
             // There is no memory at this moment; nothing was taken.
             Err(_) => {
-                std::thread::sleep(ROOM_PAUSE);
+                clock::pause(ROOM_PAUSE);
                 continue;
             }
         };
@@ -284,7 +286,9 @@ fn start(shared: &Arc<Shared>, launch: Launch, state: &Arc<Mutex<State>>, link: 
 
 /// Starts a child, and waits for its end.
 fn watch(shared: &Shared, launch: &Launch, link: OwnedFd, state: &Mutex<State>) {
-    let started = launch.start(link);
+    // The standard library panics when reading how its child began fails.
+    let started = catch_unwind(AssertUnwindSafe(|| launch.start(link)));
+    let started = started.unwrap_or_else(|_| Err(io::Error::other("its start has failed")));
     let pid = started.as_ref().ok().map(Pid::from_child);
     {
         let mut children = lock(&shared.children);
@@ -334,7 +338,7 @@ fn ending_of(process: &Process) -> String {
             // Somebody else has waited for it.
             Err(Errno::CHILD) => return "it has ended".to_owned(),
             // What failed says nothing of the child.
-            Ok(None) | Err(_) => std::thread::sleep(ROOM_PAUSE),
+            Ok(None) | Err(_) => clock::pause(ROOM_PAUSE),
         }
     }
 }

@@ -6,12 +6,15 @@
 
 use crate::credentials::{self, Credentials};
 use crate::listen::connect_to_address;
+use crate::reading::retried;
+use crate::there::{self, if_there};
 use rustix::io::Errno;
 use rustix::net::{
     bind, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::fs::metadata;
 use std::hash::Hasher;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -47,45 +50,57 @@ pub fn connect_to_claim(path: &Path, patience: Duration) -> Result<OwnedFd, Errn
 }
 
 /// Which process has claimed a path, if it is one of this user or root, and sees the same files there.
-pub fn claimant(path: &Path, uid: u32, patience: Duration) -> Option<Credentials> {
-    let who = credentials::of_peer(connect_to_claim(path, patience).ok()?).ok()?;
+///
+/// # Errors
+///
+/// When that cannot be found out: a daemon may live there.
+pub fn claimant(path: &Path, uid: u32, patience: Duration) -> io::Result<Option<Credentials>> {
+    let socket = match retried(|| connect_to_claim(path, patience)) {
+        Ok(socket) => socket,
+        // A sandbox may keep us from looking.
+        Err(Errno::CONNREFUSED | Errno::PERM | Errno::ACCESS) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let who = retried(|| credentials::of_peer(&socket))?;
     // Anybody may take an abstract name; only these could be taken over from.
-    (([uid, 0].contains(&who.user.uid)) && !is_elsewhere(path, who.pid)).then_some(who)
+    Ok((([uid, 0].contains(&who.user.uid)) && !is_elsewhere(path, who.pid)?).then_some(who))
+}
+
+/// A file, if it is there and may be looked at.
+fn file_at(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    let file = there::retried(|| if_there(metadata(path)), |_| false)?;
+    Ok(file.map(|file| (file.dev(), file.ino())))
 }
 
 /// Whether a process is known to find another folder by this path, as in a container.
-fn is_elsewhere(path: &Path, pid: Option<i32>) -> bool {
+fn is_elsewhere(path: &Path, pid: Option<i32>) -> io::Result<bool> {
     // One of another pid namespace cannot be looked at, and is in a container.
-    let Some(pid) = pid else { return true };
-    let file = |path: &Path| metadata(path).map(|file| (file.dev(), file.ino()));
+    let Some(pid) = pid else { return Ok(true) };
     let process = PathBuf::from(format!("/proc/{pid}"));
-    let own = file(Path::new("/proc/self/ns/mnt"));
-    let (Ok(own), Ok(its)) = (own, file(&process.join("ns/mnt"))) else { return false };
-    if own == its {
-        return false;
+    let own = file_at(Path::new("/proc/self/ns/mnt"))?;
+    let its = file_at(&process.join("ns/mnt"))?;
+    if own.is_none() || its.is_none() || own == its {
+        return Ok(false);
     }
-    let folder = whole(path).parent().map(Path::to_owned).unwrap_or_default();
+    let folder = whole(path)?.parent().map(Path::to_owned).unwrap_or_default();
     let its_folder = process.join("root").join(folder.strip_prefix("/").unwrap_or(&folder));
-    match (file(&folder), file(&its_folder)) {
-        (Ok(own), Ok(its)) => own != its,
-        _ => true,
-    }
+    let (own, its) = (file_at(&folder)?, file_at(&its_folder)?);
+    Ok(own.is_none() || own != its)
 }
 
 /// The path from the root, through links.
-fn whole(path: &Path) -> PathBuf {
-    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let folder = whole.parent().and_then(|folder| folder.canonicalize().ok());
-    match (folder, whole.file_name()) {
-        (Some(folder), Some(name)) => folder.join(name),
-        _ => whole,
-    }
+fn whole(path: &Path) -> io::Result<PathBuf> {
+    let whole = std::path::absolute(path)?;
+    let (Some(folder), Some(name)) = (whole.parent(), whole.file_name()) else { return Ok(whole) };
+    let folder = there::retried(|| if_there(folder.canonicalize()), |_| false)?;
+    Ok(folder.map(|folder| folder.join(name)).unwrap_or(whole))
 }
 
 /// Names are shared by all that share a network, whatever their root is: so that is in it.
 fn address(path: &Path) -> Result<SocketAddrUnix, Errno> {
-    let root = metadata("/").map(|root| (root.dev(), root.ino())).unwrap_or_default();
-    let path = whole(path);
+    let parts = || Ok((file_at(Path::new("/"))?.unwrap_or_default(), whole(path)?));
+    let (root, path) =
+        parts().map_err(|error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
     let path = path.as_os_str().as_bytes();
     let mut hasher = Fnv::default();
     hasher.write(path);
@@ -133,14 +148,14 @@ mod tests {
     fn claim_is_exclusive_and_ends_with_its_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        assert_eq!(claimant(&path, own_uid(), PATIENCE), None);
+        assert_eq!(claimant(&path, own_uid(), PATIENCE).unwrap(), None);
         let first = claim(&path).unwrap();
         assert_eq!(claim(&path).unwrap_err(), Errno::ADDRINUSE);
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(claimant(&path, own_uid(), PATIENCE).unwrap().pid, Some(pid));
+        assert_eq!(claimant(&path, own_uid(), PATIENCE).unwrap().unwrap().pid, Some(pid));
         // A claim by a stranger counts for nothing.
         if own_uid() != 0 {
-            assert_eq!(claimant(&path, own_uid() + 1, PATIENCE), None);
+            assert_eq!(claimant(&path, own_uid() + 1, PATIENCE).unwrap(), None);
         }
         drop(first);
         claim(&path).unwrap();
@@ -154,7 +169,7 @@ mod tests {
         symlink(&real, folder.path().join("link")).unwrap();
         let path = real.join("socket");
         let _claim = claim(&path).unwrap();
-        let is_found = |path: &Path| claimant(path, own_uid(), PATIENCE).is_some();
+        let is_found = |path: &Path| claimant(path, own_uid(), PATIENCE).unwrap().is_some();
         assert!(is_found(&folder.path().join("link/socket")));
         assert!(is_found(&folder.path().join("link/../real/./socket")));
         assert!(!is_found(&real.join("other")));

@@ -92,8 +92,17 @@ pub(crate) fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<
 /// Waits for so long.
 pub(crate) fn sleep(span: Duration) {
     let wait = Wait::of(Some(span));
-    std::thread::sleep(span);
+    pause(span);
     wait.end(false);
+}
+
+/// Waits for so long, or less if the kernel does not let it: the standard library's function panics
+/// when the call fails. For threads that judge nobody by the clock.
+pub fn pause(span: Duration) {
+    if let Ok(span) = Timespec::try_from(span) {
+        // A signal or a lack of memory ends it early.
+        let _ = rustix::event::poll(&mut [], Some(&span));
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //!
 //! This is for the process as a whole, as its table of descriptors is.
 
+use crate::clock;
 use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
 use crate::shares::Leaving;
 use crate::thread::spawn;
@@ -473,8 +474,24 @@ fn close_all(mut state: MutexGuard<'static, State>) -> MutexGuard<'static, State
     state
 }
 
+/// A closer that panics is not counted any more; another is started when one is needed.
+struct Lost {
+    is_standby: bool,
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = lock();
+            state.closers -= 1;
+            state.has_standby &= !self.is_standby;
+        }
+    }
+}
+
 /// Closes what there is. One that has nothing to do waits; a second one ends.
 fn close_for_ever() {
+    let _lost = Lost { is_standby: false };
     let mut state = lock();
     loop {
         state = close_all(state);
@@ -493,6 +510,7 @@ fn close_for_ever() {
 /// it from that may be over soon. They are when what is next was not begun for a while; more of
 /// them than that takes would only take turns with the loop, and have it wait for their lock.
 fn stand_by() {
+    let _lost = Lost { is_standby: true };
     loop {
         let mut state = lock();
         while !state.is_alert {
@@ -500,7 +518,7 @@ fn stand_by() {
         }
         let due = state.due();
         drop(state);
-        std::thread::sleep(CLOSE_SLOW);
+        clock::pause(CLOSE_SLOW);
         let mut state = lock();
         let still_due = state.due();
         let is_needed = still_due.is_some() && still_due == due;

@@ -9,9 +9,11 @@
 //! Loop and courier are connected by a pair of sockets. The courier tells through it how it
 //! went; when the loop lets go of its end, the courier ends.
 
+use crate::clock;
 use crate::closing::{self, ClientFd};
 use crate::delivery::Delivery;
 use crate::limits::{COURIERS_MAX, COURIER_STACK_LEN, DELIVERY_PATIENCE, SEND_PAUSE};
+use crate::reading::is_transient;
 use crate::thread::spawn;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::reply::Answer;
@@ -179,11 +181,13 @@ fn deliver(
                     fds = &[]; // They went with the first byte.
                     progress = Instant::now();
                 }
-                Err(Errno::AGAIN | Errno::TOOMANYREFS) if progress.elapsed() >= patience => {
-                    return Err(Errno::TIMEDOUT);
+                Err(Errno::AGAIN) if progress.elapsed() < patience => {
+                    wait(control, Some(to), patience)?;
                 }
-                Err(Errno::AGAIN) => wait(control, Some(to), patience)?,
-                Err(Errno::TOOMANYREFS) => wait(control, None, SEND_PAUSE)?,
+                Err(Errno::AGAIN) => return Err(Errno::TIMEDOUT),
+                Err(errno) if !is_transient(errno) => return Err(errno),
+                Err(_) if progress.elapsed() < patience => wait(control, None, SEND_PAUSE)?,
+                Err(Errno::TOOMANYREFS) => return Err(Errno::TIMEDOUT),
                 Err(errno) => return Err(errno),
             }
         }
@@ -201,7 +205,11 @@ fn wait(control: BorrowedFd<'_>, room_in: Option<BorrowedFd<'_>>, span: Duration
     let span = Timespec::try_from(span).map_err(|_| Errno::INVAL)?;
     match poll(&mut sockets, Some(&span)) {
         Ok(_) if !sockets[0].revents().is_empty() => Err(Errno::CANCELED),
-        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Ok(_) => Ok(()),
+        Err(errno) if is_transient(errno) => {
+            clock::pause(SEND_PAUSE);
+            Ok(())
+        }
         Err(errno) => Err(errno),
     }
 }

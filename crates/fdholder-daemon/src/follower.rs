@@ -176,7 +176,7 @@ impl Follower {
             match transport::send(&socket, &bytes, &[], Wait::No) {
                 Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => break,
                 Err(errno) if is_transient(errno) && clock::now() < deadline => {
-                    std::thread::sleep(RETRY_PAUSE);
+                    clock::pause(RETRY_PAUSE);
                 }
                 Err(errno) => return Err(FollowError::System(errno)),
             }
@@ -322,13 +322,13 @@ impl Follower {
             Ok(0) if is_calm => {
                 // Everything was read.
                 self.calm = CALM - 1;
-                std::thread::sleep(REST);
+                clock::pause(REST);
             }
             Ok(0) if deadline.is_some_and(|deadline| clock::now() >= deadline) => {
                 return Err(FollowError::TimedOut);
             }
             Ok(_) => {}
-            Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
+            Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),
             Err(errno) => return Err(FollowError::System(errno)),
         }
         let [from_primary, has_rung, stop] = sources.map(|source| !source.revents().is_empty());
@@ -438,7 +438,7 @@ impl Follower {
                 }
                 Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
                 Err(Errno::AGAIN) => {}
-                Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
+                Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),
                 Err(errno) => return Err(FollowError::System(errno)),
             }
             if clock::now() >= until {

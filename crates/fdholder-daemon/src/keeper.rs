@@ -126,7 +126,7 @@ fn say(socket: &OwnedFd, message: &Message<BorrowedFd<'_>>) -> Result<(), Broken
             Ok(sent) if sent == message.bytes().len() => return Ok(()),
             Ok(_) | Err(Errno::AGAIN) => return Err(Broken::Failed(Errno::MSGSIZE)),
             Err(errno) if is_transient(errno) && clock::now() < until => {
-                std::thread::sleep(RETRY_PAUSE);
+                clock::pause(RETRY_PAUSE);
             }
             Err(errno) => return Err(Broken::Failed(errno)),
         }

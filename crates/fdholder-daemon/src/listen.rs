@@ -1,6 +1,7 @@
 //! The socket a holder listens on: made at a path, or inherited.
 
 use crate::access::User;
+use crate::clock;
 use crate::confinement::explain;
 use crate::credentials;
 use rustix::fs::{
@@ -260,7 +261,7 @@ fn lock_folder_of(path: &Path, patience: Duration) -> Option<OwnedFd> {
         if Instant::now() >= give_up {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        clock::pause(Duration::from_millis(10));
     }
     Some(lock)
 }

@@ -10,20 +10,21 @@ mod listeners;
 
 use self::listeners::Listeners;
 pub(crate) use self::listeners::Unattended;
+use crate::clock;
 use crate::closing::ClientFd;
 use crate::limits::{LISTENERS_LOOKED_AT_EVERY, WATCHER_STACK_LEN};
-use crate::reading::has_hung_up;
+use crate::reading::{has_hung_up, if_it_applies, is_transient, RETRY_PAUSE};
 use crate::store::Record;
 use crate::thread::spawn;
 use fdholder::{strerror, Errno, Listening};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
-use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
+use rustix::fs::{readlink, statx, AtFlags, FileType, StatxFlags};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
-use tracing::debug;
+use tracing::{debug, warn};
 
 type Held = Arc<Record<ClientFd>>;
 
@@ -94,6 +95,7 @@ impl Lookout {
             epoll,
             watched: HashMap::new(),
             listeners: Listeners::default(),
+            again: Vec::new(),
         };
         // pthread_create(3) knows no other.
         spawn(WATCHER_STACK_LEN, move || watcher.run()).map_err(|_| Errno::AGAIN)?;
@@ -183,6 +185,8 @@ struct Watcher {
     epoll: OwnedFd,
     watched: HashMap<u32, Watched>,
     listeners: Listeners,
+    /// What could not be watched for a moment.
+    again: Vec<(u32, Held)>,
 }
 
 struct Watched {
@@ -196,14 +200,18 @@ impl Watcher {
         let mut events = Vec::with_capacity(16);
         let mut measures_at = Instant::now();
         loop {
-            let next = measures_at.saturating_duration_since(Instant::now());
-            let next = (!self.listeners.is_empty()).then(|| Timespec::try_from(next).ok());
+            let measured = measures_at.saturating_duration_since(Instant::now());
+            let measured = (!self.listeners.is_empty()).then_some(measured);
+            let again = (!self.again.is_empty()).then_some(RETRY_PAUSE);
+            let next = measured.into_iter().chain(again).min();
+            let next = next.and_then(|span| Timespec::try_from(span).ok());
             events.clear();
             let buffer = rustix::buffer::spare_capacity(&mut events);
-            match epoll::wait(&self.epoll, buffer, next.flatten().as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match epoll::wait(&self.epoll, buffer, next.as_ref()) {
+                Ok(_) => {}
+                Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),
                 Err(errno) => {
-                    return debug!("nothing that hangs up is watched: {}", strerror(errno));
+                    return warn!("nothing that hangs up is watched: {}", strerror(errno));
                 }
             }
             for event in &events {
@@ -220,6 +228,9 @@ impl Watcher {
             }
             let orders = std::mem::take(&mut state.orders);
             drop(state);
+            for (slot, record) in std::mem::take(&mut self.again) {
+                self.watch(slot, record);
+            }
             let is_asked = orders.iter().any(|order| matches!(order, Order::Measure));
             for order in orders {
                 self.carry_out(order);
@@ -245,6 +256,7 @@ impl Watcher {
     }
 
     fn forget(&mut self, slot: u32) {
+        self.again.retain(|(other, _)| *other != slot);
         if let Some(old) = self.watched.remove(&slot) {
             // It may have been given up already.
             let _ = epoll::delete(&self.epoll, &old.record.fd);
@@ -269,7 +281,8 @@ impl Watcher {
     fn watch(&mut self, slot: u32, record: Held) {
         // Level by level it would be told of an unused one all the time. By edges, each user that
         // leaves is one.
-        let is_master = kind(&record.fd) == Some(Kind::Master);
+        let Ok(kind) = kind(&record.fd) else { return self.again.push((slot, record)) };
+        let is_master = kind == Some(Kind::Master);
         let interest = if is_master { EventFlags::ET } else { EventFlags::empty() };
         let was_hung_up = is_master && looks_unused(&record.fd);
         match epoll::add(&self.epoll, &record.fd, EventData::new_u64(slot.into()), interest) {
@@ -279,6 +292,7 @@ impl Watcher {
             }
             // It cannot hang up.
             Err(Errno::PERM) => {}
+            Err(errno) if is_transient(errno) => self.again.push((slot, record)),
             Err(errno) => debug!("unable to watch {}: {}", record.id, strerror(errno)),
         }
     }
@@ -313,18 +327,23 @@ enum Kind {
 }
 
 /// Whether something may be watched: its driver is the kernel's own.
-pub(crate) fn may_hang_up(fd: &ClientFd) -> bool {
-    kind(fd).is_some()
+///
+/// # Errors
+///
+/// What fails for a moment.
+pub(crate) fn may_hang_up(fd: &ClientFd) -> Result<bool, Errno> {
+    kind(fd).map(|kind| kind.is_some())
 }
 
 /// The file is not asked for it, nor the file server that it may be on.
-fn kind(fd: &ClientFd) -> Option<Kind> {
+fn kind(fd: &ClientFd) -> Result<Option<Kind>, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let stat = statx(fd, c"", flags, StatxFlags::TYPE).ok()?;
+    let stat = if_it_applies(statx(fd, c"", flags, StatxFlags::TYPE))?;
+    let Some(stat) = stat else { return Ok(None) };
     if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::CharacterDevice {
-        return is_kernel_object(fd).then_some(Kind::Other);
+        return Ok(is_kernel_object(fd)?.then_some(Kind::Other));
     }
-    match (stat.stx_rdev_major, stat.stx_rdev_minor) {
+    Ok(match (stat.stx_rdev_major, stat.stx_rdev_minor) {
         (5, 2) | (2, _) => Some(Kind::Master),
         // Terminals, /dev/fuse, input devices, sound, USB, graphics: what services keep with
         // systemd. A driver with a number of its own choice may be a process (CUSE).
@@ -332,13 +351,13 @@ fn kind(fd: &ClientFd) -> Option<Kind> {
             Some(Kind::Other)
         }
         _ => None,
-    }
+    })
 }
 
 /// A pidfd, say. But what another epoll instance watches may be anything.
-fn is_kernel_object(fd: &ClientFd) -> bool {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()));
-    link.ok()
-        .and_then(|link| link.into_os_string().into_string().ok())
-        .is_some_and(|name| name.starts_with("anon_inode:") && name != "anon_inode:[eventpoll]")
+fn is_kernel_object(fd: &ClientFd) -> Result<bool, Errno> {
+    let link = readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), Vec::new());
+    let name = if_it_applies(link)?.unwrap_or_default();
+    let name = name.as_bytes();
+    Ok(name.starts_with(b"anon_inode:") && name != b"anon_inode:[eventpoll]")
 }

@@ -26,6 +26,19 @@ pub(crate) fn is_transient(errno: Errno) -> bool {
     )
 }
 
+/// What a question about a descriptor was answered; `None` when it does not apply.
+///
+/// # Errors
+///
+/// What fails for a moment, and says nothing of the descriptor.
+pub(crate) fn if_it_applies<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match result {
+        Ok(answer) => Ok(Some(answer)),
+        Err(errno) if is_transient(errno) || errno == Errno::AGAIN => Err(errno),
+        Err(_) => Ok(None),
+    }
+}
+
 /// How often a call is tried again at start that must not be taken for "there is nothing": a tenth of
 /// a second in all.
 const RETRIES: usize = 50;
@@ -34,7 +47,7 @@ const RETRIES: usize = 50;
 pub(crate) fn retried<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..RETRIES {
         match call() {
-            Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
+            Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),
             result => return result,
         }
     }
@@ -65,7 +78,7 @@ pub(crate) fn read(
             Err(Errno::CONNRESET) => return Ok(false),
             Err(Errno::AGAIN) => {}
             // Nothing was taken.
-            Err(errno) if is_transient(errno) => std::thread::sleep(RETRY_PAUSE),
+            Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),
             Err(errno) => return Err(errno),
         }
         let span = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));

@@ -1,5 +1,6 @@
 //! Whether a file is there, asked at start: only some errors say that it is not.
 
+use crate::clock;
 use rustix::io::Errno;
 use std::io;
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub(crate) fn retried<T, E>(
 ) -> Result<T, E> {
     for _ in 1..ATTEMPTS {
         match what() {
-            Err(error) if !is_final(&error) => std::thread::sleep(PAUSE),
+            Err(error) if !is_final(&error) => clock::pause(PAUSE),
             result => return result,
         }
     }

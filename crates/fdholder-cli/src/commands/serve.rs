@@ -26,6 +26,7 @@ use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
 use fdholder_daemon::nothing;
+use fdholder_daemon::panics::end_only_their_threads;
 use fdholder_daemon::privileges::{drop_to, gain_none, raise_file_size, Become};
 use fdholder_daemon::signals::{ignore_what_would_end, Signals};
 use fdholder_daemon::{Ended, Options, Reload, Room, Server};
@@ -239,7 +240,7 @@ fn define_daemon(command: Command) -> Command {
 }
 
 fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    withstand_limits();
+    withstand();
     let said = Wishes::of(invocation);
     let file: Option<PathBuf> = invocation.optional("config");
     let config = match file.as_deref().map(Config::read).transpose() {
@@ -286,10 +287,11 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     settings.serve(start, rules, &place)
 }
 
-/// Whatever limits this process was given, no write of its own ends it.
-fn withstand_limits() {
+/// Whatever limits this process was given, no write of its own ends it, and no thread but this one.
+fn withstand() {
     ignore_what_would_end();
     raise_file_size();
+    end_only_their_threads();
 }
 
 /// With rules, they alone decide, as with s6; without, the file system does.
@@ -310,7 +312,7 @@ fn require_rules(invocation: &Invocation, wishes: &Wishes) -> Result<(), Failure
 }
 
 fn run_server(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    withstand_limits();
+    withstand();
     let wishes = Wishes::of(invocation);
     log::start(&invocation.called, wishes.log())?;
     require_rules(invocation, &wishes)?;

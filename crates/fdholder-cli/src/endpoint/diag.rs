@@ -48,7 +48,7 @@ pub fn unix_socket(socket: impl AsFd) -> Option<UnixSocket> {
 /// not tell how many.
 pub fn accept_queue(listener: impl AsFd) -> Option<(u32, u32)> {
     let queue = AcceptQueues::default().of(listener.as_fd()).filter(|queue| queue.max > 0)?;
-    is_listener(listener).then_some((queue.len, queue.max))
+    (is_listener(listener) == Ok(true)).then_some((queue.len, queue.max))
 }
 
 /// `struct unix_diag_req` behind its header.

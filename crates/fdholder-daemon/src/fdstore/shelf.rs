@@ -190,7 +190,7 @@ impl Shelf {
     pub fn begin(&mut self) {
         let until = clock::now() + FOLLOWER_PATIENCE;
         while !self.send_letters() && clock::now() < until {
-            std::thread::sleep(RETRY_PAUSE);
+            clock::pause(RETRY_PAUSE);
         }
     }
 

@@ -26,6 +26,7 @@
 
 use super::bytes::{self, Bytes};
 use crate::bugs::{active, Bug};
+use crate::clock;
 use crate::reading::is_transient;
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
@@ -186,7 +187,7 @@ fn insist<T>(mut what: impl FnMut() -> Result<Option<T>, Errno>) -> Result<T, Er
             Err(errno) if is_transient(errno) => {}
             Err(errno) => return Err(errno),
         }
-        std::thread::sleep(RETRY_PAUSE);
+        clock::pause(RETRY_PAUSE);
     }
 }
 

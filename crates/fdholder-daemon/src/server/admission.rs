@@ -351,7 +351,7 @@ impl Server {
 
 /// Whether accept(2) will always fail: it is no socket, or none that listens. All else is over some
 /// time.
-fn is_lost(errno: Errno) -> bool {
+pub(super) fn is_lost(errno: Errno) -> bool {
     matches!(errno, Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP)
 }
 

@@ -10,6 +10,7 @@ use super::{
 use crate::access::{Rules, User};
 use crate::audit::{Auditor, Throttle};
 use crate::children::Launcher;
+use crate::clock;
 use crate::closing::{self, Bell};
 use crate::courier::Crew;
 use crate::deadlines::Deadlines;
@@ -54,7 +55,7 @@ fn insist<T>(is_heir: bool, mut what: impl FnMut() -> Result<T, Errno>) -> Resul
                 if !std::mem::replace(&mut is_said, true) {
                     warn!("unable to serve yet: {}; trying again", strerror(errno));
                 }
-                std::thread::sleep(INSIST_PAUSE);
+                clock::pause(INSIST_PAUSE);
             }
             result => return result,
         }

@@ -50,7 +50,7 @@ impl Server {
         if !self.has_memory() {
             // Somebody else may give some back; until then the loop must not spin.
             drop(closing::begun());
-            std::thread::sleep(ROOM_PAUSE);
+            clock::pause(ROOM_PAUSE);
             return;
         }
         if std::mem::take(&mut self.is_starved) {

@@ -3,13 +3,14 @@
 //! A Unix socket is not linked to its file: once that is removed, no client comes, and nobody is told.
 //! So the daemon compares what its path leads to with what it was, by device and inode.
 
-use super::admission::newcomer;
+use super::admission::{is_lost, newcomer};
 use super::followers::Role;
 use super::{Accepting, Server, CLAIM, FORMER, LISTENER};
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::credentials;
 use crate::limits::{FOLLOWERS_MAX, FORMER_LISTENERS_MAX};
+use crate::reading::retried;
 use crate::{claim, listen};
 use fdholder::strerror;
 use listen::{is_bound, listen_at, Listen};
@@ -215,7 +216,7 @@ impl Server {
     /// They are served as if another daemon had handed them over.
     fn take_in_waiting(&mut self, listener: &OwnedFd) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(socket) = accept_with(listener, flags) {
+        while let Ok(socket) = retried(|| accept_with(listener, flags)) {
             let uid = credentials::of_peer(&socket).map_or(self.user.uid, |who| who.user.uid);
             self.handed.push(newcomer(Arc::new(ClientFd::new(socket, uid))));
         }
@@ -273,16 +274,14 @@ impl Server {
             }
             // Root looks who has the claim, and becomes our user then.
             Err(Errno::AGAIN) | Ok((_, 0)) => {}
-            // Anybody can connect with an abstract name: they wake us once a second at most.
-            Ok(_) => {
+            // It is of no use any more, of which epoll would tell all the time. The next look makes
+            // another.
+            Err(errno) if is_lost(errno) => socket_file.claim = None,
+            // Anybody can connect with an abstract name: they wake us once a second at most. What
+            // fails for a moment is tried again then.
+            Ok(_) | Err(_) => {
                 let data = epoll::EventData::new_u64(CLAIM);
                 let _ = epoll::modify(&self.epoll, claim.as_fd(), data, epoll::EventFlags::empty());
-            }
-            // It was shut down, say, of which epoll would tell all the time. The next look renews it.
-            Err(_) => {
-                if let Some(socket) = &mut self.socket_file {
-                    socket.claim = None;
-                }
             }
         }
     }

@@ -10,16 +10,16 @@ use crate::hold::Hold;
 use crate::limits::{LISTENERS_SOUGHT_PER_TURN, ROOM_PAUSE};
 use crate::lookout::{may_hang_up, News, Unattended};
 use crate::notify::service_of;
-use crate::reading::has_hung_up;
+use crate::reading::{has_hung_up, if_it_applies, is_transient};
 use crate::replication::Ticket;
 use crate::store::Record;
-use fdholder::{strerror, Timestamp};
+use fdholder::{strerror, Errno, Timestamp};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use rustix::net::sockopt::{set_socket_passcred, socket_domain, socket_type};
 use rustix::net::{getpeername, getsockname, AddressFamily, SocketType};
 use slab::Slab;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::debug;
@@ -34,7 +34,11 @@ pub(super) struct Wards {
     by_slot: HashMap<u32, usize>,
     /// Doors that are not read for a moment, as too much that came through them is not closed.
     resting: Vec<usize>,
-    /// Until when.
+    /// Places in the store that could not be looked at for a moment: whether they need care, and
+    /// whether they listen.
+    unseen: BTreeSet<u32>,
+    unheard: BTreeSet<u32>,
+    /// Until when all these wait.
     pub rest_until: Option<Instant>,
     /// What came through doors and is closed when followers have carried out what came with it.
     pub leaving: VecDeque<(Ticket, Vec<ClientFd>)>,
@@ -47,7 +51,12 @@ impl Server {
         if self.settles_until.is_some() {
             return;
         }
-        for slot in self.hold.store.take_touched() {
+        let mut touched = self.hold.store.take_touched();
+        if self.wards.rest_until.is_none() {
+            touched.append(&mut self.wards.unseen);
+        }
+        for slot in touched {
+            self.wards.unseen.remove(&slot);
             let Hold { store, .. } = &self.hold;
             let held = store.at(slot).filter(|record| store.needs_care(record)).map(Arc::clone);
             self.lookout.forget_device(slot);
@@ -62,7 +71,11 @@ impl Server {
                 self.wards.all.remove(key);
             }
             if let Some(held) = held {
-                self.watch(slot, held);
+                if let Err(errno) = self.watch(slot, &held) {
+                    debug!("unable to watch {} yet: {}", held.id, strerror(errno));
+                    self.wards.unseen.insert(slot);
+                    self.wards.rest();
+                }
             }
         }
     }
@@ -76,49 +89,52 @@ impl Server {
         }
     }
 
-    fn watch(&mut self, slot: u32, record: Arc<Record<ClientFd>>) {
-        let (id, owner) = (record.id.clone(), Some(record.origin.owner));
-        let interest = match service_of(&record.id) {
+    /// Begins to look after what needs it. An error passes, and it is to be tried again.
+    fn watch(&mut self, slot: u32, record: &Arc<Record<ClientFd>>) -> Result<(), Errno> {
+        let (id, owner) = (&record.id, Some(record.origin.owner));
+        let interest = if service_of(id).is_some() {
+            if !is_door(&record.fd)? {
+                self.warn_of(owner, format_args!("{id} is no Unix socket for datagrams"));
+                return Ok(());
+            }
+            // Without it nobody could be judged.
+            if if_it_applies(set_socket_passcred(&record.fd, true))?.is_none() {
+                self.warn_of(owner, format_args!("unable to read {id}: it tells no senders"));
+                return Ok(());
+            }
+            EventFlags::IN
+        } else if self.leads_here(&record.fd)? {
+            self.let_go_of_itself(record);
+            return Ok(());
+        } else if if_it_applies(socket_domain(&record.fd))?.is_some() || is_pipe(&record.fd)? {
             // That its peer has gone is always told. Of nothing but these is it asked, as some
             // file server might have to answer.
-            None if self.leads_here(&record.fd) => return self.let_go_of_itself(&record),
-            None if socket_domain(&record.fd).is_ok() || is_pipe(&record.fd) => EventFlags::empty(),
-            None if may_hang_up(&record.fd) => return self.lookout.watch(slot, record),
-            None => return,
-            Some(_) if is_door(&record.fd) => EventFlags::IN,
-            Some(_) => {
-                return self.warn_of(owner, format_args!("{id} is no Unix socket for datagrams"));
+            EventFlags::empty()
+        } else {
+            if may_hang_up(&record.fd)? {
+                self.lookout.watch(slot, Arc::clone(record));
             }
+            return Ok(());
         };
-        if !interest.is_empty() {
-            // Without it nobody could be judged.
-            if let Err(errno) = set_socket_passcred(&record.fd, true) {
-                let problem = strerror(errno);
-                return self.warn_of(owner, format_args!("unable to read {id}: {problem}"));
+        let data = EventData::new_u64(self.wards.all.vacant_key() as u64 | CARE);
+        match if_it_applies(epoll::add(&self.epoll, &record.fd, data, interest))? {
+            Some(()) => {
+                let key = self.wards.all.insert(Arc::clone(record));
+                self.wards.by_slot.insert(slot, key);
             }
+            None => self.warn_of(owner, format_args!("unable to watch {id}: epoll refuses it")),
         }
-        let entry = self.wards.all.vacant_entry();
-        let data = EventData::new_u64(entry.key() as u64 | CARE);
-        match epoll::add(&self.epoll, &record.fd, data, interest) {
-            Ok(()) => {
-                self.wards.by_slot.insert(slot, entry.key());
-                entry.insert(record);
-            }
-            Err(errno) => {
-                let problem = strerror(errno);
-                self.warn_of(owner, format_args!("unable to watch {id}: {problem}"));
-            }
-        }
+        Ok(())
     }
 
     /// Whether a client of ours could be at this end: it would keep us as its peer, and we it.
-    fn leads_here(&self, fd: &ClientFd) -> bool {
+    fn leads_here(&self, fd: &ClientFd) -> Result<bool, Errno> {
         // Of any other socket whoever is sending may keep the names locked.
-        if socket_domain(fd) != Ok(AddressFamily::UNIX) {
-            return false;
+        if if_it_applies(socket_domain(fd))? != Some(AddressFamily::UNIX) {
+            return Ok(false);
         }
-        let peer = getpeername(fd).ok().flatten();
-        peer.is_some() && peer == getsockname(&self.listener).ok()
+        let peer = if_it_applies(getpeername(fd))?.flatten();
+        Ok(peer.is_some() && peer == if_it_applies(getsockname(&self.listener))?)
     }
 
     fn let_go_of_itself(&mut self, record: &Arc<Record<ClientFd>>) {
@@ -139,53 +155,64 @@ impl Server {
         if !self.may_read_doors() {
             return self.rest(key, &record);
         }
-        if let Err(errno) = self.read_door(service, &record.fd) {
+        match self.read_door(service, &record.fd) {
+            Ok(()) => {}
+            Err(errno) if is_transient(errno) => self.rest(key, &record),
             // It would be told of again and again.
-            let (id, problem) = (&record.id, strerror(errno));
-            let owner = Some(record.origin.owner);
-            self.warn_of(owner, format_args!("{id} is not read any more: {problem}"));
-            let _ = epoll::delete(&self.epoll, &record.fd);
+            Err(errno) => {
+                let (id, problem) = (&record.id, strerror(errno));
+                let owner = Some(record.origin.owner);
+                self.warn_of(owner, format_args!("{id} is not read any more: {problem}"));
+                let _ = epoll::delete(&self.epoll, &record.fd);
+            }
         }
     }
 
     /// A door is not read for a moment.
     fn rest(&mut self, key: usize, door: &Record<ClientFd>) {
-        if self.listen_at_door(key, door, EventFlags::empty()) {
+        // Where that fails for a moment, too, it is told of again until it is tried again.
+        if self.listen_at_door(key, door, EventFlags::empty()).is_ok() {
             self.wards.resting.push(key);
-            self.wards.rest_until.get_or_insert(clock::now() + ROOM_PAUSE);
+            self.wards.rest();
         }
     }
 
-    /// Reads again the doors that have rested, if it is time.
+    /// Looks again at what could not be looked at, and reads again the doors that have rested, if it
+    /// is time.
     pub(super) fn wake_doors(&mut self, now: Instant) {
         if self.wards.rest_until.is_none_or(|until| now < until) {
             return;
         }
         self.wards.rest_until = None;
+        for slot in std::mem::take(&mut self.wards.unheard) {
+            self.look_whether_it_listens(slot);
+        }
         for key in std::mem::take(&mut self.wards.resting) {
             // Another one may be in its place, which does not matter.
             if let Some(door) = self.wards.all.get(key).map(Arc::clone) {
-                if service_of(&door.id).is_some() {
-                    self.listen_at_door(key, &door, EventFlags::IN);
+                let is_door = service_of(&door.id).is_some();
+                if is_door && self.listen_at_door(key, &door, EventFlags::IN).is_err() {
+                    self.wards.resting.push(key);
+                    self.wards.rest();
                 }
             }
         }
     }
 
+    /// An error passes.
     fn listen_at_door(
         &mut self,
         key: usize,
         door: &Record<ClientFd>,
         interest: EventFlags,
-    ) -> bool {
+    ) -> Result<(), Errno> {
         let data = EventData::new_u64(key as u64 | CARE);
-        let result = epoll::modify(&self.epoll, &door.fd, data, interest);
-        if let Err(errno) = result {
-            let (id, problem) = (&door.id, strerror(errno));
+        let watched = if_it_applies(epoll::modify(&self.epoll, &door.fd, data, interest))?;
+        if watched.is_none() {
             let owner = Some(door.origin.owner);
-            self.warn_of(owner, format_args!("unable to watch {id}: {problem}"));
+            self.warn_of(owner, format_args!("unable to watch {}: epoll refuses it", door.id));
         }
-        result.is_ok()
+        Ok(())
     }
 
     /// It is not held any longer, as systemd does it.
@@ -200,8 +227,18 @@ impl Server {
     pub(super) fn look_for_listeners(&mut self) {
         for slot in self.hold.store.take_fresh(LISTENERS_SOUGHT_PER_TURN) {
             self.lookout.forget_listener(slot);
-            if let Some(record) = self.hold.store.at(slot).filter(|it| is_listener(&it.fd)) {
-                self.lookout.listen(slot, record);
+            self.look_whether_it_listens(slot);
+        }
+    }
+
+    fn look_whether_it_listens(&mut self, slot: u32) {
+        let Some(record) = self.hold.store.at(slot) else { return };
+        match if_it_applies(is_listener(&record.fd)) {
+            Ok(Some(true)) => self.lookout.listen(slot, record),
+            Ok(Some(false) | None) => {}
+            Err(_) => {
+                self.wards.unheard.insert(slot);
+                self.wards.rest();
             }
         }
     }
@@ -235,13 +272,21 @@ impl Server {
     }
 }
 
-fn is_door(fd: &ClientFd) -> bool {
-    socket_domain(fd) == Ok(AddressFamily::UNIX) && socket_type(fd) == Ok(SocketType::DGRAM)
+impl Wards {
+    /// Something is to be tried again in a moment.
+    fn rest(&mut self) {
+        self.rest_until.get_or_insert_with(|| clock::now() + ROOM_PAUSE);
+    }
+}
+
+fn is_door(fd: &ClientFd) -> Result<bool, Errno> {
+    let is_unix = if_it_applies(socket_domain(fd))? == Some(AddressFamily::UNIX);
+    Ok(is_unix && if_it_applies(socket_type(fd))? == Some(SocketType::DGRAM))
 }
 
 /// Without asking whoever has made it: neither a file server, nor who keeps a pipe locked.
-fn is_pipe(fd: &ClientFd) -> bool {
+fn is_pipe(fd: &ClientFd) -> Result<bool, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    statx(fd, c"", flags, StatxFlags::TYPE)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Fifo)
+    let stat = if_it_applies(statx(fd, c"", flags, StatxFlags::TYPE))?;
+    Ok(stat.is_some_and(|stat| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Fifo))
 }

@@ -188,9 +188,14 @@ fn listen_or_take_over(
         let (pid, uid) = match listen_at(listen) {
             Ok(listener) => {
                 let uid = user.uid.unwrap_or_else(|| User::this_process().uid);
-                let claimant = claimant(&listen.path, uid, QUEUE_PATIENCE);
                 let made = made.insert(Made { listener: Some(listener), path: &listen.path });
-                match claimant {
+                let claimant = claimant(&listen.path, uid, QUEUE_PATIENCE).map_err(|error| {
+                    Failure::system(
+                        format!("see whether a daemon serves {}", listen.path.display()),
+                        error,
+                    )
+                });
+                match claimant? {
                     Some(who) if listen.reuse => (who.pid, who.user.uid),
                     Some(who) => {
                         let (path, pid, uid) = (listen.path.clone(), who.pid, who.user.uid);

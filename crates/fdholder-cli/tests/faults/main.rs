@@ -5,6 +5,7 @@
 //! eleventh case; `scripts/faults` runs all.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod cared_for;
 mod scene;
 #[path = "../support/mod.rs"]
 mod support;
@@ -123,6 +124,11 @@ fn upgrade_survives_failing_calls() {
 #[test]
 fn transfer_survives_failing_calls() {
     play_all(Scene::Transfer);
+}
+
+#[test]
+fn what_is_cared_for_survives_failing_calls() {
+    play_all(Scene::CaredFor);
 }
 
 /// What cannot fail, or whose failure nobody sees: ends, waits, time, and what threads tell the kernel

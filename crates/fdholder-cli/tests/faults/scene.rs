@@ -1,5 +1,6 @@
 //! What is done while a call fails, and what must hold afterwards.
 
+use crate::cared_for::CaredFor;
 use crate::support::family::{is_alive, processes, signal};
 use crate::support::{id, suite, Family, PATIENCE};
 use fdholder::{Client, Deadline, Limit};
@@ -7,6 +8,7 @@ use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,28 +35,25 @@ pub enum Scene {
     TakeoverNew,
     Upgrade,
     Transfer,
+    CaredFor,
 }
 
 /// How long anything may take whose call fails: it may be refused, but it must end.
-const SHORT: Duration = Duration::from_secs(15);
+pub const SHORT: Duration = Duration::from_secs(15);
 
 /// What is known to be held, and what may be.
 #[derive(Debug, Default)]
-struct Known {
+pub struct Known {
     held: BTreeSet<String>,
     unsure: BTreeSet<String>,
+    cared_for: CaredFor,
 }
 
 impl Known {
     fn store(&mut self, path: &Path, name: &str) {
-        let null = File::open("/dev/null").unwrap();
-        let deadline = Deadline::after(SHORT);
-        let stored = Client::connect(path, deadline)
-            .and_then(|mut client| client.store(&id(name), Limit::never(), &null, deadline));
-        match stored {
-            Ok(()) => self.held.insert(name.to_owned()),
-            Err(_) => self.unsure.insert(name.to_owned()),
-        };
+        let stored = store(path, name, &File::open("/dev/null").unwrap());
+        let known = if stored { &mut self.held } else { &mut self.unsure };
+        known.insert(name.to_owned());
     }
 
     fn delete(&mut self, path: &Path, name: &str) {
@@ -79,14 +78,22 @@ impl Known {
     }
 }
 
-fn list(path: &Path) -> Result<BTreeSet<String>, fdholder::Error> {
+/// Whether it is known to be held now.
+pub fn store(path: &Path, name: &str, fd: &impl AsFd) -> bool {
+    let deadline = Deadline::after(SHORT);
+    Client::connect(path, deadline)
+        .and_then(|mut client| client.store(&id(name), Limit::never(), fd, deadline))
+        .is_ok()
+}
+
+pub fn list(path: &Path) -> Result<BTreeSet<String>, fdholder::Error> {
     let deadline = Deadline::after(SHORT);
     let ids = Client::connect(path, deadline)?.list(deadline)?;
     Ok(ids.iter().map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()).collect())
 }
 
 /// Waits for a condition, and says what it was otherwise.
-fn wait(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
+pub fn wait(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
     let until = Instant::now() + PATIENCE;
     while !condition() {
         if Instant::now() >= until {
@@ -150,6 +157,9 @@ pub fn play(scene: Scene, fault: Fault) -> Result<(), String> {
     let mut options = vec!["-n", "200"];
     if matches!(scene, Scene::Standby | Scene::Upgrade) {
         options.push("--standby");
+    }
+    if scene == Scene::CaredFor {
+        options.push("--drop-hung-up");
     }
     let mut family = Family::with(&options);
     let path = family.path.clone();
@@ -239,6 +249,12 @@ fn act(
             wait("the new daemon has taken over, or failed", || is_over(&mut new))?;
             family.adopt(new);
         }
+        Scene::CaredFor => {
+            for number in 0..3 {
+                let unsure = known.cared_for.store(&path, number);
+                known.unsure.extend(unsure);
+            }
+        }
         Scene::Upgrade => {
             upgrade().map_err(|error| error.to_string())?;
         }
@@ -274,6 +290,7 @@ fn check(scene: Scene, family: &mut Family, known: &Known) -> Result<(), String>
         answering.len() == 1
     })
     .map_err(|why| format!("{why}, but {answering:?}"))?;
+    known.cared_for.check(&path)?;
     // And everything works again.
     let deadline = Deadline::after(PATIENCE);
     let mut client = Client::connect(&path, deadline).map_err(|error| error.to_string())?;
@@ -292,7 +309,12 @@ fn check(scene: Scene, family: &mut Family, known: &Known) -> Result<(), String>
         return Err(format!("it cannot be upgraded: {upgraded:?}"));
     }
     let listed = list(&path).map_err(|error| format!("it does not answer: {error}"))?;
-    known.check(&listed).map_err(|why| format!("after an upgrade: {why}"))
+    known.check(&listed).map_err(|why| format!("after an upgrade: {why}"))?;
+    known.cared_for.check(&path).map_err(|why| format!("after an upgrade: {why}"))?;
+    if family.log().contains("a bug in fdholder") {
+        return Err("it says that it has a bug".to_owned());
+    }
+    Ok(())
 }
 
 fn children_of(pid: u32) -> Vec<u32> {

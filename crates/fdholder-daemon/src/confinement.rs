@@ -9,6 +9,7 @@
 
 use crate::launch::{Launch, CONFINED_VARIABLE, FOLLOW_VARIABLE, TAKE_OVER_VARIABLE};
 use crate::limits::RULES_LOOKED_AT_MAX;
+use crate::memory::cgroup::MOUNTED_AT;
 use crate::there::{if_there, retried};
 use landlock::{
     Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
@@ -145,6 +146,10 @@ impl Confinement {
         // have others, and the kernel forgets such a folder when memory is short. Of processes
         // outside, what matters is refused to one who may not trace them.
         all.allow("/proc", AccessFs::ReadFile);
+        // How much memory the next program has.
+        if look(Path::new(MOUNTED_AT), fs::metadata(MOUNTED_AT))?.is_some() {
+            all.allow(MOUNTED_AT, AccessFs::ReadFile);
+        }
         Ok(all)
     }
 

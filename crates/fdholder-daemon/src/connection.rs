@@ -338,6 +338,16 @@ impl<F> Connection<F> {
         self.decoder.fds_len() > 0 && !self.has_request()
     }
 
+    /// How many bytes of a request have come.
+    pub fn come_len(&self) -> usize {
+        self.decoder.unread_len()
+    }
+
+    /// How many it lacks, as far as is known.
+    pub fn missing_len(&self) -> usize {
+        self.decoder.missing_len()
+    }
+
     /// What it has of what there is for all; its socket has more.
     pub fn charges(&self) -> Amounts {
         let announced = self.set.as_ref().map_or(0, |set| set.announced);

@@ -9,6 +9,7 @@
 //! When there is none left all the same, clients wait: see [`reserve`].
 #![allow(unsafe_code)]
 
+pub mod cgroup;
 pub mod reserve;
 
 use crate::limits::{MEMORY_PER_FD, MEMORY_TAKEN_MAX, STACK_LEN};

@@ -56,6 +56,8 @@ pub(crate) struct Peer {
     awaited: Option<Awaited>,
     /// There was no room for descriptors that it has sent: they stay in the socket for now.
     waits_for_room: bool,
+    /// There is memory for the whole request of which a part has come.
+    has_room: bool,
     /// It has broken the protocol; the replies before are still due.
     broken: Option<Malformed>,
     /// What it waits for.
@@ -150,6 +152,7 @@ impl Peer {
             gate: None,
             awaited: None,
             waits_for_room: false,
+            has_room: false,
             broken: None,
             interest: EventFlags::IN,
             watched: None,
@@ -242,7 +245,9 @@ impl Peer {
     /// Tells the ledger what it has.
     pub fn recharge(&mut self, ledger: &mut Ledger) {
         let now = self.connection.charges();
+        let missing = if self.has_room { self.connection.missing_len() } else { 0 };
         let now = now
+            .with(Resource::Bytes, now.get(Resource::Bytes) + missing)
             .with(Resource::Unread, self.unread_fds)
             .with(Resource::Behind, usize::from(self.unread_fds > 0));
         ledger.recharge(self.who.user.uid, &mut self.charged, now);

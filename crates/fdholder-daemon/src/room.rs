@@ -3,7 +3,8 @@
 use crate::limits::{
     ARRIVING_SPARE, BYTES_BASE, BYTES_PER_FD, BYTES_RESERVED, BYTES_RESERVED_PER_FD,
     CONNECTIONS_MAX, CONNECTIONS_RESERVED, FDS_MAX, FDS_RESERVED, FOLLOWERS_MAX, LOANS_MAX,
-    LOANS_RESERVED, WAITING_MAX,
+    LOANS_RESERVED, MEMORY_BASE, MEMORY_PER_FD, MEMORY_RESERVE_LEN, MEMORY_TAKEN_MAX, READ_LEN,
+    WAITING_MAX,
 };
 use crate::privileges::raise_open_files;
 use crate::shares::{Amounts, Resource};
@@ -24,6 +25,8 @@ pub struct Room {
     pub arriving: usize,
     /// Clients that only wait until something is held, besides.
     waiting: usize,
+    /// Bytes that wait in requests and replies of all clients.
+    bytes: usize,
     /// Open files of this process.
     open_files: usize,
 }
@@ -53,14 +56,29 @@ impl Room {
         let waiting = WAITING_MAX.min(spare / 4);
         let spare = spare - waiting;
         let arriving = MESSAGE_FDS_MAX + spare.min(capacity + ARRIVING_SPARE);
-        Ok(Self { capacity, connections_max, arriving, waiting, open_files })
+        let bytes = BYTES_BASE + capacity * BYTES_PER_FD;
+        Ok(Self { capacity, connections_max, arriving, waiting, bytes, open_files })
+    }
+
+    /// Lets clients take no more memory than there is beside what this process and a standby take,
+    /// where so many bytes are allowed to both. Returns how much they may have if that is less than
+    /// otherwise.
+    pub fn within(&mut self, limit: u64) -> Option<usize> {
+        let taken = (self.capacity.saturating_mul(MEMORY_PER_FD)).min(MEMORY_TAKEN_MAX);
+        let own = MEMORY_BASE + taken + MEMORY_RESERVE_LEN;
+        let left = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(2 * own);
+        // What is allocated in pieces takes more than its length.
+        let bytes = (left / 4).max(2 * READ_LEN + self.capacity * BYTES_RESERVED_PER_FD);
+        let is_less = bytes < self.bytes;
+        self.bytes = self.bytes.min(bytes);
+        is_less.then_some(bytes)
     }
 
     /// What there is for all clients, when there are so many at most.
     pub fn sizes(&self, connections_max: usize) -> Amounts {
         Amounts::of(Resource::Connections, connections_max)
             .with(Resource::Arriving, self.arriving - self.message_reserved())
-            .with(Resource::Bytes, BYTES_BASE + self.capacity * BYTES_PER_FD)
+            .with(Resource::Bytes, self.bytes)
             .with(Resource::Unread, self.open_files - self.message_reserved())
             .with(Resource::Loans, LOANS_MAX)
             .with(Resource::Waiting, self.waiting)

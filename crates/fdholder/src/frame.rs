@@ -153,6 +153,12 @@ impl<F> Decoder<F> {
         self.bytes.len() - self.start
     }
 
+    /// How many bytes the frame lacks whose beginning that is.
+    pub fn missing_len(&self) -> usize {
+        let frame = self.header().ok().flatten().map_or(0, |it| HEADER_LEN + it.payload_len);
+        frame.saturating_sub(self.unread_len())
+    }
+
     /// What has arrived and was not handed out; `None` when descriptors came with it.
     pub fn unread_without_fds(&self) -> Option<&[u8]> {
         self.fds.is_empty().then_some(&self.bytes[self.start..])

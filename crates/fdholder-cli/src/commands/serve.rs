@@ -25,6 +25,7 @@ use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::Launch;
 use fdholder_daemon::limits::{CONNECTIONS_MAX_DEFAULT, FDS_MAX, FDS_MAX_DEFAULT};
 use fdholder_daemon::listen::{check_inherited, Listen, BACKLOG_DEFAULT};
+use fdholder_daemon::memory::cgroup;
 use fdholder_daemon::nothing;
 use fdholder_daemon::panics::end_only_their_threads;
 use fdholder_daemon::privileges::{drop_to, gain_none, raise_file_size, Become};
@@ -294,6 +295,22 @@ fn withstand() {
     end_only_their_threads();
 }
 
+/// In a control group whose memory is limited the kernel kills who takes more.
+fn bound_memory(room: &mut Room) {
+    let limit = match cgroup::limit() {
+        Ok(limit) => limit,
+        Err(error) => return warn!("unable to see how much memory there is: {error}"),
+    };
+    if let Some((limit, bytes)) = limit.and_then(|limit| Some((limit, room.within(limit)?))) {
+        info!(
+            "the control group allows {} MiB of memory: requests and replies of all clients may \
+             take {} KiB",
+            limit >> 20,
+            bytes >> 10
+        );
+    }
+}
+
 /// With rules, they alone decide, as with s6; without, the file system does.
 fn mode(wishes: &Wishes) -> u32 {
     if wishes.is_owner_only() {
@@ -380,6 +397,7 @@ impl Settings {
             );
         }
         let capacity = room.capacity;
+        bound_memory(&mut room);
         fdholder_daemon::memory::take(capacity);
         if notifier.is_some() {
             // It has been said.

@@ -10,6 +10,7 @@ pub mod lingering;
 pub mod logged;
 pub mod proxy;
 pub mod rights;
+pub mod starving;
 pub mod suite;
 pub mod system;
 pub mod systemd;

@@ -4,6 +4,7 @@
 
 mod bare;
 mod full;
+mod memory;
 mod notify;
 mod privileges;
 #[path = "../support/mod.rs"]
@@ -29,6 +30,11 @@ fn main() {
     let rules = |daemon| move || rules_by_uid_and_gid(daemon);
     let trials = vec![
         trial("root_is_served_by_a_full_daemon", None, full::root_is_served_by_a_full_daemon),
+        trial(
+            "daemon_in_a_group_with_little_memory_loses_nothing",
+            None,
+            memory::daemon_in_a_group_with_little_memory_loses_nothing,
+        ),
         trial("next_user_of_a_service_can_send", None, notify::next_user_of_a_service_can_send),
         trial(
             "owner_of_the_socket_is_as_asked_for_and_warned_of_when_refused",

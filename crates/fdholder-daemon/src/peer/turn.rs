@@ -8,14 +8,14 @@ use crate::closing::{self, ClientFd, Closes};
 use crate::connection::{Deed, Step};
 use crate::hold::Hold;
 use crate::limits::{
-    CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, REQUESTS_PER_TURN, ROOM_PAUSE,
-    SEND_PAUSE,
+    CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, READ_LEN, REQUESTS_PER_TURN,
+    ROOM_PAUSE, SEND_PAUSE, SHORT_REQUEST_LEN,
 };
 use crate::memory::reserve;
-use crate::shares::{Ledger, Resource};
+use crate::shares::{Claimant, Ledger, Quotas, Resource};
 use crate::store::Change;
 use crate::unread::all_is_read;
-use fdholder::limits::MESSAGE_FDS_MAX;
+use fdholder::limits::{HEADER_LEN, MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
 use fdholder::transport::{self, Received, Wait};
 use fdholder::{Errno, Timestamp};
 use rustix::event::epoll::EventFlags;
@@ -52,7 +52,12 @@ impl Peer {
             return Ok(false);
         }
         self.waits_for_room = false;
-        match self.read(hold) {
+        let Some(len) = self.may_bring(&hold.ledger) else {
+            self.waits_for_room = true;
+            self.again = Some(clock::now() + ROOM_PAUSE);
+            return Ok(false);
+        };
+        match self.read(hold, len) {
             Ok(Some(received)) if received.len == 0 => self.half_closed = true,
             Ok(Some(received)) => {
                 let bytes = &hold.buffer[..received.len];
@@ -76,16 +81,34 @@ impl Peer {
     }
 
     /// Reads what there is room for: `None` if that is not so for descriptors that come next.
-    fn read(&self, hold: &mut Hold) -> Result<Option<Received>, Errno> {
-        let mut len = hold.buffer.len();
+    fn read(&self, hold: &mut Hold, len: usize) -> Result<Option<Received>, Errno> {
+        let mut len = len.min(hold.buffer.len());
         if !self.may_bring_fds(hold) {
             match transport::peek_without_fds(&self.socket, &mut hold.buffer)? {
                 // What comes right now may bring some.
-                Some(without_fds) => len = without_fds,
+                Some(without_fds) => len = len.min(without_fds),
                 None => return Ok(None),
             }
         }
         transport::receive(&self.socket, &mut hold.buffer[..len], Wait::No).map(Some)
+    }
+
+    /// How many bytes it may bring. A whole request, if there is memory for that: then it has this
+    /// until it is whole, as one of each user may in any case. Otherwise as many as a request takes
+    /// that is no set. A limit of its user's own is for replies: those are refused, while a request
+    /// waits in its socket.
+    fn may_bring(&mut self, ledger: &Ledger) -> Option<usize> {
+        let come = self.connection.come_len();
+        self.has_room &= come > 0;
+        if !self.has_room {
+            let who = Claimant { quotas: Quotas::default(), ..self.claimant() };
+            self.has_room = ledger.room(&who, Resource::Bytes) >= HEADER_LEN + REQUEST_PAYLOAD_MAX
+                || ledger.used(who.uid, Resource::Bytes) == 0;
+        }
+        if self.has_room {
+            return Some(READ_LEN);
+        }
+        SHORT_REQUEST_LEN.checked_sub(come).filter(|len| *len > 0)
     }
 
     /// Whether there is room for the descriptors of a whole message of its. Those that it has

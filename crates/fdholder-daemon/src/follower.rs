@@ -7,11 +7,11 @@ use crate::inheritance::Inheritance;
 use crate::keeper::keep;
 use crate::limits::FORMER_LISTENERS_MAX;
 use crate::reading::{is_readable, is_transient, read, RETRY_PAUSE};
-use crate::replication::roll::{succeed, Place, Succession};
+use crate::replication::roll::{is_served, succeed, succeed_in_pending, Place, Succession};
 use crate::replication::{Replica, ReplicaError, Told};
 use fdholder::extension::{self, Extension, CLOSES_VERSION, FOLLOW_VERSION, VERSION};
 use fdholder::frame::Decoder;
-use fdholder::link::{Dropped, Fed, Head, Heard, Mirrored, DROPPED_MAX, LINK_PAYLOAD_MAX};
+use fdholder::link::{Dropped, Fed, Head, Heard, Mirrored, Pending, DROPPED_MAX, LINK_PAYLOAD_MAX};
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{PollFd, PollFlags};
@@ -128,6 +128,8 @@ pub struct Follower {
     /// Where clients came in before.
     former: Vec<OwnedFd>,
     roll: OwnedFd,
+    /// What the primary had not begun to serve in when we came.
+    pending: Option<Pending<OwnedFd>>,
     replica: Replica<ClientFd>,
     /// How many times in a row nothing had to be confirmed.
     calm: u32,
@@ -192,10 +194,12 @@ impl Follower {
         if let Ok(Err(errno)) = reply::parse_status(&frame) {
             return Err(FollowError::Refused(errno));
         }
-        let Fed::Head { head, listener, roll } = Fed::parse(frame)? else {
+        let Fed::Head { head, listener, roll, pending } = Fed::parse(frame)? else {
             return Err(Malformed::INCOMPLETE.into());
         };
         let (listener, roll) = (listener.into_inner(), roll.into_inner());
+        let pending =
+            pending.and_then(|it| Some(Pending { roll: it.roll.into_inner()?, number: it.number }));
         let (Some(listener), Some(roll)) = (listener, roll) else {
             return Err(Malformed::INCOMPLETE.into());
         };
@@ -207,6 +211,7 @@ impl Follower {
             listener,
             former: Vec::new(),
             roll,
+            pending,
             replica: Replica::new(capacity),
             calm: 0,
             tells_closes: version >= CLOSES_VERSION,
@@ -291,11 +296,16 @@ impl Follower {
         if !self.replica.is_synced() {
             return Err(FollowError::Gone);
         }
-        match succeed(&self.roll, self.head.number, keeps).map_err(FollowError::System)? {
+        let mut succession =
+            succeed(&self.roll, self.head.number, keeps).map_err(FollowError::System)?;
+        if let (Succession::Ours, Some(pending)) = (succession, &self.pending) {
+            succession = succeed_in_pending(pending).map_err(FollowError::System)?;
+        }
+        match succession {
             Succession::Ours => {
                 let (store, clients, dropped) = self.replica.into_parts();
-                let Self { listener, former, socket, roll, .. } = self;
-                let place = Some(Place::of(roll));
+                let Self { listener, former, socket, roll, head, .. } = self;
+                let place = Some(Place::of(roll, head.number));
                 let inheritance = Inheritance { listener, former, store, clients, dropped, place };
                 Ok((inheritance, socket))
             }
@@ -359,6 +369,9 @@ impl Follower {
 
     /// Takes in what was read.
     fn take_in(&mut self) -> Result<(), FollowError> {
+        if self.pending.as_ref().is_some_and(is_served) {
+            self.pending = None;
+        }
         let (mut up_to, mut closing) = (None, Vec::new());
         while let Some(frame) = self.decoder.next()? {
             drop(closing::begun());

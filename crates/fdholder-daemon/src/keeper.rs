@@ -87,7 +87,7 @@ impl Kept<'_> {
         decoder: &mut Decoder<ClientFd>,
         buffer: &mut [u8],
     ) -> Result<(), Broken> {
-        say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd()))?;
+        say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd(), None))?;
         let mut mirrors = Mirrors::default();
         let mirror = mirrors.add(self.store);
         let mirror = (&mut mirrors, mirror);

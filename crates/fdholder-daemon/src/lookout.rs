@@ -209,7 +209,9 @@ impl Watcher {
             let buffer = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&self.epoll, buffer, next.as_ref()) {
                 Ok(_) => {}
-                Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),
+                Err(errno) if is_transient(errno) || errno == Errno::AGAIN => {
+                    clock::pause(RETRY_PAUSE);
+                }
                 Err(errno) => {
                     return warn!("nothing that hangs up is watched: {}", strerror(errno));
                 }

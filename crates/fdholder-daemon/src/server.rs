@@ -170,6 +170,8 @@ pub struct Server {
     launcher: Option<Launcher>,
     hears_launcher: bool,
     upgrade: Option<Upgrade>,
+    /// One was asked for before there could be one.
+    is_upgrade_due: bool,
     /// What systemd is told of everything.
     shelf: Option<Shelf>,
     /// Whoever is told that the loop goes round.
@@ -270,6 +272,7 @@ impl Server {
         if std::mem::take(&mut self.is_new) {
             if let Some(place) = &self.place {
                 place.serve();
+                self.have_roll_kept();
             }
         }
     }
@@ -302,17 +305,23 @@ impl Server {
         }
     }
 
-    /// For one that has taken over: serves nobody until its standby has everything, too. Its
-    /// predecessor is the second copy until then, and goes on if this process ends. Returns as soon
-    /// as there is a standby, there can be none at the moment, or it has taken too long.
+    /// For one that has taken over: waits until its standby has everything, too, if there can be one
+    /// at the moment, and not for long. Its predecessor is the second copy until then, and goes on if
+    /// this process ends. When this returns, that one has ended, or is about to.
     ///
     /// # Errors
     ///
     /// As [`run`](Self::run).
     pub fn settle(&mut self) -> io::Result<()> {
-        if self.standby.is_none() || self.place.is_none() {
-            return Ok(());
+        if self.standby.is_some() && self.place.is_some() {
+            self.wait_for_standby()?;
         }
+        // Now the place is ours, before anybody is told so.
+        self.tell_systemd();
+        Ok(())
+    }
+
+    fn wait_for_standby(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         let _gathering = Gathering::begin();
         self.settles_until = Some(clock::now() + SETTLE_PATIENCE);
@@ -340,6 +349,7 @@ impl Server {
         self.look_after_wards();
         self.look_for_listeners();
         self.tend_followers();
+        self.begin_upgrade_that_is_due();
         self.let_leave();
         if let Some(ended) = self.has_ended() {
             return Ok(Some(ended));

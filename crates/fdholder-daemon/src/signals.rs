@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Signals that end or stop a process by default, and that a limit, a write or a timer can raise
 /// without anybody having meant to end it. What this process starts or becomes is a daemon, too,
 /// so that it is right that execve(2) keeps them ignored.
-const IGNORED: [Signal; 9] = [
+const IGNORED: [Signal; 11] = [
     // A write to a socket or pipe whose reader has gone: the write fails with EPIPE.
     Signal::SIGPIPE,
     // A write beyond RLIMIT_FSIZE, also to a file in memory: the write fails with EFBIG.
@@ -27,12 +27,14 @@ const IGNORED: [Signal; 9] = [
     Signal::SIGIO,
     // A log on a terminal that stops programs in the background when they write (stty tostop).
     Signal::SIGTTOU,
-    // Nothing raises it but kill(2), by somebody who expects that it means something here.
+    // Nothing raises them but kill(2), by somebody who expects that they mean something here: so with
+    // real-time signals.
     Signal::SIGUSR1,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
 ];
 // Not ignored: SIGQUIT, SIGABRT and SIGTSTP, by which people end or stop a program that hangs;
-// SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP and SIGSYS, after which this program cannot go on;
-// SIGPWR, SIGSTKFLT and real-time signals, which neither limits nor writes raise.
+// SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP and SIGSYS, after which this program cannot go on.
 
 /// Has the signals that a limit or a write may raise end nothing, from now on and in all threads.
 /// To be called before anything is written.
@@ -41,6 +43,10 @@ pub fn ignore_what_would_end() {
         // SAFETY: ignoring a signal runs no code of ours when it comes. It can only fail for a
         // signal that does not exist, or that cannot be ignored.
         let _ = unsafe { signal(which, SigHandler::SigIgn) };
+    }
+    for number in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: as above.
+        unsafe { libc::signal(number, libc::SIG_IGN) };
     }
 }
 

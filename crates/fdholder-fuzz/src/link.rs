@@ -49,7 +49,7 @@ fn fed(payload: &[u8], fds: usize, fds_lost: bool, ledger: &Ledger) {
 
 fn write(fed: Fed<Fd>) -> Message<Fd> {
     match fed {
-        Fed::Head { head, listener, roll } => link::head(head, listener, roll),
+        Fed::Head { head, listener, roll, pending } => link::head(head, listener, roll, pending),
         Fed::Changes { up_to, goes_on, changes } => {
             let mut message = Changes::default();
             for change in changes {

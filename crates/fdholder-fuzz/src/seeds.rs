@@ -191,7 +191,7 @@ pub fn link() -> Vec<Vec<u8>> {
         taken,
         unread: b"\0\0\0\x01".to_vec(),
     };
-    let first = link::head(Head { number: 1, pid: 2, count: 3, capacity: 4 }, (), ());
+    let first = link::head(Head { number: 1, pid: 2, count: 3, capacity: 4 }, (), (), None);
     let told = [
         changes(true),
         changes(false),

@@ -67,6 +67,16 @@ pub struct Head {
     pub capacity: u32,
 }
 
+/// The place that a primary has taken and does not serve in yet. It is its predecessor's again if the
+/// primary ends before that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pending<F> {
+    /// The predecessor's roll of followers.
+    pub roll: F,
+    /// The primary's place on that.
+    pub number: u32,
+}
+
 /// A change of what is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mirrored<F> {
@@ -124,6 +134,8 @@ pub enum Fed<F> {
         listener: F,
         /// See [`Head::number`].
         roll: F,
+        /// Only for a standby that the primary has started.
+        pending: Option<Pending<F>>,
     },
     /// Changes, in order.
     Changes {
@@ -183,11 +195,17 @@ pub enum Heard {
 }
 
 /// Encodes the first message of a link.
-pub fn head<F>(head: Head, listener: F, roll: F) -> Message<F> {
-    Message::new(vec![listener, roll], |bytes| {
+pub fn head<F>(head: Head, listener: F, roll: F, pending: Option<Pending<F>>) -> Message<F> {
+    let (number, pending) = match pending {
+        Some(Pending { roll, number }) => (Some(number), Some(roll)),
+        None => (None, None),
+    };
+    let fds = [listener, roll].into_iter().chain(pending).collect();
+    Message::new(fds, |bytes| {
         // As the reply to the request that it is: not refused.
         bytes.extend_from_slice(&[0, fed::HEAD]);
-        for number in [head.number, head.pid, head.count, head.capacity] {
+        let numbers = [head.number, head.pid, head.count, head.capacity];
+        for number in numbers.into_iter().chain(number) {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
     })
@@ -301,7 +319,11 @@ impl<F> Fed<F> {
                 let (Some(listener), Some(roll)) = (listener, roll) else {
                     return Err(Malformed("a link without its descriptors"));
                 };
-                Self::Head { head, listener, roll }
+                let pending = match fds.next() {
+                    Some(roll) => Some(Pending { roll, number: reader.u32()? }),
+                    None => None,
+                };
+                Self::Head { head, listener, roll, pending }
             }
             fed::CHANGES => {
                 let (up_to, goes_on) = (reader.u64()?, reader.byte()? != 0);

@@ -58,14 +58,10 @@ fn kills() {
                 // An upgrade takes about as long.
                 signal(primary, Signal::USR2);
                 wait_at_random(random);
-                // Not the primary: it may be upgraded by now, and its standby may not have
-                // everything yet.
-                let mut alive = family.alive();
-                alive.retain(|pid| *pid != primary);
-                if !alive.is_empty() {
-                    family.kill(alive[random.below(alive.len() as u64) as usize]);
-                    upgrading += 1;
-                }
+                // Any of them, whatever it is by now: there is a second copy all the time.
+                let alive = family.alive();
+                family.kill(alive[random.below(alive.len() as u64) as usize]);
+                upgrading += 1;
             } else {
                 let of_standby = random.one_in(2);
                 family.kill(if of_standby { standby } else { primary });
@@ -76,6 +72,10 @@ fn kills() {
                 let next = family.serve(&OPTIONS);
                 assert_eq!(family.primary(), next);
                 restarts += 1;
+                if random.one_in(2) {
+                    // It is ready, so that it is not alone.
+                    family.kill(next);
+                }
             }
             world.next_round();
         }

@@ -1,6 +1,7 @@
 //! What the processes of a holder have open when they hold nothing.
 
-use crate::support::{eventually, open_files, Family};
+use crate::support::{deadline, eventually, id, open_files, Family};
+use fdholder::Limit;
 use std::collections::BTreeMap;
 
 /// What is open, and how often. Numbers that say which one it is are left out.
@@ -11,6 +12,10 @@ type Open = BTreeMap<String, usize>;
 pub fn nothing_leaks(family: &Family, options: &[&str]) {
     let mut fresh = Family::with(options);
     fresh.serve(options);
+    // The standby hears of this, and that its primary serves.
+    let null = std::fs::File::open("/dev/null").unwrap();
+    fresh.client().store(&id("x"), Limit::never(), &null, deadline()).unwrap();
+    fresh.client().delete(&id("x"), deadline()).unwrap();
     let mut told = None;
     eventually("two processes with nothing more open than new ones", || {
         // A standby that has been sent everything may not have read it yet.

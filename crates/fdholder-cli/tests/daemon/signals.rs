@@ -7,9 +7,10 @@ use fdholder::{Client, Limit, Standby};
 use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
 use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 
 /// What ends or stops a process by default, without anybody having meant to end it.
-const HARMLESS: [Signal; 9] = [
+const HARMLESS: [Signal; 11] = [
     Signal::PIPE,
     Signal::XFSZ,
     Signal::XCPU,
@@ -19,6 +20,8 @@ const HARMLESS: [Signal; 9] = [
     Signal::IO,
     Signal::TTOU,
     Signal::USR1,
+    Signal::POWER,
+    Signal::STKFLT,
 ];
 
 fn store(client: &mut Client, name: &str) {
@@ -48,6 +51,14 @@ fn signals_that_limits_raise_end_neither_primary_nor_standby() {
     for which in HARMLESS {
         signal(pair.0, which);
         signal(pair.1, which);
+    }
+    for real_time in 34..=64 {
+        for pid in [pair.0, pair.1] {
+            // By name the C libraries differ in which they keep for themselves.
+            let sent =
+                Command::new("kill").args([format!("-{real_time}"), pid.to_string()]).status();
+            assert!(sent.unwrap().success());
+        }
     }
     // What has come before is dealt with by the time that this is answered, here and there.
     store(&mut family.client(), "later");

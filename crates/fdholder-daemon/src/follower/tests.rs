@@ -27,7 +27,7 @@ fn link_with(version: u32) -> (Primary, Follower) {
     transport::send(&primary.socket, &hello, &[], Wait::Yes).unwrap();
     let head = Head { number: 1, pid: 2, count: 0, capacity: 1000 };
     let null = std::fs::File::open("/dev/null").unwrap();
-    primary.say(&link::head(head, null.as_fd(), null.as_fd()));
+    primary.say(&link::head(head, null.as_fd(), null.as_fd(), None));
     let follower = Follower::begin(theirs.into(), 1000).unwrap();
     let mut primary = primary;
     for _ in ["hello", "follow"] {

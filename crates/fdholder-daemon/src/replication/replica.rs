@@ -210,7 +210,8 @@ mod tests {
         assert_eq!(error, ReplicaError::NoRoom);
         assert_eq!(error.to_string(), "it holds more than there is room for here");
         let head = fdholder::link::Head { number: 1, pid: 2, count: 3, capacity: 4 };
-        let error = replica.hear(Fed::Head { head, listener: 1, roll: 2 }).unwrap_err();
+        let error =
+            replica.hear(Fed::Head { head, listener: 1, roll: 2, pending: None }).unwrap_err();
         assert_eq!(error.to_string(), "protocol error: not the message that was due");
     }
 

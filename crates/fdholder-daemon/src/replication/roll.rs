@@ -28,6 +28,7 @@ use super::bytes::{self, Bytes};
 use crate::bugs::{active, Bug};
 use crate::clock;
 use crate::reading::is_transient;
+use fdholder::link::Pending;
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
 use rustix::process::{getrlimit, Resource};
@@ -233,17 +234,64 @@ fn say(roll: BorrowedFd<'_>, what: u8) -> Result<(), Errno> {
     }
 }
 
+/// Takes the place of a primary that has gone, as [`succeed`] does, if it had not begun to serve in
+/// the place that it had taken itself. Its own predecessor may have that again by now: only one of
+/// both gets the lock there. Who gets it here serves.
+///
+/// # Errors
+///
+/// As [`succeed`].
+pub(crate) fn succeed_in_pending(pending: &Pending<OwnedFd>) -> Result<Succession, Errno> {
+    insist(|| {
+        let roll = pending.roll.as_fd();
+        let is_locked = try_lock(roll)?;
+        // Looked at with the lock, if it is ours.
+        let is_given_up = is_set(roll, pending.number.into())?;
+        let state = byte(roll, SUCCEEDED)?;
+        let succession = pending_verdict(is_locked, is_given_up, state);
+        if succession == Some(Succession::Ours) && state != SERVES {
+            say(roll, SERVES)?;
+        }
+        Ok(succession)
+    })
+}
+
+/// Whether the primary has begun to serve in it: then its predecessor never has it again.
+pub(crate) fn is_served(pending: &Pending<OwnedFd>) -> bool {
+    let roll = pending.roll.as_fd();
+    byte(roll, SUCCEEDED) == Ok(SERVES) && is_set(roll, pending.number.into()) == Ok(false)
+}
+
+/// `None` while it is not decided.
+fn pending_verdict(is_locked: bool, is_given_up: bool, state: u8) -> Option<Succession> {
+    match state {
+        _ if is_given_up => Some(Succession::GivenUp),
+        SERVES => Some(Succession::Ours),
+        _ if !is_locked => None,
+        // The predecessor had it again, and has gone.
+        0 => Some(Succession::Anothers),
+        _ => Some(Succession::Ours),
+    }
+}
+
 /// The place of a primary that has gone. While it is kept, whoever looks sees that somebody
 /// has it.
 #[derive(Debug)]
 pub struct Place {
     /// Where we have the lock, until it is closed.
     roll: OwnedFd,
+    /// Our own place there.
+    number: u32,
 }
 
 impl Place {
-    pub(crate) fn of(roll: OwnedFd) -> Self {
-        Self { roll }
+    pub(crate) fn of(roll: OwnedFd, number: u32) -> Self {
+        Self { roll, number }
+    }
+
+    /// For who follows us before we [serve](Self::serve).
+    pub(crate) fn pending(&self) -> Pending<BorrowedFd<'_>> {
+        Pending { roll: self.roll.as_fd(), number: self.number }
     }
 
     /// Whoever has only kept everything so far is about to serve, or has another do so.
@@ -383,8 +431,40 @@ mod tests {
         roll.let_go().unwrap();
         assert_eq!(another(&roll, dies), IS_GIVEN_UP);
         assert_eq!(another(&roll, next), HAS_IT);
-        Place::of(roll.file().try_clone().unwrap()).serve();
+        Place::of(roll.file().try_clone().unwrap(), next).serve();
         assert!(roll.is_handed_over(Handed::Serves) && !roll.take_back(next));
+    }
+
+    /// A primary that had not begun to serve has gone: either its predecessor goes on, or who follows it.
+    #[test]
+    fn one_of_predecessor_and_follower_gets_a_pending_place() {
+        let pending =
+            |roll: &Roll, number| Pending { roll: roll.file().try_clone().unwrap(), number };
+        let mut roll = Roll::new().unwrap();
+        let next = roll.enter();
+        roll.let_go().unwrap();
+        assert_eq!(another(&roll, next), HAS_IT);
+        assert!(roll.take_back(next));
+        assert_eq!(succeed_in_pending(&pending(&roll, next)), Ok(Succession::GivenUp));
+        let mut roll = Roll::new().unwrap();
+        let next = roll.enter();
+        roll.let_go().unwrap();
+        assert_eq!(another(&roll, next), HAS_IT);
+        assert_eq!(succeed_in_pending(&pending(&roll, next)), Ok(Succession::Ours));
+        assert!(roll.is_handed_over(Handed::Serves) && !roll.take_back(next));
+        for is_locked in [false, true] {
+            for state in [0, FOLLOWED, RECOVERED, KEPT, SERVES] {
+                let verdict = pending_verdict(is_locked, true, state);
+                assert_eq!(verdict, Some(Succession::GivenUp));
+            }
+            assert_eq!(pending_verdict(is_locked, false, SERVES), Some(Succession::Ours));
+        }
+        assert_eq!(pending_verdict(true, false, 0), Some(Succession::Anothers));
+        for state in [FOLLOWED, RECOVERED, KEPT] {
+            assert_eq!(pending_verdict(false, false, state), None);
+            assert_eq!(pending_verdict(true, false, state), Some(Succession::Ours));
+        }
+        assert_eq!(pending_verdict(false, false, 0), None);
     }
 
     #[test]
@@ -443,7 +523,7 @@ mod tests {
         let file = roll.file().as_fd();
         assert_eq!(succeed(file, first, false), Ok(Succession::Ours));
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
-        Place::of(file.try_clone_to_owned().unwrap()).serve();
+        Place::of(file.try_clone_to_owned().unwrap(), first).serve();
         assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
     }
 
@@ -459,7 +539,7 @@ mod tests {
         assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
         pwrite(file, &[KEPT], SUCCEEDED).unwrap();
         assert_eq!(succeed(file, second, true), Ok(Succession::Ours));
-        Place::of(file.try_clone_to_owned().unwrap()).follow().unwrap();
+        Place::of(file.try_clone_to_owned().unwrap(), second).follow().unwrap();
         assert_eq!(succeed(file, third, false), Ok(Succession::Anothers));
     }
 }

@@ -200,6 +200,7 @@ impl Server {
             launcher: None,
             hears_launcher: false,
             upgrade: None,
+            is_upgrade_due: false,
             shelf: None,
             watchdog: None,
             settles_until: None,

@@ -13,7 +13,8 @@ use crate::limits::{
 };
 use crate::peer::Gone;
 use crate::reading::{is_transient, of_daemon};
-use crate::replication::{self, roll::Roll};
+use crate::replication;
+use crate::replication::roll::{Place, Roll};
 use fdholder::frame::Decoder;
 use fdholder::limits::REQUEST_PAYLOAD_MAX;
 use fdholder::link::{self, Heard};
@@ -115,7 +116,9 @@ impl Server {
             return Err(Errno::SHUTDOWN);
         }
         let takes_over = self.links.iter().any(|(_, link)| link.wants_over.is_some());
-        if takes_over || self.links.len() >= FOLLOWERS_MAX {
+        // Before we serve, only a process of ours is told that we do not.
+        let is_stranger = self.is_pending() && !self.is_standby(token);
+        if takes_over || is_stranger || self.links.len() >= FOLLOWERS_MAX {
             return Err(Errno::BUSY);
         }
         // It need not have room for what goes anyway.
@@ -127,9 +130,10 @@ impl Server {
         if self.roll.is_none() {
             self.renew_roll()?;
         }
+        let pending = self.place.as_ref().filter(|_| self.is_new).map(Place::pending);
         let followers = self.roll.as_mut().ok_or(Errno::NOMEM)?;
         let about = replication::head(followers, &self.hold.store);
-        let first = link::head(about, self.listener.as_fd(), followers.file().as_fd());
+        let first = link::head(about, self.listener.as_fd(), followers.file().as_fd(), pending);
         let peer = self.peers.get(token).ok_or(Errno::BADF)?;
         let sent = transport::send(peer.socket(), first.bytes(), first.fds(), Wait::No);
         let data = epoll::EventData::new_u64(self.links.vacant_key() as u64 | LINK);
@@ -176,12 +180,29 @@ impl Server {
 
     /// A new roll, with nobody on it.
     pub(super) fn renew_roll(&mut self) -> Result<(), Errno> {
-        let roll = Roll::new()?;
-        if let Some(shelf) = &mut self.shelf {
+        self.roll = Some(Roll::new()?);
+        // Until we serve, the place is our predecessor's, and so is the roll that systemd keeps.
+        if !self.is_pending() {
+            self.have_roll_kept();
+        }
+        Ok(())
+    }
+
+    /// Has systemd keep the roll, if there is one.
+    pub(super) fn have_roll_kept(&mut self) {
+        if let (Some(shelf), Some(roll)) = (&mut self.shelf, &self.roll) {
             shelf.keep_roll(roll.file());
         }
-        self.roll = Some(roll);
-        Ok(())
+    }
+
+    /// Whether the place that we have taken is our predecessor's until we serve.
+    pub(super) fn is_pending(&self) -> bool {
+        self.is_new && self.place.is_some()
+    }
+
+    fn is_standby(&self, token: usize) -> bool {
+        let process = self.standby.as_ref().and_then(|standby| standby.process.as_ref());
+        process.is_some_and(|process| process.token == Some(token))
     }
 
     /// Whether a client that follows now is a process of ours, and which.

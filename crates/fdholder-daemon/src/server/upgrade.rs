@@ -68,6 +68,11 @@ impl Server {
         if matches!(self.accepting, Accepting::LameDuck(_)) {
             return self.upgrade_failed("this daemon is about to end");
         }
+        // Our predecessor goes on if we end before we serve, as this process does on execve(2).
+        if self.is_pending() {
+            self.is_upgrade_due = true;
+            return;
+        }
         // The new program has what it is told first.
         self.look_at_socket_file();
         let Some(launch) = self.successor.clone() else {
@@ -83,6 +88,13 @@ impl Server {
                 let program = launch.program.display();
                 self.upgrade_failed(&format!("unable to start {program}: {error}"));
             }
+        }
+    }
+
+    /// Starts one that was asked for before this daemon served.
+    pub(super) fn begin_upgrade_that_is_due(&mut self) {
+        if !self.is_pending() && std::mem::take(&mut self.is_upgrade_due) {
+            self.begin_upgrade();
         }
     }
 

@@ -158,7 +158,7 @@ impl Following {
             return Fate::Ends("it is refused");
         }
         let fed = Fed::parse(frame);
-        let Ok(Fed::Head { head, listener, roll }) = fed else {
+        let Ok(Fed::Head { head, listener, roll, pending: _ }) = fed else {
             turn.oracle.fail(|| format!("a link begins with {fed:?}"));
             return Fate::Ends("no head");
         };

@@ -108,7 +108,7 @@ impl Server {
         let number = roll.last;
         let capacity = self.store.capacity() as u32;
         let about = Head { number, pid: self.table.pid, count: held as u32, capacity };
-        let first = link::head(about, self.listener.file.clone(), roll.fd.file.clone());
+        let first = link::head(about, self.listener.file.clone(), roll.fd.file.clone(), None);
         let socket = self.peers[token].socket.socket().ok_or(Errno::BADF)?;
         let (bytes, files) = first.into_parts();
         socket.send(&bytes, files, true, Some(&self.table), turn.random)?;

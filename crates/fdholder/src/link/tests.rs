@@ -65,8 +65,10 @@ proptest! {
 #[test]
 fn everything_else_comes_as_it_was() {
     let about = Head { number: 1, pid: 2, count: 3, capacity: 4 };
-    let first = through(head(about, 5, 6), Fed::parse);
-    assert_eq!(first, Ok(Fed::Head { head: about, listener: 5, roll: 6 }));
+    for pending in [None, Some(Pending { roll: 7, number: 8 })] {
+        let first = through(head(about, 5, 6, pending), Fed::parse);
+        assert_eq!(first, Ok(Fed::Head { head: about, listener: 5, roll: 6, pending }));
+    }
     assert_eq!(through(synced(), Fed::parse), Ok(Fed::Synced));
     assert_eq!(through(yours(), Fed::parse), Ok(Fed::Yours));
     assert_eq!(through(listener(7), Fed::parse), Ok(Fed::Listener(7)));
@@ -150,7 +152,7 @@ fn a_message_of_changes_has_bounds() {
 #[test]
 fn a_link_begins_as_a_request_is_answered() {
     let about = Head { number: 1, pid: 2, count: 3, capacity: 4 };
-    let (mut bytes, fds) = head(about, 5, 6).into_parts();
+    let (mut bytes, fds) = head(about, 5, 6, None).into_parts();
     let parse = |bytes: &[u8], fds: &[u32]| {
         let payload = &bytes[crate::limits::HEADER_LEN..];
         Fed::parse(Frame { payload, fds: fds.to_vec(), fds_lost: false })

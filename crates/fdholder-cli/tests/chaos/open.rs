@@ -2,7 +2,10 @@
 
 use crate::support::{deadline, eventually, id, open_files, Family};
 use fdholder::Limit;
+use rustix::fs::OFlags;
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 /// What is open, and how often. Numbers that say which one it is are left out.
 type Open = BTreeMap<String, usize>;
@@ -13,7 +16,7 @@ pub fn nothing_leaks(family: &Family, options: &[&str]) {
     let mut fresh = Family::with(options);
     fresh.serve(options);
     // The standby hears of this, and that its primary serves.
-    let null = std::fs::File::open("/dev/null").unwrap();
+    let null = fs::File::open("/dev/null").unwrap();
     fresh.client().store(&id("x"), Limit::never(), &null, deadline()).unwrap();
     fresh.client().delete(&id("x"), deadline()).unwrap();
     let mut told = None;
@@ -37,11 +40,28 @@ fn both(family: &Family) -> [Open; 2] {
 fn open_in(pid: u32, family: &Family) -> Open {
     let folder = family.folder.path().canonicalize().unwrap();
     let mut open = Open::new();
-    for target in open_files(pid).values() {
+    let passed_on = passed_on();
+    for (number, target) in &open_files(pid) {
+        if passed_on.get(number) == Some(target) {
+            continue;
+        }
         let target = target.to_string_lossy();
         let what = target.strip_prefix(&*folder.to_string_lossy()).unwrap_or(&target);
         let what = what.split(":[").next().unwrap_or(what);
         *open.entry(what.to_owned()).or_default() += 1;
     }
     open
+}
+
+/// What this process was started with and passes on: a daemon that it starts has that, and a standby
+/// that a daemon starts has not.
+fn passed_on() -> BTreeMap<u32, PathBuf> {
+    let mut own = open_files(std::process::id());
+    own.retain(|number, _| {
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = about.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("");
+        let flags = u32::from_str_radix(flags.trim(), 8).unwrap_or(0);
+        *number > 2 && flags & OFlags::CLOEXEC.bits() == 0
+    });
+    own
 }

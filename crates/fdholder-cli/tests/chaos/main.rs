@@ -49,7 +49,7 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn kills() {
     let kills = number_in("FDHOLDER_KILLS").unwrap_or(KILLS);
-    let (mut killed, mut upgrading, mut restarts) = ([0, 0], 0, 0);
+    let (mut killed, mut upgrading, mut restarts, mut cut_short) = ([0, 0], 0, 0, 0);
     under_load(true, |family, world, random| {
         for _ in 0..kills {
             let (primary, standby) = family.pair();
@@ -67,7 +67,16 @@ fn kills() {
                 family.kill(if of_standby { standby } else { primary });
                 killed[usize::from(of_standby)] += 1;
             }
-            if random.one_in(4) {
+            let next_comes = random.below(4);
+            if next_comes == 0 {
+                // At whatever it is by then: starting, taking over, or serving.
+                let next = family.begin(&OPTIONS);
+                for _ in 0..random.below(8) {
+                    wait_at_random(random);
+                }
+                family.kill(next);
+                cut_short += 1;
+            } else if next_comes == 1 {
                 // As a supervisor does, which does not know that another one goes on.
                 let next = family.serve(&OPTIONS);
                 assert_eq!(family.primary(), next);
@@ -82,7 +91,7 @@ fn kills() {
     });
     let [primaries, standbys] = killed;
     println!("killed: {primaries} primaries, {standbys} standbys, {upgrading} amid an upgrade");
-    println!("restarts: {restarts}");
+    println!("restarts: {restarts}, killed on their way: {cut_short}");
 }
 
 #[test]

@@ -58,6 +58,17 @@ impl Family {
         pid
     }
 
+    /// Starts one more, and does not wait for it. Returns its pid.
+    pub fn begin(&mut self, options: &[&str]) -> u32 {
+        let log = File::options().append(true).open(&self.log).unwrap();
+        let mut command = suite::fdholder(["serve", "-1"]);
+        command.args(options).arg(&self.path).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().unwrap();
+        let pid = child.id();
+        self.children.push(child);
+        pid
+    }
+
     /// Takes one in that was started elsewhere.
     pub fn adopt(&mut self, child: Child) {
         self.children.push(child);

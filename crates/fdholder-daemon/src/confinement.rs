@@ -200,6 +200,20 @@ impl Confinement {
         Ok(())
     }
 
+    /// The same in a folder that is put in the place of that one: it may be removed and made again,
+    /// or something mounted there. Nothing is allowed for the root folder.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfinementError::Unknown`].
+    pub fn make_socket_anew(&mut self, path: &Path) -> Result<()> {
+        let above = folder_of(path).parent().filter(|above| above.parent().is_some());
+        if let Some(above) = above.map(canonical).transpose()?.flatten() {
+            self.allow(above, AccessFs::ReadDir | AccessFs::MakeSock);
+        }
+        Ok(())
+    }
+
     /// A fifo that is made, and opened.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! The file of the listening socket is removed, renamed or replaced while the daemon serves.
 
 use crate::support::family::{is_alive, signal};
-use crate::support::{deadline, eventually, id, marked_file, path_of, suite, Daemon, Family};
+use crate::support::{
+    deadline, eventually, has_landlock, id, marked_file, path_of, suite, Daemon, Family,
+};
 use fdholder::transport::{self, Wait};
 use fdholder::{Client, Limit};
 use rustix::fs::fstat;
@@ -60,6 +62,23 @@ fn removed_socket_file_is_made_again() {
         let mode = fs::metadata(&family.path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o640, "{what_happens:?}");
     }
+}
+
+/// With Landlock, too, which is the default for such a path.
+#[test]
+fn socket_file_is_made_again_in_a_folder_that_was_made_again() {
+    let mut family = Family::new();
+    let folder = family.folder.path().join("sub");
+    fs::create_dir(&folder).unwrap();
+    family.path = folder.join("holder");
+    family.serve(&["-v2"]);
+    assert!(!has_landlock() || family.log().contains("(Landlock)"), "{}", family.log());
+    let mut client = family.client();
+    hold(&mut client, family.folder.path());
+    fs::remove_dir_all(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
+    wait_until_made_again(&family);
+    assert_eq!(family.client().list(deadline()).unwrap(), [id("x")]);
 }
 
 /// The next daemon finds the living one, by whichever name of the path, and goes on with everything.

@@ -113,6 +113,9 @@ impl Needs {
         if let Some(path) = &self.path {
             // Whoever listens there may go just now, and then this one makes its own.
             all.make_socket(path)?;
+            if self.landlock.is_none() {
+                all.make_socket_anew(path)?;
+            }
         }
         for endpoint in &self.endpoints {
             match endpoint {

@@ -71,8 +71,12 @@ fn kills() {
             if next_comes == 0 {
                 // At whatever it is by then: starting, taking over, or serving.
                 let next = family.begin(&OPTIONS);
+                let asks_for_upgrade = random.one_in(2);
                 for _ in 0..random.below(8) {
                     wait_at_random(random);
+                    if asks_for_upgrade {
+                        signal(next, Signal::USR2);
+                    }
                 }
                 family.kill(next);
                 cut_short += 1;

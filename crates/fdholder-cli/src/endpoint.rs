@@ -18,7 +18,7 @@ pub use open::OpenError;
 pub use options::{arguments, EndpointOptions, Mode};
 pub use settle::{
     fixed_differences, is_bound, is_reachable_at, left_behind, left_in_queue, limits, settle,
-    NotSettled, Policy, Settled,
+    NotSettled, Policy, Settled, Unasked,
 };
 pub use table::set_nonblocking;
 

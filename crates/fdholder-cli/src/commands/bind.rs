@@ -3,16 +3,17 @@
 
 pub mod group;
 
-use crate::connect::{connect, identifier};
+use crate::connect::{connect_negotiated, identifier};
 use crate::endpoint::{
     arguments, fixed_differences, is_reachable_at, left_behind, limits, settle, Endpoint,
-    EndpointOptions, NotSettled, OpenError, Policy, Settled,
+    EndpointOptions, NotSettled, OpenError, Policy, Settled, Unasked,
 };
 use crate::failure::{exit, Failure};
 use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
-use fdholder::{Cause, Client, Deadline, Entry, Errno, Identifier, Limit};
+use fdholder::{Cause, Client, Deadline, Entry, Errno, Identifier, Limit, Standby};
+use fdholder_daemon::credentials::of_peer;
 use group::Group;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -80,10 +81,11 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     }
     let id = identifier(invocation, "bind")?;
     let ids = if endpoints.len() == 1 { vec![id.clone()] } else { numbered(&id, endpoints.len())? };
-    let (mut holder, deadline) = connect(invocation)?;
+    let (mut holder, deadline) = connect_negotiated(invocation)?;
+    let holders = processes_of(&mut holder, deadline)?;
     let replace = invocation.matches.get_flag("replace");
-    let mut binding =
-        Binding { holder: &mut holder, deadline, options: &options, replace, invocation };
+    let holder = &mut holder;
+    let mut binding = Binding { holder, holders, deadline, options: &options, replace, invocation };
     if let ([id], [endpoint]) = (&ids[..], &endpoints[..]) {
         binding.bring_about(id, endpoint)?;
         // It is held, whatever else is.
@@ -98,6 +100,26 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The processes of a holder, as far as they are known: who listens there may have started it.
+fn processes_of(holder: &mut Client, deadline: Deadline) -> Result<Vec<u32>, Failure> {
+    // 0 is none: one that cannot be seen from here.
+    let listens = of_peer(&*holder).ok().and_then(|peer| peer.pid);
+    let mut pids = vec![listens.map_or(0, i32::cast_unsigned)];
+    match holder.status(deadline) {
+        Ok(status) => {
+            pids.push(status.pid);
+            pids.extend(match status.standby {
+                Standby::Ready(pid) => Some(pid),
+                Standby::None | Standby::Starting => None,
+            });
+        }
+        // It is s6's, or the rules do not let this user see that.
+        Err(error) if matches!(error.cause(), Cause::Denied(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(pids)
+}
+
 /// `ID/1`, `ID/2`, …
 fn numbered(id: &Identifier, count: usize) -> Result<Vec<Identifier>, Failure> {
     let number = |n: usize| Identifier::new([id.as_bytes(), format!("/{n}").as_bytes()].concat());
@@ -108,6 +130,8 @@ fn numbered(id: &Identifier, count: usize) -> Result<Vec<Identifier>, Failure> {
 /// What is to be held, and where.
 struct Binding<'a> {
     holder: &'a mut Client,
+    /// Its processes.
+    holders: Vec<u32>,
     deadline: Deadline,
     options: &'a EndpointOptions,
     replace: bool,
@@ -150,10 +174,11 @@ impl Binding<'_> {
     /// Another process that does the same at the same time may be faster; then what that has
     /// opened is what is wanted, as soon as it is held.
     fn bring_about(&mut self, id: &Identifier, endpoint: &Endpoint) -> Result<(), Failure> {
-        let policy = Policy { replace: self.replace, may_look_for_users: true };
         let (mut in_use, mut released) = (None, None);
         for _ in 0..ATTEMPTS {
             let held = self.held(id)?;
+            let unasked = Unasked::Reset(&self.holders);
+            let policy = Policy { replace: self.replace, unasked };
             let settled = match &held {
                 Some(held) => settle(endpoint, self.options, held, policy, None),
                 None => match endpoint.open(self.options) {
@@ -169,7 +194,8 @@ impl Binding<'_> {
                 Ok(Settled::Replaced(new, why)) => {
                     if self.give(id, &new, held.as_ref())? {
                         self.say(id, why.map(|why| format!("opened anew: {why}")));
-                        let left = held.map(left_behind).unwrap_or_default();
+                        let left = held.map(|held| left_behind(held, &self.holders));
+                        let left = left.unwrap_or_default();
                         self.say(id, left.iter().map(|left| format!("the one before: {left}")));
                         self.say(id, limits(endpoint, self.options, &new));
                         return Ok(());
@@ -243,7 +269,7 @@ impl Binding<'_> {
         let Some(fd) = self.held(id)? else { return Ok(()) };
         self.delete(id)?;
         self.say(id, ["released, as it was not given".to_owned()]);
-        self.say(id, left_behind(fd));
+        self.say(id, left_behind(fd, &self.holders));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::compare::{compare, lock_of, Difference, Remedy, BUF_LOCK};
 use super::diag::accept_queue;
 use super::options::EndpointOptions;
 use super::table::{Kind, Reading, ROWS};
-use super::users::{in_words, users_of};
+use super::users::{in_words, users_of, Users};
 use super::{Endpoint, OpenError, UnixAddress};
 use crate::look::describe::{describe, Queue};
 use crate::sockopt::{get_int, set_int};
@@ -23,12 +23,21 @@ const ANOTHER: &str = "another ";
 
 /// What may be done.
 #[derive(Debug, Clone, Copy)]
-pub struct Policy {
+pub struct Policy<'a> {
     /// What cannot be changed in place is replaced.
     pub replace: bool,
-    /// /proc is searched for programs that have the socket. If there is none, an option that was
-    /// not asked for gets the system's value; a server may have set it for itself.
-    pub may_look_for_users: bool,
+    pub unasked: Unasked<'a>,
+}
+
+/// What becomes of an option that was not asked for, and is not as the system would have it: a
+/// server may have set it for itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Unasked<'a> {
+    /// It gets the system's value, if no program has the socket but these processes, which hold it.
+    Reset(&'a [u32]),
+    Stays,
+    /// It stays, and that is said.
+    IsSaid,
 }
 
 /// How it is held by now.
@@ -64,7 +73,7 @@ pub fn settle(
     endpoint: &Endpoint,
     options: &EndpointOptions,
     held: impl AsFd,
-    policy: Policy,
+    policy: Policy<'_>,
     opened: Option<OwnedFd>,
 ) -> Result<Settled, NotSettled> {
     let held = held.as_fd();
@@ -84,15 +93,20 @@ pub fn settle(
     for difference in differences {
         let name = difference.name;
         if !difference.is_asked && matches!(difference.remedy, Remedy::Set(..)) {
-            if !policy.may_look_for_users {
+            let Unasked::Reset(holders) = policy.unasked else {
+                if matches!(policy.unasked, Unasked::IsSaid) {
+                    notes.push(format!("{name} stays {}, which the file does not say", difference.is));
+                }
                 continue;
-            }
-            let users = users.get_or_insert_with(|| users_of(held));
-            if !users.is_empty() {
-                let (is, users) = (difference.is, in_words(users));
-                notes.push(format!(
-                    "{name} stays {is}, which nobody asked for: {users} has it open"
-                ));
+            };
+            let why = match users.get_or_insert_with(|| users_of(held, holders)) {
+                Users::None => None,
+                Users::Some(users) => Some(format!("{} has it open", in_words(users))),
+                Users::Unknown => Some("unable to see whether a program has it open".to_owned()),
+            };
+            if let Some(why) = why {
+                let is = &difference.is;
+                notes.push(format!("{name} stays {is}, which nobody asked for: {why}"));
                 continue;
             }
         }
@@ -269,11 +283,10 @@ pub fn left_in_queue(held: impl AsFd) -> Option<String> {
 }
 
 /// The same, and which programs have it still, once no other gets it from the holder.
-pub fn left_behind(held: impl AsFd) -> Vec<String> {
+pub fn left_behind(held: impl AsFd, holders: &[u32]) -> Vec<String> {
     let held = held.as_fd();
     let mut notes: Vec<_> = left_in_queue(held).into_iter().collect();
-    let users = users_of(held);
-    if !users.is_empty() {
+    if let Users::Some(users) = users_of(held, holders) {
         notes.push(format!("{} still has it open: restart it", in_words(&users)));
     }
     notes
@@ -285,7 +298,7 @@ fn replace(
     options: &EndpointOptions,
     held: BorrowedFd<'_>,
     why: Option<String>,
-    policy: Policy,
+    policy: Policy<'_>,
     opened: Option<OwnedFd>,
 ) -> Result<Settled, NotSettled> {
     let has_name_for_itself = matches!(
@@ -294,10 +307,11 @@ fn replace(
     );
     if has_name_for_itself && endpoint.is_in_the_way_of(held) {
         let why = why.unwrap_or_else(|| "it was to be replaced".to_owned());
-        let users = if policy.may_look_for_users { users_of(held) } else { Vec::new() };
-        if users.is_empty() {
-            return Ok(Settled::MustGo(why));
-        }
+        let users = match policy.unasked {
+            Unasked::Reset(holders) => users_of(held, holders),
+            Unasked::Stays | Unasked::IsSaid => Users::Unknown,
+        };
+        let Users::Some(users) = users else { return Ok(Settled::MustGo(why)) };
         let problem = format!("{why}, and {} has its name: stop it first", in_words(&users));
         return Err(NotSettled::Open(OpenError::InUse(problem)));
     }

@@ -11,7 +11,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
-const BIND: Policy = Policy { replace: false, may_look_for_users: true };
+const BIND: Policy<'_> = Policy { replace: false, unasked: Unasked::Reset(&[]) };
 
 fn endpoint(text: &str) -> Endpoint {
     text.parse().unwrap()
@@ -31,7 +31,7 @@ fn differences(text: &str, said: &str, fd: &OwnedFd) -> Vec<&'static str> {
     all.into_iter().map(|difference| difference.name).collect()
 }
 
-fn settle_by(text: &str, said: &str, fd: &OwnedFd, policy: Policy) -> Result<Settled, NotSettled> {
+fn settle_by(text: &str, said: &str, fd: &OwnedFd, policy: Policy<'_>) -> Result<Settled, NotSettled> {
     settle(&endpoint(text), &options(said), fd, policy, None)
 }
 
@@ -208,9 +208,16 @@ fn every_option_that_changed_is_set_or_refused_by_name() {
 #[test]
 fn option_that_was_not_said_is_left_where_it_is_not_to_be_reset() {
     let held = endpoint("tcp:127.0.0.1:0").open(&options("nonblock = true")).unwrap();
-    let policy = Policy { replace: false, may_look_for_users: false };
+    let policy = Policy { replace: false, unasked: Unasked::Stays };
     let settled = settle_by("tcp:127.0.0.1:0", "", &held, policy);
     assert!(matches!(settled, Ok(Settled::Held(notes)) if notes.is_empty()));
+    let says = Policy { unasked: Unasked::IsSaid, ..policy };
+    let Ok(Settled::Held(notes)) = settle_by("tcp:127.0.0.1:0", "", &held, says) else { panic!() };
+    assert_eq!(notes, ["nonblock stays on, which the file does not say"]);
+    let unseen = Policy { unasked: Unasked::Reset(&[u32::MAX]), ..policy };
+    let Ok(Settled::Held(notes)) = settle_by("tcp:127.0.0.1:0", "", &held, unseen) else { panic!() };
+    let why = "unable to see whether a program has it open";
+    assert_eq!(notes, [format!("nonblock stays on, which nobody asked for: {why}")]);
     assert_eq!(differences("tcp:127.0.0.1:0", "", &held), ["nonblock"]);
     let settled = settle_by("tcp:127.0.0.1:0", "nonblock = false", &held, policy);
     assert!(matches!(settled, Ok(Settled::Held(notes)) if notes.len() == 1));

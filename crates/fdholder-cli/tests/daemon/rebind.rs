@@ -63,7 +63,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Runs `cat` with what is held open, until it is ended.
-fn with_program(daemon: &Daemon, name: &str) -> Child {
+pub fn with_program(daemon: &Daemon, name: &str) -> Child {
     let child = suite::fdholder(["exec", "--fd", name])
         .arg(&daemon.path)
         .args(["--", "cat"])
@@ -77,7 +77,7 @@ fn with_program(daemon: &Daemon, name: &str) -> Child {
     child
 }
 
-fn end(mut child: Child) {
+pub fn end(mut child: Child) {
     drop(child.stdin.take());
     child.wait().unwrap();
 }

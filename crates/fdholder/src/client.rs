@@ -57,7 +57,7 @@ pub struct Client {
     pub(crate) version: Option<u32>,
 }
 
-/// The connection, to be looked at: SO_PEERCRED, say.
+/// The connection, to be looked at: `SO_PEERCRED`, say.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -11,32 +11,37 @@ use std::net::{TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
-const BIND: Policy<'_> = Policy { replace: false, unasked: Unasked::Reset(&[]) };
+pub(super) const BIND: Policy<'_> = Policy { replace: false, unasked: Unasked::Reset(&[]) };
 
-fn endpoint(text: &str) -> Endpoint {
+pub(super) fn endpoint(text: &str) -> Endpoint {
     text.parse().unwrap()
 }
 
-fn options(text: &str) -> EndpointOptions {
+pub(super) fn options(text: &str) -> EndpointOptions {
     EndpointOptions::of_toml(&text.parse().unwrap(), |key, _| key.to_owned()).unwrap()
 }
 
-fn open(text: &str) -> OwnedFd {
+pub(super) fn open(text: &str) -> OwnedFd {
     endpoint(text).open(&EndpointOptions::default()).unwrap()
 }
 
 /// The names of what differs.
-fn differences(text: &str, said: &str, fd: &OwnedFd) -> Vec<&'static str> {
+pub(super) fn differences(text: &str, said: &str, fd: &OwnedFd) -> Vec<&'static str> {
     let all = compare(&endpoint(text), &options(said), fd);
     all.into_iter().map(|difference| difference.name).collect()
 }
 
-fn settle_by(text: &str, said: &str, fd: &OwnedFd, policy: Policy<'_>) -> Result<Settled, NotSettled> {
+pub(super) fn settle_by(
+    text: &str,
+    said: &str,
+    fd: &OwnedFd,
+    policy: Policy<'_>,
+) -> Result<Settled, NotSettled> {
     settle(&endpoint(text), &options(said), fd, policy, None)
 }
 
 /// With the port that it got.
-fn with_port(text: &str, fd: &OwnedFd) -> String {
+pub(super) fn with_port(text: &str, fd: &OwnedFd) -> String {
     let port = SocketAddr::try_from(getsockname(fd).unwrap()).unwrap().port();
     format!("{}{port}", text.strip_suffix('0').unwrap())
 }
@@ -215,7 +220,9 @@ fn option_that_was_not_said_is_left_where_it_is_not_to_be_reset() {
     let Ok(Settled::Held(notes)) = settle_by("tcp:127.0.0.1:0", "", &held, says) else { panic!() };
     assert_eq!(notes, ["nonblock stays on, which the file does not say"]);
     let unseen = Policy { unasked: Unasked::Reset(&[u32::MAX]), ..policy };
-    let Ok(Settled::Held(notes)) = settle_by("tcp:127.0.0.1:0", "", &held, unseen) else { panic!() };
+    let Ok(Settled::Held(notes)) = settle_by("tcp:127.0.0.1:0", "", &held, unseen) else {
+        panic!()
+    };
     let why = "unable to see whether a program has it open";
     assert_eq!(notes, [format!("nonblock stays on, which nobody asked for: {why}")]);
     assert_eq!(differences("tcp:127.0.0.1:0", "", &held), ["nonblock"]);

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use tracing::{info, warn};
 
-
 /// What is wanted, and what was opened for it while this process could.
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -139,7 +138,7 @@ fn problem(id: &Identifier, endpoint: &Endpoint, settled: Result<Settled, NotSet
 fn whose(endpoint: &Endpoint, error: OpenError, store: &Store<ClientFd>) -> OpenError {
     let is_in_use = matches!(error, OpenError::InUse(_));
     let mut others = store.iter().filter(|_| is_in_use);
-    match others.find(|other| endpoint.is_in_the_way_of(&other.fd)) {
+    match others.find(|other| endpoint.leads_to(&other.fd)) {
         Some(other) => OpenError::InUse(format!(
             "Address already in use: this holder has it, held under {}",
             other.id

@@ -6,13 +6,12 @@ pub mod group;
 
 use crate::connect::{connect, identifier};
 use crate::endpoint::{
-    arguments, fixed_differences, is_reachable_at, left_behind, limits, settle, Endpoint,
-    EndpointOptions, NotSettled, OpenError, Policy, Settled, Unasked,
+    arguments, fixed_differences, left_behind, limits, settle, Endpoint, EndpointOptions,
+    NotSettled, OpenError, Policy, Settled, Unasked,
 };
 use crate::failure::{exit, Failure};
 use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
-use arrange::{arrange, Places};
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Cause, Client, Deadline, Entry, Errno, Identifier, Limit, Standby};
 use fdholder_daemon::credentials::of_peer;
@@ -95,6 +94,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let mut binding = Binding {
         holders: vec![listens.map_or(0, i32::cast_unsigned)],
         expiring: None,
+        has_given: false,
         holder,
         deadline,
         options: &options,
@@ -129,6 +129,8 @@ struct Binding<'a> {
     holders: Vec<u32>,
     /// What is held for a time, once it was asked.
     expiring: Option<Vec<Identifier>>,
+    /// Something was opened, or released: it cannot be as it was before.
+    has_given: bool,
     deadline: Deadline,
     options: &'a EndpointOptions,
     replace: bool,
@@ -153,12 +155,16 @@ impl Binding<'_> {
                 return Err(Failure::new(exit::DENIED, problems.join("; ")));
             }
         }
-        if self.replace {
-            self.rearrange(ids, endpoints, &group)?;
-        }
+        let moves = if self.replace { self.rearrange(ids, endpoints, &group)? } else { Vec::new() };
         for (id, endpoint) in ids.iter().zip(endpoints) {
-            self.bring_about(id, endpoint)?;
+            if let Err(failure) = self.bring_about(id, endpoint) {
+                if !self.has_given {
+                    self.put_back(&moves)?;
+                }
+                return Err(failure);
+            }
         }
+        self.say_moves(&moves);
         self.say(id, group.growth());
         if self.replace {
             return group.surplus.iter().try_for_each(|id| self.release(id));
@@ -217,6 +223,7 @@ impl Binding<'_> {
                 }
                 Ok(Settled::Replaced(new, why)) => {
                     if self.give(id, &new, held.as_ref())? {
+                        self.has_given = true;
                         self.say(id, why.map(|why| format!("opened anew: {why}")));
                         let left = held.map(|held| left_behind(held, &self.holders));
                         let left = left.unwrap_or_default();
@@ -227,6 +234,7 @@ impl Binding<'_> {
                 }
                 Ok(Settled::MustGo(why)) => {
                     self.delete(id)?;
+                    self.has_given = true;
                     released = Some(why);
                 }
                 Err(NotSettled::Open(OpenError::InUse(problem))) => {
@@ -291,68 +299,6 @@ impl Binding<'_> {
         let is_expiring = self.expiring.as_ref().is_some_and(|expiring| expiring.contains(id));
         if is_expiring && self.give(id, held, Some(held))? {
             self.say(id, ["does not expire any more".to_owned()]);
-        }
-        Ok(())
-    }
-
-    /// Puts what is held of a group under the identifiers where it is wanted. What is wanted
-    /// nowhere is held on, until all that is wanted is open.
-    fn rearrange(
-        &mut self,
-        ids: &[Identifier],
-        endpoints: &[&Endpoint],
-        group: &Group,
-    ) -> Result<(), Failure> {
-        let ids: Vec<_> = ids.iter().chain(&group.surplus).collect();
-        let mut fds = Vec::with_capacity(ids.len());
-        for id in &ids {
-            fds.push(match self.holder.retrieve(id, self.deadline) {
-                Ok(fd) => Some(fd),
-                Err(error) if matches!(error.cause(), Cause::Denied(_)) => None,
-                Err(error) => return Err(error.into()),
-            });
-        }
-        let options = self.options;
-        let is =
-            |other: usize, test: &dyn Fn(&OwnedFd) -> bool| fds[other].as_ref().is_some_and(test);
-        let from = arrange(&Places {
-            wanted: endpoints.len(),
-            held: &fds.iter().map(Option::is_some).collect::<Vec<_>>(),
-            fits: &|place, other| is(other, &|fd| is_reachable_at(endpoints[place], options, fd)),
-            is_in_the_way: &|place, other| is(other, &|fd| endpoints[place].is_in_the_way_of(fd)),
-        });
-        let moved: Vec<_> = (0..ids.len())
-            .filter_map(|place| Some((place, from[place].filter(|other| *other != place)?)))
-            .filter_map(|(place, other)| Some((place, other, fds[other].as_ref()?)))
-            .collect();
-        let set = moved.iter().map(|&(place, _, fd)| Entry {
-            id: ids[place].clone(),
-            limit: Limit::never(),
-            fd,
-        });
-        let set: Vec<_> = set.collect();
-        if set.is_empty() {
-            return Ok(());
-        }
-        match self.holder.setdump(&set, self.deadline) {
-            // One after the other, by who may not give a set.
-            Err(error) if matches!(error.cause(), Cause::Denied(Errno::PERM)) => {
-                for &(place, _, fd) in &moved {
-                    self.give(ids[place], fd, fds[place].as_ref())?;
-                }
-            }
-            result => result?,
-        }
-        for &(place, other, fd) in &moved {
-            let is_wanted = endpoints.get(place);
-            if is_wanted.is_some_and(|endpoint| is_reachable_at(endpoint, options, fd)) {
-                self.say(ids[place], [format!("is what was held under {}", ids[other])]);
-            }
-        }
-        for (place, fd) in fds.iter().enumerate() {
-            if fd.is_some() && from[place].is_none() {
-                self.delete(ids[place])?;
-            }
         }
         Ok(())
     }

@@ -211,6 +211,18 @@ fn group_gets_another_order_or_size_with_its_sockets() {
                 let _ = remove_file(folder.path().join(name));
             }
         }
+        // When one cannot be opened, all are where they were.
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = format!("tcp:{}", other.local_addr().unwrap());
+        let [a, b] = [0, 1].map(tcp);
+        says(&daemon, &["web", &a, &b]);
+        let before = ["web/1", "web/2"].map(|name| inode(&daemon, name));
+        refuses(&daemon, 111, &["--replace", "web", &b, &taken, &a]);
+        assert_eq!(ids(&daemon), ["web/1", "web/2"]);
+        assert_eq!(["web/1", "web/2"].map(|name| inode(&daemon, name)), before);
+        for name in ["web/1", "web/2"] {
+            assert_exit(&delete(&daemon, &[name]), 0);
+        }
         // What is in the way of another address gives way, wherever it is.
         let port = free_port();
         says(&daemon, &["web", "tcp:127.0.0.1:0", &format!("tcp:127.0.0.1:{port}")]);

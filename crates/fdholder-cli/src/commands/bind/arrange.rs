@@ -1,20 +1,140 @@
 //! Which held descriptor of a group belongs under which identifier, when the addresses are others
 //! than before or in another order.
 
+use super::group::Group;
+use super::Binding;
+use crate::endpoint::{is_reachable_at, Endpoint};
+use crate::failure::Failure;
+use fdholder::{Cause, Entry, Errno, Identifier, Limit};
+use std::os::fd::OwnedFd;
+
+/// What was held under one identifier is held under another.
+pub struct Move {
+    was: Identifier,
+    is: Identifier,
+    /// It was wanted there; and otherwise it is only kept there.
+    is_wanted: bool,
+}
+
+impl Binding<'_> {
+    /// Puts what is held of a group under the identifiers where it is wanted. What is wanted
+    /// nowhere is held on, until all that is wanted is open.
+    pub fn rearrange(
+        &mut self,
+        ids: &[Identifier],
+        endpoints: &[&Endpoint],
+        group: &Group,
+    ) -> Result<Vec<Move>, Failure> {
+        let ids: Vec<_> = ids.iter().chain(&group.surplus).collect();
+        let mut fds = Vec::with_capacity(ids.len());
+        for id in &ids {
+            fds.push(match self.holder.retrieve(id, self.deadline) {
+                Ok(fd) => Some(fd),
+                Err(error) if matches!(error.cause(), Cause::Denied(_)) => None,
+                Err(error) => return Err(error.into()),
+            });
+        }
+        let options = self.options;
+        let is =
+            |other: usize, test: &dyn Fn(&OwnedFd) -> bool| fds[other].as_ref().is_some_and(test);
+        let fits =
+            |place: usize, other| is(other, &|fd| is_reachable_at(endpoints[place], options, fd));
+        let from = arrange(&Places {
+            wanted: endpoints.len(),
+            held: &fds.iter().map(Option::is_some).collect::<Vec<_>>(),
+            fits: &fits,
+            is_in_the_way: &|place, other| is(other, &|fd| endpoints[place].is_in_the_way_of(fd)),
+        });
+        let moved: Vec<_> = from
+            .iter()
+            .enumerate()
+            .filter_map(|(place, from)| Some((place, from.filter(|other| *other != place)?)))
+            .collect();
+        let given = moved.iter().filter_map(|(place, other)| {
+            Some((ids[*place], fds[*other].as_ref()?, fds[*place].as_ref()))
+        });
+        self.give_all(&given.collect::<Vec<_>>())?;
+        for (place, fd) in fds.iter().enumerate() {
+            if fd.is_some() && from[place].is_none() {
+                self.delete(ids[place])?;
+            }
+        }
+        let moves = moved.into_iter().map(|(place, other)| Move {
+            was: ids[other].clone(),
+            is: ids[place].clone(),
+            is_wanted: place < endpoints.len() && fits(place, other),
+        });
+        Ok(moves.collect())
+    }
+
+    /// Says what came of it.
+    pub fn say_moves(&self, moves: &[Move]) {
+        for Move { was, is, .. } in moves.iter().filter(|one| one.is_wanted) {
+            self.say(is, [format!("is what was held under {was}")]);
+        }
+    }
+
+    /// Undoes that.
+    pub fn put_back(&mut self, moves: &[Move]) -> Result<(), Failure> {
+        let mut fds = Vec::with_capacity(moves.len());
+        for Move { is, .. } in moves {
+            fds.push(self.held(is)?);
+        }
+        let given = moves.iter().zip(&fds).filter_map(|(Move { was, .. }, fd)| {
+            let fd = fd.as_ref()?;
+            let is_held = moves.iter().zip(&fds).find(|(one, _)| one.is == *was);
+            Some((was, fd, is_held.and_then(|(_, fd)| fd.as_ref())))
+        });
+        self.give_all(&given.collect::<Vec<_>>())?;
+        for Move { is, .. } in moves {
+            if !moves.iter().any(|one| one.was == *is) {
+                self.delete(is)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all of them held, each in the place of another.
+    fn give_all(
+        &mut self,
+        given: &[(&Identifier, &OwnedFd, Option<&OwnedFd>)],
+    ) -> Result<(), Failure> {
+        let entry = |&(id, fd, _): &(&Identifier, _, _)| Entry {
+            id: id.clone(),
+            limit: Limit::never(),
+            fd,
+        };
+        let set: Vec<_> = given.iter().map(entry).collect();
+        if set.is_empty() {
+            return Ok(());
+        }
+        match self.holder.setdump(&set, self.deadline) {
+            // One after the other, by who may not give a set.
+            Err(error) if matches!(error.cause(), Cause::Denied(Errno::PERM)) => {
+                for (id, fd, in_place_of) in given {
+                    self.give(id, fd, *in_place_of)?;
+                }
+            }
+            result => result?,
+        }
+        Ok(())
+    }
+}
+
 /// What is known of the places of a group: those that are wanted, in order, then the others.
-pub struct Places<'a> {
-    pub wanted: usize,
+struct Places<'a> {
+    wanted: usize,
     /// Of each whether anything is held there.
-    pub held: &'a [bool],
+    held: &'a [bool],
     /// Whether what is held in the second place is what is wanted in the first.
-    pub fits: &'a dyn Fn(usize, usize) -> bool,
+    fits: &'a dyn Fn(usize, usize) -> bool,
     /// Whether it has to go before that can be opened.
-    pub is_in_the_way: &'a dyn Fn(usize, usize) -> bool,
+    is_in_the_way: &'a dyn Fn(usize, usize) -> bool,
 }
 
 /// Says of each place from which other what is held there shall come. Everything that is held has
 /// one place afterwards, so that nothing is lost before all is open.
-pub fn arrange(places: &Places<'_>) -> Vec<Option<usize>> {
+fn arrange(places: &Places<'_>) -> Vec<Option<usize>> {
     let Places { wanted, held, fits, is_in_the_way } = places;
     let mut from = vec![None; held.len()];
     let mut is_placed = vec![false; held.len()];

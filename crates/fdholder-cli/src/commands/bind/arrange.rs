@@ -45,12 +45,12 @@ impl Binding<'_> {
             fits: &fits,
             is_in_the_way: &|place, other| is(other, &|fd| endpoints[place].is_in_the_way_of(fd)),
         });
-        let moved: Vec<_> = from
+        let shifted: Vec<_> = from
             .iter()
             .enumerate()
             .filter_map(|(place, from)| Some((place, from.filter(|other| *other != place)?)))
             .collect();
-        let given = moved.iter().filter_map(|(place, other)| {
+        let given = shifted.iter().filter_map(|(place, other)| {
             Some((ids[*place], fds[*other].as_ref()?, fds[*place].as_ref()))
         });
         self.give_all(&given.collect::<Vec<_>>())?;
@@ -59,7 +59,7 @@ impl Binding<'_> {
                 self.delete(ids[place])?;
             }
         }
-        let moves = moved.into_iter().map(|(place, other)| Move {
+        let moves = shifted.into_iter().map(|(place, other)| Move {
             was: ids[other].clone(),
             is: ids[place].clone(),
             is_wanted: place < endpoints.len() && fits(place, other),

@@ -50,7 +50,8 @@ fn define(command: Command) -> Command {
              is gone\n  \
              - another address, protocol, device or --ipv6only is an error, unless --replace\n\
              An option that is not given gets the system's value, but mode and owner stay, and \
-             so does what a running program may have set for itself.\n\n\
+             so does what a running program may have set for itself, also where /proc does not show \
+             all programs.\n\n\
              Example:\n  \
              fdholder bind --nonblock /run/holder web tcp:0.0.0.0:80\n\n{EXIT_CODES}"
         ))

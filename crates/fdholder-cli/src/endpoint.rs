@@ -10,15 +10,17 @@ mod options;
 mod settle;
 mod table;
 #[cfg(test)]
+mod tests_of_addresses;
+#[cfg(test)]
 mod tests_of_held;
 mod users;
 
-pub use diag::accept_queue;
+pub use diag::has_clients;
 pub use open::OpenError;
 pub use options::{arguments, EndpointOptions, Mode};
 pub use settle::{
     fixed_differences, is_bound, is_reachable_at, left_behind, left_in_queue, limits, settle,
-    NotSettled, Policy, Settled,
+    NotSettled, Policy, Settled, Unasked,
 };
 pub use table::set_nonblocking;
 
@@ -88,7 +90,7 @@ impl Endpoint {
     pub fn may_be_twice(&self, options: &EndpointOptions) -> bool {
         match self {
             Self::Ip { address, .. } => address.port() == 0 || options.is_on("reuseport"),
-            Self::Memfd(_) => true,
+            Self::Memfd(_) | Self::Vsock { port: VSOCK_PORT_ANY, .. } => true,
             _ => false,
         }
     }
@@ -119,6 +121,9 @@ const SCHEMES: &str = "tcp:ADDRESS:PORT, mptcp:ADDRESS:PORT, udp:ADDRESS:PORT, u
 
 /// Any address of this machine: `VMADDR_CID_ANY`.
 const CID_ANY: u32 = u32::MAX;
+
+/// One that is free: `VMADDR_PORT_ANY`.
+const VSOCK_PORT_ANY: u32 = u32::MAX;
 
 impl FromStr for Endpoint {
     type Err = String;

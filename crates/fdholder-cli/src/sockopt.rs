@@ -1,9 +1,9 @@
 //! Options of sockets by the C library: those with an int as a table names them, and what no
-//! crate we use knows, `SO_NETNS_COOKIE`.
+//! crate we use knows: `SO_NETNS_COOKIE`, `SIOCUNIXFILE`.
 #![allow(unsafe_code)]
 
 use fdholder::Errno;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// An option whose value is an int: its level and name, as for setsockopt(2).
 pub type IntOption = (libc::c_int, libc::c_int);
@@ -72,6 +72,20 @@ pub fn network_namespace(socket: impl AsFd) -> Result<u64, Errno> {
         )
     };
     checked(result).map(|()| cookie)
+}
+
+/// The file that a Unix socket was bound to, opened with `O_PATH`.
+///
+/// # Errors
+///
+/// EPERM without `CAP_NET_ADMIN` over its network namespace · ENOENT it has none.
+pub fn bound_file(socket: impl AsFd) -> Result<OwnedFd, Errno> {
+    const SIOCUNIXFILE: libc::Ioctl = 0x89E0;
+    // SAFETY: the descriptor is borrowed for the call, which takes no pointer.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCUNIXFILE, 0) };
+    checked(result.min(0))?;
+    // SAFETY: the kernel has just opened it, close-on-exec, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result) })
 }
 
 fn checked(result: libc::c_int) -> Result<(), Errno> {

@@ -84,8 +84,12 @@ impl AcceptQueues {
 }
 
 fn whether_any(listener: BorrowedFd<'_>) -> Result<AcceptQueue, Errno> {
-    let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+    let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN | PollFlags::RDHUP)];
     poll(&mut polled, Some(&Timespec::default()))?;
+    // One that was shut down is always readable.
+    if polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP) {
+        return Err(Errno::SHUTDOWN);
+    }
     let len = u32::from(polled[0].revents().contains(PollFlags::IN));
     Ok(AcceptQueue { len, max: 0 })
 }
@@ -176,6 +180,8 @@ mod tests {
         assert_eq!(queues.of(&unix).unwrap().len, 2);
         drop((unix.accept().unwrap(), unix.accept().unwrap()));
         assert_eq!(whether_any(unix.as_fd()), Ok(AcceptQueue { len: 0, max: 0 }));
+        rustix::net::shutdown(&unix, rustix::net::Shutdown::Read).unwrap();
+        assert_eq!(whether_any(unix.as_fd()), Err(Errno::SHUTDOWN));
         // What does not listen has none.
         assert_eq!(is_listener(&clients.1[0]), Ok(false));
         assert_eq!(is_listener(std::io::stdin()).ok(), None);

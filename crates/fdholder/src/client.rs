@@ -57,6 +57,13 @@ pub struct Client {
     pub(crate) version: Option<u32>,
 }
 
+/// The connection, to be looked at: `SO_PEERCRED`, say.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl Client {
     /// Connects to the holder that listens on `path`.
     ///

@@ -1,21 +1,27 @@
 //! `bind`: open what a service listens on, and have it held; or see to it that what is held
 //! already is as it was asked for.
 
+mod arrange;
 pub mod group;
 
 use crate::connect::{connect, identifier};
 use crate::endpoint::{
-    arguments, fixed_differences, is_reachable_at, left_behind, limits, settle, Endpoint,
-    EndpointOptions, NotSettled, OpenError, Policy, Settled,
+    arguments, fixed_differences, left_behind, limits, settle, Endpoint, EndpointOptions,
+    NotSettled, OpenError, Policy, Settled, Unasked,
 };
 use crate::failure::{exit, Failure};
 use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
-use fdholder::{Cause, Client, Deadline, Entry, Errno, Identifier, Limit};
+use fdholder::{Cause, Client, Deadline, Entry, Errno, Identifier, Limit, Standby};
+use fdholder_daemon::credentials::of_peer;
+use fdholder_daemon::listen::is_bound;
 use group::Group;
+use rustix::fs::fstat;
+use rustix::process::geteuid;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,13 +50,14 @@ fn define(command: Command) -> Command {
              is gone\n  \
              - another address, protocol, device or --ipv6only is an error, unless --replace\n\
              An option that is not given gets the system's value, but mode and owner stay, and \
-             so does what a running program may have set for itself.\n\n\
+             so does what a running program may have set for itself, also where /proc does not show \
+             all programs.\n\n\
              Example:\n  \
              fdholder bind --nonblock /run/holder web tcp:0.0.0.0:80\n\n{EXIT_CODES}"
         ))
         .arg(Arg::new("replace").long("replace").action(ArgAction::SetTrue).help(
-            "Replace what is held under ID and cannot be changed; of several addresses \
-                     release those that are held under ID/… and not given",
+            "Replace what is held under ID and cannot be changed; of a group (ID, ID/1, ID/2, …) \
+                     keep the sockets whose addresses are given, and release the others",
         ))
         .args(arguments())
         .arg(timeout_option())
@@ -82,9 +89,20 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let ids = if endpoints.len() == 1 { vec![id.clone()] } else { numbered(&id, endpoints.len())? };
     let (mut holder, deadline) = connect(invocation)?;
     let replace = invocation.matches.get_flag("replace");
-    let mut binding =
-        Binding { holder: &mut holder, deadline, options: &options, replace, invocation };
-    if let ([id], [endpoint]) = (&ids[..], &endpoints[..]) {
+    let holder = &mut holder;
+    // Who listens there may only have started it. 0 is none: one that cannot be seen from here.
+    let listens = of_peer(&*holder).ok().and_then(|peer| peer.pid);
+    let mut binding = Binding {
+        holders: vec![listens.map_or(0, i32::cast_unsigned)],
+        expiring: None,
+        has_given: false,
+        holder,
+        deadline,
+        options: &options,
+        replace,
+        invocation,
+    };
+    if let ([id], [endpoint], false) = (&ids[..], &endpoints[..], replace) {
         binding.bring_about(id, endpoint)?;
         // It is held, whatever else is.
         let group = Group::of(id, &ids, binding.holder, deadline).ok();
@@ -108,6 +126,12 @@ fn numbered(id: &Identifier, count: usize) -> Result<Vec<Identifier>, Failure> {
 /// What is to be held, and where.
 struct Binding<'a> {
     holder: &'a mut Client,
+    /// Its processes, as far as they are known.
+    holders: Vec<u32>,
+    /// What is held for a time, once it was asked.
+    expiring: Option<Vec<Identifier>>,
+    /// Something was opened, or released: it cannot be as it was before.
+    has_given: bool,
     deadline: Deadline,
     options: &'a EndpointOptions,
     replace: bool,
@@ -132,11 +156,16 @@ impl Binding<'_> {
                 return Err(Failure::new(exit::DENIED, problems.join("; ")));
             }
         }
+        let moves = if self.replace { self.rearrange(ids, endpoints, &group)? } else { Vec::new() };
         for (id, endpoint) in ids.iter().zip(endpoints) {
-            if !(self.replace && self.take_over(id, endpoint, &group)?) {
-                self.bring_about(id, endpoint)?;
+            if let Err(failure) = self.bring_about(id, endpoint) {
+                if !self.has_given {
+                    self.put_back(&moves)?;
+                }
+                return Err(failure);
             }
         }
+        self.say_moves(&moves);
         self.say(id, group.growth());
         if self.replace {
             return group.surplus.iter().try_for_each(|id| self.release(id));
@@ -147,13 +176,40 @@ impl Binding<'_> {
         Ok(())
     }
 
+    /// Asks what only a fdholder tells, and not everybody: what is not told is not known.
+    fn ask(&mut self) {
+        if self.expiring.is_some() {
+            return;
+        }
+        let expiring = self.expiring.insert(Vec::new());
+        let Ok(path) = self.invocation.required::<PathBuf>("path") else { return };
+        // s6's hangs up on the question.
+        let Ok(mut holder) = Client::connect_negotiated(path, self.deadline) else { return };
+        if let Ok(status) = holder.status(self.deadline) {
+            self.holders.push(status.pid);
+            self.holders.extend(match status.standby {
+                Standby::Ready(pid) => Some(pid),
+                Standby::None | Standby::Starting => None,
+            });
+        }
+        let all = holder.inspect(self.deadline).unwrap_or_default();
+        let for_a_time = all.into_iter().filter(|one| one.limit.moment().is_some());
+        expiring.extend(for_a_time.map(|one| one.id));
+    }
+
     /// Another process that does the same at the same time may be faster; then what that has
     /// opened is what is wanted, as soon as it is held.
     fn bring_about(&mut self, id: &Identifier, endpoint: &Endpoint) -> Result<(), Failure> {
-        let policy = Policy { replace: self.replace, may_look_for_users: true };
         let (mut in_use, mut released) = (None, None);
-        for _ in 0..ATTEMPTS {
+        let mut attempts = ATTEMPTS;
+        while attempts > 0 {
+            attempts -= 1;
             let held = self.held(id)?;
+            if held.is_some() {
+                self.ask();
+            }
+            let unasked = Unasked::Reset(&self.holders);
+            let policy = Policy { replace: self.replace, unasked };
             let settled = match &held {
                 Some(held) => settle(endpoint, self.options, held, policy, None),
                 None => match endpoint.open(self.options) {
@@ -164,12 +220,14 @@ impl Binding<'_> {
             match settled {
                 Ok(Settled::Held(notes)) => {
                     self.say(id, notes);
-                    return Ok(());
+                    return held.map_or(Ok(()), |held| self.keep_for_ever(id, &held));
                 }
                 Ok(Settled::Replaced(new, why)) => {
                     if self.give(id, &new, held.as_ref())? {
+                        self.has_given = true;
                         self.say(id, why.map(|why| format!("opened anew: {why}")));
-                        let left = held.map(left_behind).unwrap_or_default();
+                        let left = held.map(|held| left_behind(held, &self.holders));
+                        let left = left.unwrap_or_default();
                         self.say(id, left.iter().map(|left| format!("the one before: {left}")));
                         self.say(id, limits(endpoint, self.options, &new));
                         return Ok(());
@@ -177,6 +235,7 @@ impl Binding<'_> {
                 }
                 Ok(Settled::MustGo(why)) => {
                     self.delete(id)?;
+                    self.has_given = true;
                     released = Some(why);
                 }
                 Err(NotSettled::Open(OpenError::InUse(problem))) => {
@@ -184,7 +243,7 @@ impl Binding<'_> {
                         self.refuse_if_held_elsewhere(id, endpoint, held.as_ref())?;
                     }
                     in_use = Some(problem);
-                    std::thread::sleep(RETRY_PAUSE);
+                    attempts = self.wait_for_change(id, endpoint, held.as_ref(), attempts)?;
                 }
                 Err(problem) => return Err(not_settled(id, endpoint, held.as_ref(), &problem)),
             }
@@ -206,7 +265,7 @@ impl Binding<'_> {
     ) -> Result<(), Failure> {
         let Some(other) = self.owner_of(endpoint, id)? else { return Ok(()) };
         let problem = format!("Address already in use: this holder has it, held under {other}");
-        Err(not_settled(id, endpoint, held, &NotSettled::Open(OpenError::InUse(problem))))
+        Err(not_settled(id, endpoint, held, &NotSettled::Open(OpenError::Other(problem))))
     }
 
     /// Why what is held is not what is wanted, if it cannot be changed.
@@ -216,34 +275,42 @@ impl Binding<'_> {
         Ok(what.map(|what| differs(id, endpoint, &what)))
     }
 
-    /// Takes what is wanted from another place in the group, where it is held and not wanted.
-    fn take_over(
+    /// Waits until another try may do better, and returns how many are left. Who lives at a path
+    /// would get a client with each.
+    fn wait_for_change(
         &mut self,
         id: &Identifier,
         endpoint: &Endpoint,
-        group: &Group,
-    ) -> Result<bool, Failure> {
-        if group.surplus.is_empty() || self.held(id)?.is_some() {
-            return Ok(false);
-        }
-        for other in &group.surplus {
-            let Some(fd) = self.held(other)? else { continue };
-            if is_reachable_at(endpoint, self.options, &fd) && self.give(id, &fd, None)? {
-                self.delete(other)?;
-                self.say(id, [format!("is what was held under {other}")]);
-                self.bring_about(id, endpoint)?;
-                return Ok(true);
+        held: Option<&OwnedFd>,
+        attempts: usize,
+    ) -> Result<usize, Failure> {
+        let number = |fd: Option<&OwnedFd>| fd.and_then(|fd| fstat(fd).ok()).map(|it| it.st_ino);
+        for left in (0..attempts).rev() {
+            std::thread::sleep(RETRY_PAUSE);
+            let lives = endpoint.file().is_some_and(|path| is_bound(path) == Ok(true));
+            if !lives || number(self.held(id)?.as_ref()) != number(held) {
+                return Ok(left);
             }
         }
-        Ok(false)
+        Ok(0)
+    }
+
+    /// Holds for ever what was held for a time.
+    fn keep_for_ever(&mut self, id: &Identifier, held: &OwnedFd) -> Result<(), Failure> {
+        let is_expiring = self.expiring.as_ref().is_some_and(|expiring| expiring.contains(id));
+        if is_expiring && self.give(id, held, Some(held))? {
+            self.say(id, ["does not expire any more".to_owned()]);
+        }
+        Ok(())
     }
 
     /// Releases what is no longer wanted.
     fn release(&mut self, id: &Identifier) -> Result<(), Failure> {
         let Some(fd) = self.held(id)? else { return Ok(()) };
+        self.ask();
         self.delete(id)?;
         self.say(id, ["released, as it was not given".to_owned()]);
-        self.say(id, left_behind(fd));
+        self.say(id, left_behind(fd, &self.holders));
         Ok(())
     }
 
@@ -256,7 +323,7 @@ impl Binding<'_> {
         let Ok(ids) = self.holder.list(self.deadline) else { return Ok(None) };
         for other in ids.into_iter().filter(|other| other != id) {
             match self.holder.retrieve(&other, self.deadline) {
-                Ok(fd) if endpoint.is_in_the_way_of(&fd) => return Ok(Some(other)),
+                Ok(fd) if endpoint.leads_to(&fd) => return Ok(Some(other)),
                 Ok(_) => {}
                 Err(error) if matches!(error.cause(), Cause::Denied(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -355,9 +422,9 @@ fn not_settled(
     };
     let problem = format!("unable to open {endpoint} for {id}: {error}");
     let Some(held) = held else { return Failure::new(exit::SYSTEM, problem) };
-    let is_in_the_way = matches!(error, OpenError::InUse(_)) && endpoint.is_in_the_way_of(held);
-    let advice = match rustix::fs::fstat(held) {
-        Ok(stat) if is_in_the_way => format!(
+    let is_in_the_way = matches!(error, OpenError::InUse(_)) && endpoint.leads_to(held);
+    let advice = match fstat(held) {
+        Ok(stat) if is_in_the_way && stat.st_uid != geteuid().as_raw() => format!(
             "; it is in the way, and was opened by uid {}: do this as that user, or delete it first",
             stat.st_uid
         ),

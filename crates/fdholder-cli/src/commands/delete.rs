@@ -1,7 +1,7 @@
 //! `delete`: have the holder close a descriptor.
 
 use crate::connect::{connect, identifier};
-use crate::endpoint::{accept_queue, left_in_queue};
+use crate::endpoint::{has_clients, left_in_queue};
 use crate::failure::Failure;
 use crate::options::{
     id_operand, milliseconds, path_operand, timeout_option, Milliseconds, EXIT_CODES,
@@ -88,8 +88,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
 
 /// Waits until the queue is empty.
 fn wait_for_queue(listener: &OwnedFd, patience: Deadline, deadline: Deadline) {
-    let is_waiting = || accept_queue(listener).is_some_and(|(waiting, _)| waiting > 0);
-    while is_waiting() && !patience.passed() && !deadline.passed() {
+    while has_clients(listener) && !patience.passed() && !deadline.passed() {
         std::thread::sleep(DRAIN_PAUSE);
     }
 }

@@ -1,7 +1,7 @@
 //! What is held, compared with what was asked for: the whole of it, and what to do about each
 //! difference. `bind`, `--config` and SIGHUP act on the same result.
 
-use super::address::{has_scope, leads, Leads};
+use super::address::{has_scope, is_same_place, leads, Leads};
 use super::diag::accept_queue;
 use super::open::{backlog, create};
 use super::options::{EndpointOptions, Mode, Value};
@@ -10,12 +10,16 @@ use super::{Endpoint, IpProtocol, UnixAddress, UnixKind};
 use crate::sockopt::{get_int, network_namespace, IntOption};
 use fdholder_daemon::access::User;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::fs::{fcntl_get_seals, statx, AtFlags, FileType, Statx, StatxFlags, CWD};
+use rustix::fs::{
+    fcntl_get_seals, fcntl_getfl, statx, AtFlags, FileType, OFlags, Statx, StatxFlags, CWD,
+};
 use rustix::net::getpeername;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Which buffers have a size that was set, rather than the kernel's: socket(7).
@@ -45,6 +49,8 @@ pub enum Remedy {
     Disconnect,
     Mode(u32),
     Owner(User),
+    /// None; it is said.
+    Say,
     /// No client gets to it any more: another one takes its place.
     Lost,
     /// Another one takes its place, if that is asked for.
@@ -93,10 +99,11 @@ pub fn compare(endpoint: &Endpoint, options: &EndpointOptions, held: impl AsFd) 
         }
         _ => other_socket(endpoint, held).or_else(|| lost(endpoint, held)),
     };
-    if let Some(other) = other {
-        return vec![other];
+    let mut differences: Vec<_> = other.into_iter().collect();
+    if differences.iter().any(|it| !matches!(it.remedy, Remedy::Say)) {
+        return differences;
     }
-    let mut differences: Vec<_> = reach(endpoint, options, held).into_iter().collect();
+    differences.extend(reach(endpoint, options, held));
     if endpoint.file().is_some() {
         differences.extend(file(endpoint, options, held));
     }
@@ -173,9 +180,14 @@ fn is_of_kind(endpoint: &Endpoint, held: BorrowedFd<'_>) -> bool {
 /// Why no client gets to it any more, where only another one helps.
 fn lost(endpoint: &Endpoint, held: BorrowedFd<'_>) -> Option<Difference> {
     let lost = |text| Some(Difference::of(text, Remedy::Lost));
+    let mut unsure = None;
     if let Endpoint::Unix { address: UnixAddress::Path(path), .. } = endpoint {
         match leads(path, held) {
             Leads::Here => {}
+            Leads::PerhapsHere => {
+                let text = "unable to see whether its file still leads to it";
+                unsure = Some(Difference::of(text, Remedy::Say));
+            }
             Leads::Elsewhere => return lost("its file leads to another socket"),
             Leads::ToNoSocket => return lost("something else is in the place of its file"),
             Leads::Nowhere => return lost("its file was removed"),
@@ -196,7 +208,7 @@ fn lost(endpoint: &Endpoint, held: BorrowedFd<'_>) -> Option<Difference> {
     if is_shut_down && waits && !is_tcp {
         return lost("it was shut down");
     }
-    None
+    unsure
 }
 
 /// What keeps clients from it, and is set right on the socket.
@@ -295,7 +307,8 @@ fn option(
         let is_kernels = row.value == Kind::Size
             && get_int(held, BUF_LOCK).is_ok_and(|lock| lock & lock_of(row) == 0);
         let is_by_tos = row.name == "priority" && options.get("tos").is_some();
-        if bound_by_scope || is_kernels || is_by_tos {
+        let is_for_all = row.name == "fastopen" && is_fastopen_for_all(&is, held);
+        if bound_by_scope || is_kernels || is_by_tos || is_for_all {
             return None;
         }
     }
@@ -303,6 +316,16 @@ fn option(
     let remedy = if row.is_changeable { Remedy::Set(row, value) } else { Remedy::Replace };
     let difference = Difference::between(row.name, was, wanted, remedy);
     Some(Difference { is_asked: said.is_some() || !row.is_changeable, ..difference })
+}
+
+/// Whether the system turns TCP Fast Open on for all that listen: tcp(7). It is as long then as the
+/// queue was.
+fn is_fastopen_for_all(is: &Reading, held: BorrowedFd<'_>) -> bool {
+    const WITHOUT_OPTION: u32 = 0x400;
+    let setting = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen").ok();
+    let setting = setting.and_then(|text| text.trim().parse::<u32>().ok());
+    setting.is_some_and(|setting| setting & WITHOUT_OPTION != 0)
+        || accept_queue(held).is_some_and(|(_, most)| *is == Reading::Int(most.cast_signed()))
 }
 
 fn asked_for_nothing(said: Option<&Value>) -> bool {
@@ -327,18 +350,28 @@ fn fifo(path: &Path, held: BorrowedFd<'_>) -> Option<Difference> {
     let there = stat_at(path);
     let place = |stat: &Statx| (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino);
     if there.as_ref().is_some_and(|there| place(there) == place(&is)) {
-        return None;
+        return read_or_write_only(held);
     }
     // Without /proc one that was removed may have been anywhere.
     let was_there = target(held).map_or(is.stx_nlink == 0, |target| {
-        target == path.as_os_str().as_encoded_bytes()
-            || target.strip_suffix(b" (deleted)") == Some(path.as_os_str().as_encoded_bytes())
+        let target = target.strip_suffix(b" (deleted)").unwrap_or(&target);
+        is_same_place(Path::new(OsStr::from_bytes(target)), path)
     });
     match there {
         _ if !was_there => replace(ADDRESS),
         None => Some(Difference::of("its file was removed", Remedy::Lost)),
         Some(_) => Some(Difference::of("another one is in the place of its file", Remedy::Lost)),
     }
+}
+
+/// Without the other end in it, its readers or writers see an end when the last of the others goes.
+fn read_or_write_only(held: BorrowedFd<'_>) -> Option<Difference> {
+    let is = match fcntl_getfl(held).ok()? & OFlags::ACCMODE {
+        OFlags::RDWR => return None,
+        OFlags::WRONLY => "write-only",
+        _ => "read-only",
+    };
+    Some(Difference::between("access", is, "read-write", Remedy::Replace))
 }
 
 fn is_memfd(held: BorrowedFd<'_>, name: &str) -> bool {

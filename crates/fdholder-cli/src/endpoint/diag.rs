@@ -51,6 +51,12 @@ pub fn accept_queue(listener: impl AsFd) -> Option<(u32, u32)> {
     (is_listener(listener) == Ok(true)).then_some((queue.len, queue.max))
 }
 
+/// Whether clients wait in a queue, as far as the kernel tells; how many or not.
+pub fn has_clients(listener: impl AsFd) -> bool {
+    is_listener(listener.as_fd()) == Ok(true)
+        && AcceptQueues::default().of(listener).is_some_and(|queue| queue.len > 0)
+}
+
 /// `struct unix_diag_req` behind its header.
 fn request(inode: u32, cookie: u64) -> Vec<u8> {
     const LEN: u32 = 16 + 24;

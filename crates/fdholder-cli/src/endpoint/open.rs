@@ -124,7 +124,14 @@ impl Endpoint {
                 let failed = |doing| move |errno| OpenError::system(doing, errno);
                 let socket = create(self).map_err(failed("create a socket"))?;
                 self.prepare(&socket, options)?;
-                self.bind(&socket).map_err(failed("bind"))?;
+                self.bind(&socket).map_err(|errno| match (self, errno) {
+                    (Self::Vsock { cid, .. }, Errno::ADDRNOTAVAIL) => OpenError::Other(format!(
+                        "unable to bind: {} ({cid} is not the CID of this machine: say \
+                         vsock::PORT for any)",
+                        strerror(errno)
+                    )),
+                    _ => OpenError::system("bind", errno),
+                })?;
                 Ok(socket)
             }
         }

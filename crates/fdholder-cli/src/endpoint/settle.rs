@@ -5,16 +5,18 @@ use super::address::{leads, Leads};
 use super::compare::{compare, lock_of, Difference, Remedy, BUF_LOCK};
 use super::diag::accept_queue;
 use super::options::EndpointOptions;
-use super::table::{Kind, Reading, ROWS};
-use super::users::{in_words, users_of};
+use super::table::{How, Kind, Reading, ROWS};
+use super::users::{in_words, users_of, Users};
 use super::{Endpoint, OpenError, UnixAddress};
 use crate::look::describe::{describe, Queue};
 use crate::sockopt::{get_int, set_int};
 use fdholder::{strerror, Errno};
+use fdholder_daemon::accept_queue::AcceptQueue;
 use fdholder_daemon::confinement::explain;
 use rustix::fs::{chmod, chown, fchmod, fchown, rename, stat, Gid, Mode, Uid};
 use rustix::net::sockopt::{set_socket_reuseport, socket_reuseport, socket_type};
 use rustix::net::{bind, connect_unspec, getpeername, getsockname, listen, SocketAddrAny};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -23,12 +25,21 @@ const ANOTHER: &str = "another ";
 
 /// What may be done.
 #[derive(Debug, Clone, Copy)]
-pub struct Policy {
+pub struct Policy<'a> {
     /// What cannot be changed in place is replaced.
     pub replace: bool,
-    /// /proc is searched for programs that have the socket. If there is none, an option that was
-    /// not asked for gets the system's value; a server may have set it for itself.
-    pub may_look_for_users: bool,
+    pub unasked: Unasked<'a>,
+}
+
+/// What becomes of an option that was not asked for, and is not as the system would have it: a
+/// server may have set it for itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Unasked<'a> {
+    /// It gets the system's value, if no program has the socket but these processes, which hold it.
+    Reset(&'a [u32]),
+    Stays,
+    /// It stays, and that is said.
+    IsSaid,
 }
 
 /// How it is held by now.
@@ -64,7 +75,7 @@ pub fn settle(
     endpoint: &Endpoint,
     options: &EndpointOptions,
     held: impl AsFd,
-    policy: Policy,
+    policy: Policy<'_>,
     opened: Option<OwnedFd>,
 ) -> Result<Settled, NotSettled> {
     let held = held.as_fd();
@@ -84,19 +95,34 @@ pub fn settle(
     for difference in differences {
         let name = difference.name;
         if !difference.is_asked && matches!(difference.remedy, Remedy::Set(..)) {
-            if !policy.may_look_for_users {
+            let Unasked::Reset(holders) = policy.unasked else {
+                if matches!(policy.unasked, Unasked::IsSaid) {
+                    notes.push(format!(
+                        "{name} stays {}, which the file does not say",
+                        difference.is
+                    ));
+                }
                 continue;
-            }
-            let users = users.get_or_insert_with(|| users_of(held));
-            if !users.is_empty() {
-                let (is, users) = (difference.is, in_words(users));
-                notes.push(format!(
-                    "{name} stays {is}, which nobody asked for: {users} has it open"
-                ));
+            };
+            let why = match users.get_or_insert_with(|| users_of(held, holders)) {
+                Users::None => None,
+                Users::Some(users) => Some(format!("{} has it open", in_words(users))),
+                Users::Unknown => Some("unable to see whether a program has it open".to_owned()),
+            };
+            if let Some(why) = why {
+                let is = &difference.is;
+                notes.push(format!("{name} stays {is}, which nobody asked for: {why}"));
                 continue;
             }
         }
         match adjust(endpoint, &difference, held) {
+            // It had a single address before it was connected as well.
+            Ok(_) if is_elsewhere(endpoint, &difference, held) => {
+                if policy.replace {
+                    return replace(endpoint, options, held, None, policy, opened);
+                }
+                return Err(NotSettled::Differs(describe(held).to_string()));
+            }
             Ok(note) => notes.extend(note),
             // Its address may be somebody else's by now.
             Err(_) if matches!(difference.remedy, Remedy::Listen(_)) => {
@@ -112,8 +138,26 @@ pub fn settle(
             }
         }
     }
+    if !notes.is_empty() {
+        set_again(endpoint, options, held);
+    }
     notes.extend(limits(endpoint, options, held));
     Ok(Settled::Held(notes))
+}
+
+fn is_elsewhere(endpoint: &Endpoint, done: &Difference, held: BorrowedFd<'_>) -> bool {
+    matches!(done.remedy, Remedy::Disconnect) && !endpoint.is_address_of(held)
+}
+
+/// Sets what was asked for once more: the kernel changes some options with others.
+fn set_again(endpoint: &Endpoint, options: &EndpointOptions, held: BorrowedFd<'_>) {
+    let rows = ROWS.iter().filter(|row| row.is_changeable && row.how != How::Otherwise);
+    for row in rows.filter(|row| row.suits(endpoint)) {
+        if let Some(value) = options.get(row.name).and_then(|value| value.reading(row)) {
+            // What could not be set was said.
+            let _ = row.set(held, &value, endpoint);
+        }
+    }
 }
 
 /// What is held instead, to read behind "held under it is ", if it cannot be changed in place.
@@ -187,7 +231,7 @@ fn adjust(
             return Ok(Some("listens again, which it did not any more (was it shut down?)".into()));
         }
         Remedy::Disconnect => {
-            let address = getsockname(held)?;
+            let address = address_without_peer(endpoint, held)?;
             connect_unspec(held)?;
             bind_again(endpoint, held, &address)?;
             return Ok(Some("takes from everybody again, and not from one peer alone".into()));
@@ -206,9 +250,21 @@ fn adjust(
                 _ => chown(file_of(endpoint), uid, gid)?,
             }
         }
+        Remedy::Say => return Ok(Some(difference.name.to_owned())),
         Remedy::Lost | Remedy::Replace => {}
     }
     Ok(changed(&difference.wanted))
+}
+
+/// What it is bound to once it has no peer, for which the kernel has chosen a single address.
+fn address_without_peer(endpoint: &Endpoint, held: BorrowedFd<'_>) -> Result<SocketAddrAny, Errno> {
+    let address = getsockname(held)?;
+    match (endpoint, SocketAddr::try_from(address.clone())) {
+        (Endpoint::Ip { address: wanted, .. }, Ok(is)) if wanted.ip().is_unspecified() => {
+            Ok(SocketAddr::new(wanted.ip(), is.port()).into())
+        }
+        _ => Ok(address),
+    }
 }
 
 /// The kernel takes back a port that it chose itself when a socket is shut down or disconnected.
@@ -256,24 +312,31 @@ pub fn limits(endpoint: &Endpoint, options: &EndpointOptions, fd: impl AsFd) -> 
 /// What waits in a descriptor that is replaced or released.
 pub fn left_in_queue(held: impl AsFd) -> Option<String> {
     let held = held.as_fd();
-    match (accept_queue(held), describe(held).queue) {
-        (Some((1, _)), _) => Some("1 client waits in its queue".to_owned()),
-        (Some((waiting, _)), _) if waiting > 0 => {
-            Some(format!("{waiting} clients wait in its queue"))
+    let what = describe(held);
+    match what.queue {
+        Some(Queue::Clients(AcceptQueue { len: 0, .. }) | Queue::Bytes(0)) => None,
+        Some(Queue::Clients(AcceptQueue { max: 0, .. })) => {
+            Some("at least 1 client waits in its queue".to_owned())
         }
-        (None, Some(Queue::Bytes(bytes))) if bytes > 0 => {
-            Some(format!("{bytes} bytes in it were not read"))
+        Some(Queue::Clients(AcceptQueue { len: 1, .. })) => {
+            Some("1 client waits in its queue".to_owned())
         }
-        _ => None,
+        Some(Queue::Clients(AcceptQueue { len, .. })) => {
+            Some(format!("{len} clients wait in its queue"))
+        }
+        Some(Queue::Bytes(bytes)) => Some(format!("{bytes} bytes in it were not read")),
+        None if what.listening => {
+            Some("unable to see whether clients wait in its queue".to_owned())
+        }
+        None => None,
     }
 }
 
 /// The same, and which programs have it still, once no other gets it from the holder.
-pub fn left_behind(held: impl AsFd) -> Vec<String> {
+pub fn left_behind(held: impl AsFd, holders: &[u32]) -> Vec<String> {
     let held = held.as_fd();
     let mut notes: Vec<_> = left_in_queue(held).into_iter().collect();
-    let users = users_of(held);
-    if !users.is_empty() {
+    if let Users::Some(users) = users_of(held, holders) {
         notes.push(format!("{} still has it open: restart it", in_words(&users)));
     }
     notes
@@ -285,7 +348,7 @@ fn replace(
     options: &EndpointOptions,
     held: BorrowedFd<'_>,
     why: Option<String>,
-    policy: Policy,
+    policy: Policy<'_>,
     opened: Option<OwnedFd>,
 ) -> Result<Settled, NotSettled> {
     let has_name_for_itself = matches!(
@@ -294,10 +357,11 @@ fn replace(
     );
     if has_name_for_itself && endpoint.is_in_the_way_of(held) {
         let why = why.unwrap_or_else(|| "it was to be replaced".to_owned());
-        let users = if policy.may_look_for_users { users_of(held) } else { Vec::new() };
-        if users.is_empty() {
-            return Ok(Settled::MustGo(why));
-        }
+        let users = match policy.unasked {
+            Unasked::Reset(holders) => users_of(held, holders),
+            Unasked::Stays | Unasked::IsSaid => Users::Unknown,
+        };
+        let Users::Some(users) = users else { return Ok(Settled::MustGo(why)) };
         let problem = format!("{why}, and {} has its name: stop it first", in_words(&users));
         return Err(NotSettled::Open(OpenError::InUse(problem)));
     }

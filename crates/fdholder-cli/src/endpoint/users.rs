@@ -3,45 +3,103 @@
 use rustix::fs::fstat;
 use std::fs::{read_dir, read_link, read_to_string};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Programs that hold descriptors rather than use them, by their names in /proc: holders, and
 /// systemd with its descriptor store.
 const HOLDERS: [&str; 4] = ["fdholder", "s6-fdholderd", "s6-fdholder-dae", "systemd"];
 
+/// What the kernel says of a process that is gone.
+const ENDED: [Option<i32>; 2] = [Some(libc::ENOENT), Some(libc::ESRCH)];
+
 /// Processes named in a message at most.
 const NAMED_MAX: usize = 3;
 
-/// The programs that have this socket open, holders and this process left out: `pid 5 (nginx)`.
-/// Empty where /proc does not tell.
-pub fn users_of(socket: impl AsFd) -> Vec<String> {
-    let Ok(stat) = fstat(socket) else { return Vec::new() };
+/// Who has a socket open, holders and this process left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Users {
+    /// Each as `pid 5 (nginx)`; there may be others that this user does not see.
+    Some(Vec<String>),
+    None,
+    /// None that this user sees, and not all processes can be seen.
+    Unknown,
+}
+
+/// A process that has it open.
+struct Process {
+    pid: u32,
+    name: String,
+    program: Option<PathBuf>,
+}
+
+/// Looks for programs that have this socket open. `holders` are processes that are known to hold
+/// it: where none of them is found, other processes are not seen either.
+pub fn users_of(socket: impl AsFd, holders: &[u32]) -> Users {
+    let Ok(stat) = fstat(socket) else { return Users::Unknown };
     let link = format!("socket:[{}]", stat.st_ino);
-    let own_program = read_link("/proc/self/exe").ok();
-    let mut users = Vec::new();
-    for process in read_dir("/proc").into_iter().flatten().flatten() {
+    let Some((having, mut are_all_seen)) = processes_with(Path::new(&link)) else {
+        return Users::Unknown;
+    };
+    are_all_seen &= holders.is_empty() || !having.is_empty();
+    // The program this is, which has not become another one; and those of the holders.
+    let mut programs = vec![read_link("/proc/self/exe").ok()];
+    let known = having.iter().filter(|process| holders.contains(&process.pid));
+    programs.extend(known.map(|process| process.program.clone()));
+    let is_holder = |process: &Process| {
+        holders.contains(&process.pid)
+            || HOLDERS.contains(&&*process.name)
+            || process.program.is_some() && programs.contains(&process.program)
+    };
+    let users: Vec<_> = having
+        .iter()
+        .filter(|process| !is_holder(process))
+        .map(|Process { pid, name, .. }| format!("pid {pid} ({})", name.escape_default()))
+        .collect();
+    match users.len() {
+        0 if are_all_seen => Users::None,
+        0 => Users::Unknown,
+        _ => Users::Some(users),
+    }
+}
+
+/// The other processes that have it open, and whether all processes could be looked at; `None`
+/// without /proc.
+fn processes_with(link: &Path) -> Option<(Vec<Process>, bool)> {
+    // With hidepid=2 it is not there for all.
+    let mut are_all_seen = Path::new("/proc/1").exists();
+    let mut having = Vec::new();
+    for process in read_dir("/proc").ok()? {
+        let process = process.ok()?;
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
         else {
             continue;
         };
-        if pid == std::process::id() || !has_open(&process.path(), &link) {
+        if pid == std::process::id() {
             continue;
         }
-        let name = read_to_string(process.path().join("comm")).unwrap_or_default();
-        let name = name.trim_end();
-        let program = read_link(process.path().join("exe")).ok();
-        // The program this is, which has not become another one.
-        let is_ours = program.is_some() && program == own_program;
-        if !is_ours && !HOLDERS.contains(&name) {
-            users.push(format!("pid {pid} ({})", name.escape_default()));
+        match has_open(&process.path(), link) {
+            Ok(false) => {}
+            Ok(true) => {
+                let name = read_to_string(process.path().join("comm")).unwrap_or_default();
+                let program = read_link(process.path().join("exe")).ok();
+                having.push(Process { pid, name: name.trim_end().to_owned(), program });
+            }
+            // It has ended.
+            Err(error) if ENDED.contains(&error.raw_os_error()) => {}
+            Err(_) => are_all_seen = false,
         }
     }
-    users
+    Some((having, are_all_seen))
 }
 
-fn has_open(process: &Path, link: &str) -> bool {
-    let mut open = read_dir(process.join("fd")).into_iter().flatten().flatten();
-    open.any(|fd| read_link(fd.path()).is_ok_and(|target| target == Path::new(link)))
+fn has_open(process: &Path, link: &Path) -> std::io::Result<bool> {
+    for fd in read_dir(process.join("fd"))? {
+        // It may be closed by now.
+        if read_link(fd?.path()).is_ok_and(|target| target == link) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Some of them, in words.
@@ -57,6 +115,7 @@ pub fn in_words(users: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::geteuid;
     use std::net::TcpListener;
     use std::os::fd::OwnedFd;
     use std::process::{Command, Stdio};
@@ -64,18 +123,22 @@ mod tests {
     #[test]
     fn program_with_the_socket_is_found_until_it_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(users_of(&listener), Vec::<String>::new());
+        let nobody = if geteuid().is_root() { Users::None } else { Users::Unknown };
+        assert_eq!(users_of(&listener, &[]), nobody);
+        // Who is known to hold it would be found.
+        assert_eq!(users_of(&listener, &[1]), Users::Unknown);
         let copy: OwnedFd = listener.try_clone().unwrap().into();
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(copy).spawn().unwrap();
         let expected = format!("pid {} (cat)", child.id());
         // Until it has become the program, it is this one.
-        while users_of(&listener).is_empty() {
+        while users_of(&listener, &[]) == nobody {
             std::thread::yield_now();
         }
-        assert_eq!(users_of(&listener), [expected]);
+        assert_eq!(users_of(&listener, &[]), Users::Some(vec![expected]));
+        assert_eq!(users_of(&listener, &[child.id()]), nobody, "it is a holder");
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(users_of(&listener), Vec::<String>::new());
+        assert_eq!(users_of(&listener, &[]), nobody);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::serve;
 use crate::support::{
     assert_exit, deadline, eventually, id, is_missing, stderr, suite, Daemon, Rules, Suite,
 };
+use fdholder::Limit;
 use rustix::fs::{fcntl_getfl, fstat, OFlags};
 use rustix::net::getsockname;
 use rustix::net::sockopt::{ipv6_v6only, socket_acceptconn, socket_reuseport};
@@ -14,6 +15,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 fn bind(path: &Path, arguments: &[&str]) -> Output {
     suite::fdholder(["bind", path.to_str().unwrap()]).args(arguments).output().unwrap()
@@ -120,8 +122,8 @@ fn a_replacement_that_finds_no_room_says_what_became_of_it() {
     let path = folder.path().join("holder");
     let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &["-n", "1"]);
     bind_well(&path, &["web", "tcp:127.0.0.1:0"]);
-    // The fourth request stores; those before look, try a set, and delete.
-    let inject = "inject=sendmsg:delay_enter=2s:when=4";
+    // The tenth request stores; those before look, ask what is known, try a set, and delete.
+    let inject = "inject=sendmsg:delay_enter=2s:when=10";
     let bind = Command::new("strace")
         .args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject])
         .arg(env!("CARGO_BIN_EXE_fdholder"))
@@ -133,7 +135,7 @@ fn a_replacement_that_finds_no_room_says_what_became_of_it() {
     };
     let mut client = daemon.client();
     let null = fs::File::open("/dev/null").unwrap();
-    let never = fdholder::Limit::never();
+    let never = Limit::never();
     eventually("there is room", || client.store(&id("x"), never, &null, deadline()).is_ok());
     let output = bind.wait_with_output().unwrap();
     assert_exit(&output, 1);
@@ -308,4 +310,22 @@ fn options_that_do_not_suit_are_wrong_usage() {
         assert!(stderr(&output).contains(says), "{output:?}");
         assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
     }
+}
+
+#[test]
+fn what_is_held_for_a_time_is_held_for_ever() {
+    let (_folder, daemon) = serve(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp:{}", listener.local_addr().unwrap());
+    let limit = Limit::after(Duration::from_secs(3600));
+    daemon.client().store(&id("web"), limit, &listener, deadline()).unwrap();
+    let limit = || {
+        let mut client = fdholder::Client::connect_negotiated(&daemon.path, deadline()).unwrap();
+        client.inspect(deadline()).unwrap()[0].limit.moment()
+    };
+    assert!(limit().is_some());
+    let said = crate::rebind::says(&daemon, &["web", &endpoint]);
+    assert!(said.contains("info: web: does not expire any more"), "{said}");
+    assert_eq!(limit(), None);
+    assert_eq!(crate::rebind::says(&daemon, &["web", &endpoint]), "");
 }

@@ -67,6 +67,62 @@ fn socket_of_an_interface_that_was_removed_is_opened_anew() {
     assert_eq!(stderr(&output), [opened("tcp"), opened("udp")].concat());
 }
 
+/// What a script says about `bind` in a network namespace of its own.
+fn said_in_a_network(daemon: &crate::support::Daemon, script: &str) -> Option<String> {
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", script, env!("CARGO_BIN_EXE_fdholder")])
+        .arg(&daemon.path)
+        .output();
+    match output {
+        Ok(output) if output.status.success() => Some(stderr(&output)),
+        _ => {
+            is_missing("unshare, or the right to set up a network,");
+            None
+        }
+    }
+}
+
+/// The address has the number of the interface that is gone.
+#[test]
+fn socket_of_an_address_whose_interface_was_made_anew_is_opened_anew() {
+    let (_folder, daemon) = serve(&[]);
+    let script = "make() { ip link add v0 type veth peer name v1 && ip link set v0 up \
+            && ip address add fe80::77/64 dev v0 nodad || exit 77; }
+        make; $0 bind $1 web 'tcp:[fe80::77%v0]:80'; ip link del v0; make
+        for again in 1 2; do $0 bind $1 web 'tcp:[fe80::77%v0]:80' || exit; done";
+    let Some(said) = said_in_a_network(&daemon, script) else { return };
+    assert_eq!(said, "fdholder bind: info: web: opened anew: its interface was removed\n");
+}
+
+#[test]
+fn fast_open_that_the_system_turns_on_stays() {
+    let (_folder, daemon) = serve(&[]);
+    let script = "ip link set lo up; echo 1027 > /proc/sys/net/ipv4/tcp_fastopen || exit 77
+        for again in 1 2; do $0 bind $1 web tcp:127.0.0.1:80 || exit; done
+        $0 bind --backlog 7 $1 web tcp:127.0.0.1:80 && $0 bind --backlog 7 $1 web tcp:127.0.0.1:80";
+    let Some(said) = said_in_a_network(&daemon, script) else { return };
+    assert!(said.ends_with(" to 7\n") && said.lines().count() == 1, "{said}");
+}
+
+/// Each try would bring a client to it; and to delete what is held would not help.
+#[test]
+fn who_lives_at_the_path_is_left_alone() {
+    let (folder, daemon) = serve(&[]);
+    let path = folder.path().join("unix");
+    let endpoint = format!("unix:{}", path.display());
+    says(&daemon, &["web", &endpoint]);
+    remove_file(&path).unwrap();
+    let other = UnixListener::bind(&path).unwrap();
+    other.set_nonblocking(true).unwrap();
+    for name in ["web", "new"] {
+        let said = refuses(&daemon, 111, &[name, &endpoint]);
+        assert!(said.contains("a daemon listens there"), "{said}");
+        assert!(!said.contains("in the way"), "{said}");
+        let clients = other.incoming().map_while(Result::ok).count();
+        assert!(clients <= 1, "{clients}");
+    }
+}
+
 /// A link-local address is one of each interface.
 #[test]
 fn address_of_another_interface_is_another_one() {

@@ -171,6 +171,67 @@ fn socket_that_moves_into_a_group_is_the_same() {
     assert_eq!(ids(&daemon), ["web/1", "web/2"]);
 }
 
+/// The sockets and their clients stay, whichever place they had, and those that are not given go.
+#[test]
+fn group_gets_another_order_or_size_with_its_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = Rules::all(folder.path().join("all"));
+    let no_sets = Rules::none(folder.path().join("no-sets"));
+    let no_sets =
+        no_sets.allow("uid/self").regexes("uid/self", ".", ".").may("uid/self", &["LIST"]);
+    let own = format!("unix:@fdholder-test-{}-order", std::process::id());
+    for (rules, name) in [(&all, "sets"), (&no_sets, "no-sets")] {
+        let path = folder.path().join(format!("holder-{name}"));
+        let daemon = Daemon::with_rules(Suite::Ours, &path, rules, &[]);
+        let tcp = |_| format!("tcp:127.0.0.1:{}", free_port());
+        let unix = |name| format!("unix:{}/{name}", folder.path().display());
+        for [a, b, c] in
+            [[0, 1, 2].map(tcp), ["a", "b", "c"].map(unix), [0, 1, 2].map(|n| format!("{own}-{n}"))]
+        {
+            assert_eq!(says(&daemon, &["web", &a, &b, &c]), "");
+            let [_, of_b, of_c] = ["web/1", "web/2", "web/3"].map(|name| inode(&daemon, name));
+            let said = says(&daemon, &["--replace", "web", &b, &c]);
+            assert!(said.contains("web/1: is what was held under web/2"), "{said}");
+            assert!(said.contains("web/3: released, as it was not given"), "{said}");
+            assert_eq!(ids(&daemon), ["web/1", "web/2"]);
+            assert_eq!((inode(&daemon, "web/1"), inode(&daemon, "web/2")), (of_b, of_c));
+            says(&daemon, &["--replace", "web", &c, &b]);
+            assert_eq!((inode(&daemon, "web/1"), inode(&daemon, "web/2")), (of_c, of_b));
+            says(&daemon, &["--replace", "web", &b]);
+            assert_eq!(ids(&daemon), ["web"]);
+            assert_eq!(inode(&daemon, "web"), of_b);
+            let _ = remove_file(folder.path().join("a"));
+            says(&daemon, &["--replace", "web", &a, &b]);
+            assert_eq!(ids(&daemon), ["web/1", "web/2"]);
+            assert_eq!(inode(&daemon, "web/2"), of_b);
+            for name in ["web/1", "web/2"] {
+                assert_exit(&delete(&daemon, &[name]), 0);
+            }
+            for name in ["a", "b", "c"] {
+                let _ = remove_file(folder.path().join(name));
+            }
+        }
+        // When one cannot be opened, all are where they were.
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = format!("tcp:{}", other.local_addr().unwrap());
+        let [a, b] = [0, 1].map(tcp);
+        says(&daemon, &["web", &a, &b]);
+        let before = ["web/1", "web/2"].map(|name| inode(&daemon, name));
+        refuses(&daemon, 111, &["--replace", "web", &b, &taken, &a]);
+        assert_eq!(ids(&daemon), ["web/1", "web/2"]);
+        assert_eq!(["web/1", "web/2"].map(|name| inode(&daemon, name)), before);
+        for name in ["web/1", "web/2"] {
+            assert_exit(&delete(&daemon, &[name]), 0);
+        }
+        // What is in the way of another address gives way, wherever it is.
+        let port = free_port();
+        says(&daemon, &["web", "tcp:127.0.0.1:0", &format!("tcp:127.0.0.1:{port}")]);
+        let any = format!("tcp:0.0.0.0:{port}");
+        says(&daemon, &["--replace", "web", &any, "udp:127.0.0.1:0"]);
+        assert_eq!(address(&daemon, "web/1").to_string(), format!("0.0.0.0:{port}"));
+    }
+}
+
 #[test]
 fn exec_warns_when_it_passes_a_part_of_a_group() {
     let (_folder, daemon) = serve(&[]);

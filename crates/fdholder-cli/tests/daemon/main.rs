@@ -31,6 +31,7 @@ mod support;
 mod texts;
 mod unattended;
 mod unchanged;
+mod unseen;
 mod waiting;
 mod wire;
 

@@ -57,13 +57,18 @@ pub fn delete(daemon: &Daemon, arguments: &[&str]) -> Output {
     suite::fdholder(["delete"]).arg(&daemon.path).args(arguments).output().unwrap()
 }
 
+/// Whether this user may see that no program has a socket.
+pub fn sees_all_programs() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// The port of a listener that nobody else has, for now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Runs `cat` with what is held open, until it is ended.
-fn with_program(daemon: &Daemon, name: &str) -> Child {
+pub fn with_program(daemon: &Daemon, name: &str) -> Child {
     let child = suite::fdholder(["exec", "--fd", name])
         .arg(&daemon.path)
         .args(["--", "cat"])
@@ -77,7 +82,7 @@ fn with_program(daemon: &Daemon, name: &str) -> Child {
     child
 }
 
-fn end(mut child: Child) {
+pub fn end(mut child: Child) {
     drop(child.stdin.take());
     child.wait().unwrap();
 }
@@ -233,6 +238,9 @@ fn changed_option_is_set_or_refused_by_its_name() {
             "send-buffer changed from 65536",
         ),
     ] {
+        if !sees_all_programs() {
+            break;
+        }
         let arguments: Vec<_> = ["web", &tcp, option].into_iter().chain(value).collect();
         let said = says(&daemon, &arguments);
         assert!(said.contains(there), "{said}");
@@ -293,7 +301,8 @@ fn option_that_was_not_asked_for_stays_while_a_program_has_the_socket() {
     assert!(!is_nonblocking());
     end(program);
     let said = says(&daemon, &arguments);
-    assert!(said.contains("keepalive changed from on to off"), "{said}");
+    let is_reset = said.contains("keepalive changed from on to off");
+    assert_eq!(is_reset, sees_all_programs(), "{said}");
 }
 
 #[test]

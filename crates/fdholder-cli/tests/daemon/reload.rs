@@ -132,6 +132,22 @@ fn changed_option_is_set_or_said_at_sighup_upgrade_and_takeover() {
     assert_eq!(inode(&daemon, "web"), before);
 }
 
+/// At a start nothing tells what the file said before.
+#[test]
+fn option_taken_out_of_the_file_before_an_upgrade_is_said() {
+    let web = |more: &str| [SERVING, &socket("web", "tcp:127.0.0.1:0", more)].concat();
+    let place = Place::with(&web("nonblock = true"));
+    let daemon = place.serve(&[]);
+    place.write(&web(""));
+    let said = "info: web: nonblock stays on, which the file does not say\n";
+    let len = place.log().len();
+    assert_exit(&suite::fdholder(["upgrade"]).arg(&daemon.path).output().unwrap(), 0);
+    assert!(place.log()[len..].contains(said), "{}", place.log());
+    assert_eq!(reload(&place, &daemon).lines().count(), 1);
+    let _daemon = place.serve(&[]);
+    assert!(place.log().contains(said), "{}", place.log());
+}
+
 /// The standby has the one that took the place of another, and the audit log tells of it.
 #[test]
 fn replacement_at_sighup_outlives_the_daemon() {

@@ -84,10 +84,9 @@ impl Group {
             _ => ("are", "them"),
         };
         let ids = in_words(&self.surplus);
-        let how = if self.wanted > 1 { "--replace or delete" } else { "delete" };
         Some(format!(
-            "{ids} {is} held, too: clients wait there while no program has {them}; {how} releases \
-             {them}"
+            "{ids} {is} held, too: clients wait there while no program has {them}; --replace or \
+             delete releases {them}"
         ))
     }
 

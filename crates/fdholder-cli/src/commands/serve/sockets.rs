@@ -3,7 +3,7 @@
 use crate::config::Socket;
 use crate::endpoint::{
     left_in_queue, limits, settle, Endpoint, EndpointOptions, NotSettled, OpenError, Policy,
-    Settled,
+    Settled, Unasked,
 };
 use fdholder::{Entry, Identifier, Limit};
 use fdholder_daemon::{ClientFd, Store};
@@ -11,14 +11,13 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use tracing::{info, warn};
 
-/// A daemon that is confined does not see which programs have a socket, and has no time to look.
-const POLICY: Policy = Policy { replace: false, may_look_for_users: false };
-
 /// What is wanted, and what was opened for it while this process could.
 #[derive(Debug, Default)]
 pub struct Sockets {
     wanted: Vec<Socket>,
     opened: HashMap<Identifier, Result<OwnedFd, OpenError>>,
+    /// It is known what the file said before.
+    knows_before: bool,
 }
 
 /// What a store lacks of what is wanted.
@@ -35,7 +34,7 @@ pub struct Missing {
 impl Sockets {
     /// None of them is open yet.
     pub fn of(wanted: Vec<Socket>) -> Self {
-        Self { wanted, opened: HashMap::new() }
+        Self { wanted, opened: HashMap::new(), knows_before: false }
     }
 
     /// The same, where options that were there before and are not now get the system's values.
@@ -46,6 +45,7 @@ impl Sockets {
                 socket.options = socket.options.after(&before.options);
             }
         }
+        self.knows_before = true;
         self
     }
 
@@ -61,13 +61,16 @@ impl Sockets {
 
     /// What is not held, or not as it is wanted; opened now where it was not before.
     pub fn missing_from(self, store: &Store<ClientFd>) -> Missing {
-        let Self { wanted, mut opened } = self;
+        let Self { wanted, mut opened, knows_before } = self;
+        // A daemon that is confined does not see which programs have a socket.
+        let unasked = if knows_before { Unasked::Stays } else { Unasked::IsSaid };
+        let policy = Policy { replace: false, unasked };
         let mut missing = Missing::default();
         for Socket { id, endpoint, options } in wanted {
             let opened = opened.remove(&id);
             if let Some(held) = store.find_held(&id) {
                 let opened = opened.and_then(Result::ok);
-                match settle(&endpoint, &options, &held.fd, POLICY, opened) {
+                match settle(&endpoint, &options, &held.fd, policy, opened) {
                     Ok(Settled::Replaced(fd, why)) => {
                         let why = format!("opened anew: {}", why.unwrap_or_default());
                         let left = left_in_queue(&held.fd);
@@ -135,7 +138,7 @@ fn problem(id: &Identifier, endpoint: &Endpoint, settled: Result<Settled, NotSet
 fn whose(endpoint: &Endpoint, error: OpenError, store: &Store<ClientFd>) -> OpenError {
     let is_in_use = matches!(error, OpenError::InUse(_));
     let mut others = store.iter().filter(|_| is_in_use);
-    match others.find(|other| endpoint.is_in_the_way_of(&other.fd)) {
+    match others.find(|other| endpoint.leads_to(&other.fd)) {
         Some(other) => OpenError::InUse(format!(
             "Address already in use: this holder has it, held under {}",
             other.id

@@ -13,6 +13,7 @@ mod table;
 mod tests_of_held;
 mod users;
 
+pub use address::{leads, Leads};
 pub use diag::accept_queue;
 pub use open::OpenError;
 pub use options::{arguments, EndpointOptions, Mode};

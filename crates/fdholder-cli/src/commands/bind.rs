@@ -79,6 +79,10 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         }
     }
     let id = identifier(invocation, "bind")?;
+    let options = match &endpoints[..] {
+        [endpoint] => options.held_under(&id, endpoint),
+        _ => options,
+    };
     let ids = if endpoints.len() == 1 { vec![id.clone()] } else { numbered(&id, endpoints.len())? };
     let (mut holder, deadline) = connect(invocation)?;
     let replace = invocation.matches.get_flag("replace");

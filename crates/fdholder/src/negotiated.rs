@@ -83,6 +83,31 @@ impl Client {
         Ok(Self::begin_negotiation(path, None, deadline)?.end(deadline)?.0)
     }
 
+    /// The same, where no other holder will do.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect) · EPIPE the holder hangs up also on what every holder answers ·
+    /// EOPNOTSUPP it answers, and is no fdholder.
+    pub fn connect_fdholder(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let refused = |cause| {
+            Error::new(format!("speak with the fd-holder daemon at {}", path.display()), cause)
+        };
+        // What hangs up once and answers then may be a fdholder that was just replaced.
+        for _ in 0..2 {
+            let mut client = Self::connect_negotiated(path, deadline)?;
+            if client.version.is_some() {
+                return Ok(client);
+            }
+            match client.list(deadline).map_err(|error| error.cause()) {
+                Ok(_) | Err(Cause::Denied(_)) => {}
+                Err(cause) => return Err(refused(cause)),
+            }
+        }
+        Err(refused(Cause::Denied(Errno::OPNOTSUPP)))
+    }
+
     /// Connects, and asks, perhaps for a snapshot as well; several holders can be asked at
     /// once.
     pub(crate) fn begin_negotiation(

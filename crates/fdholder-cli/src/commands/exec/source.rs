@@ -5,7 +5,7 @@ use crate::commands::bind::group::{group_of, in_words, may_have_clients, number_
 use crate::connect;
 use crate::failure::{exit, Failure};
 use crate::options::Milliseconds;
-use crate::passing::{natural, stand_in, Passed};
+use crate::passing::{front_door, natural, stand_in, Passed};
 use crate::program::Invocation;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier};
 use fdholder_daemon::notify::is_reserved;
@@ -55,7 +55,7 @@ impl<'a> Source<'a> {
         Ok(Self {
             invocation,
             path: invocation.required("path")?,
-            negotiates: needs_fdholder || wait.is_some(),
+            negotiates: wait.is_some(),
             needs_fdholder,
             holder: None,
             deadline: connect::deadline(invocation),
@@ -116,7 +116,12 @@ impl<'a> Source<'a> {
 
     /// The holder, once it is there, and until when it may take to answer.
     pub fn connected(&mut self) -> Result<(&mut Client, Deadline), Failure> {
-        self.ask(|_, _| Ok(()))?;
+        match self.ask(|_, _| Ok(())) {
+            Err(error) if matches!(error.cause(), Cause::Denied(Errno::OPNOTSUPP)) => {
+                return Err(front_door::takes_fdholder());
+            }
+            result => result?,
+        }
         let deadline = self.deadline;
         Ok((self.holder()?, deadline))
     }
@@ -124,10 +129,11 @@ impl<'a> Source<'a> {
     fn holder(&mut self) -> Result<&mut Client, Error> {
         let holder = match self.holder.take() {
             Some(holder) => holder,
+            None if self.needs_fdholder => Client::connect_fdholder(&self.path, self.deadline)?,
             None if self.negotiates => {
                 let holder = Client::connect_negotiated(&self.path, self.deadline)?;
                 // Any other need not be asked again, and may write it down each time.
-                self.negotiates = self.needs_fdholder || holder.version().is_some();
+                self.negotiates = holder.version().is_some();
                 holder
             }
             None => Client::connect(&self.path, self.deadline)?,

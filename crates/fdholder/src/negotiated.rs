@@ -9,11 +9,11 @@ use crate::frame::Frame;
 use crate::id::Identifier;
 use crate::limits::RELEASE_FDS_MAX;
 use crate::reply::Answer;
-use crate::request::Request;
+use crate::request::{Entry, Request};
 use crate::runs::Runs;
 use crate::status::Status;
 use rustix::io::Errno;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A holder that was asked what it speaks.
@@ -218,6 +218,26 @@ impl Client {
             crate::reply::parse_status(&frame)
         })
         .map_err(|cause| Error::new(SET_DUMP, cause))
+    }
+
+    /// Has all of these held, where nothing is held under any of their identifiers.
+    ///
+    /// # Errors
+    ///
+    /// EEXIST something is held under one of them, and none of these · EPERM without the right to
+    /// set a dump, or to know what is held · EOPNOTSUPP the holder is no fdholder, or was not asked
+    /// whether it is · those of [`setdump`](Self::setdump).
+    pub fn store_all<F: AsFd>(
+        &mut self,
+        entries: &[Entry<F>],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.on_conflict(OnConflict::Fail, deadline)?;
+        match self.setdump(entries, deadline) {
+            Err(error) if !matches!(error.cause(), Cause::Denied(_)) => Err(error),
+            // What is given next on this connection replaces again.
+            outcome => self.on_conflict(OnConflict::Replace, deadline).and(outcome),
+        }
     }
 
     /// What came of the set that was given last on this connection.

@@ -2,8 +2,9 @@
 //! already is as it was asked for.
 
 pub mod group;
+mod together;
 
-use crate::connect::{connect, identifier};
+use crate::connect::{connect, connect_negotiated, identifier};
 use crate::endpoint::{
     arguments, fixed_differences, is_reachable_at, left_behind, limits, settle, Endpoint,
     EndpointOptions, NotSettled, OpenError, Policy, Settled,
@@ -84,6 +85,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         _ => options,
     };
     let ids = if endpoints.len() == 1 { vec![id.clone()] } else { numbered(&id, endpoints.len())? };
+    // A fdholder takes the new members of a group together.
+    let connect = if endpoints.len() > 1 { connect_negotiated } else { connect };
     let (mut holder, deadline) = connect(invocation)?;
     let replace = invocation.matches.get_flag("replace");
     let mut binding =
@@ -136,11 +139,18 @@ impl Binding<'_> {
                 return Err(Failure::new(exit::DENIED, problems.join("; ")));
             }
         }
+        let mut missing = Vec::new();
         for (id, endpoint) in ids.iter().zip(endpoints) {
-            if !(self.replace && self.take_over(id, endpoint, &group)?) {
+            if self.replace && self.take_over(id, endpoint, &group)? {
+                continue;
+            }
+            if self.held(id)?.is_some() {
                 self.bring_about(id, endpoint)?;
+            } else {
+                missing.push((id, *endpoint));
             }
         }
+        self.bring_about_together(&missing)?;
         self.say(id, group.growth());
         if self.replace {
             return group.surplus.iter().try_for_each(|id| self.release(id));

@@ -162,6 +162,24 @@ fn waiters_go_on_waiting_for_the_next_daemon() {
     }
 }
 
+/// Of a group that is made meanwhile a program gets all, or goes on waiting.
+#[test]
+fn exec_that_waits_for_a_group_gets_the_whole_group() {
+    let (_folder, daemon) = serve(&[]);
+    for turn in 0..10 {
+        let group = format!("g{turn}");
+        let mut command = suite::fdholder(["exec", "--wait", "100000", "--fd-prefix"]);
+        command.arg(format!("{group}/")).arg(&daemon.path);
+        command.args(["--", "sh", "-c", "echo $LISTEN_FDS"]).stdout(Stdio::piped());
+        let child = command.spawn().unwrap();
+        wait_until_they_wait(&daemon.path, 1);
+        let mut bind = suite::fdholder(["bind"]);
+        bind.arg(&daemon.path).arg(&group).args(["tcp:127.0.0.1:0"; 3]);
+        assert_exit(&bind.output().unwrap(), 0);
+        assert_eq!(child.wait_with_output().unwrap().stdout, b"3\n", "{turn}");
+    }
+}
+
 /// One of an earlier version, and s6's: they are looked at again and again, over connections that
 /// others may have in between.
 #[test]

@@ -198,12 +198,23 @@ impl<'a> Source<'a> {
 
     /// The identifiers that begin in one way, ordered; at least one, unless they may be missing.
     fn ids(&mut self, prefix: &[u8]) -> Result<Vec<Identifier>, Failure> {
+        // After a wait: they may still come one by one, from who stores no set.
+        let mut seen: Option<Vec<Identifier>> = None;
         loop {
             let mut ids = self.ask(Client::list)?;
             // Doors are the holder's.
             ids.retain(|id| id.as_bytes().starts_with(prefix) && !is_reserved(id));
             ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
-            if !ids.is_empty() || (self.missing_ok && self.wait.passed()) {
+            if !ids.is_empty() {
+                let is_settled = seen.as_ref().is_none_or(|seen| *seen == ids);
+                if is_settled || self.wait.passed() {
+                    return Ok(ids);
+                }
+                seen = Some(ids);
+                self.pause(PAUSE);
+                continue;
+            }
+            if self.wait.passed() && self.missing_ok {
                 return Ok(ids);
             }
             if self.wait.passed() {
@@ -214,6 +225,7 @@ impl<'a> Source<'a> {
                 ));
             }
             self.wait_for(Identifier::new(prefix).ok().as_ref(), true);
+            seen = Some(Vec::new());
         }
     }
 

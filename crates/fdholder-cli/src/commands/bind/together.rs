@@ -1,0 +1,121 @@
+//! New members of a group: who waits for the group gets all of them.
+
+use super::{not_settled, Binding, ATTEMPTS, RETRY_PAUSE};
+use crate::endpoint::{leads, limits, Endpoint, Leads, NotSettled, OpenError};
+use crate::failure::Failure;
+use fdholder::{Cause, Entry, Errno, Identifier, Limit};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What is to be held, and where it is opened.
+pub type Member<'a> = (&'a Identifier, &'a Endpoint);
+
+/// Descriptors that are not held yet; when they are not needed, their files go with them.
+struct Opened<'a>(Vec<(&'a Identifier, &'a Endpoint, OwnedFd)>);
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        let sockets =
+            self.0.iter().filter(|(_, endpoint, _)| matches!(endpoint, Endpoint::Unix { .. }));
+        for (_, endpoint, fd) in sockets {
+            let file = endpoint.file().filter(|file| leads(file, fd.as_fd()) == Leads::Here);
+            // One that stays is dead, and in nobody's way.
+            let _ = file.map(rustix::fs::unlink);
+        }
+    }
+}
+
+impl Binding<'_> {
+    /// Opens all of these and has them held in one step. What others were faster to have held is
+    /// as it was asked for when this returns.
+    pub fn bring_about_together(&mut self, members: &[Member<'_>]) -> Result<(), Failure> {
+        let mut in_use = None;
+        for _ in 0..ATTEMPTS {
+            let mut missing = Vec::new();
+            for (id, endpoint) in members {
+                if self.held(id)?.is_some() {
+                    self.bring_about(id, endpoint)?;
+                } else {
+                    missing.push((*id, *endpoint));
+                }
+            }
+            let mut opened = Opened(Vec::new());
+            let mut refused = None;
+            for (id, endpoint) in missing {
+                match endpoint.open(self.options) {
+                    Ok(fd) => opened.0.push((id, endpoint, fd)),
+                    Err(OpenError::InUse(problem)) => {
+                        refused = Some((id, endpoint, problem));
+                        break;
+                    }
+                    Err(error) => {
+                        return Err(not_settled(id, endpoint, None, &NotSettled::Open(error)))
+                    }
+                }
+            }
+            if let Some((id, endpoint, problem)) = refused {
+                if in_use.is_none() {
+                    self.refuse_if_held_elsewhere(id, endpoint, None)?;
+                }
+                in_use = Some((id, endpoint, problem));
+            } else if self.give_together(&mut opened)? {
+                return Ok(());
+            }
+            drop(opened);
+            std::thread::sleep(RETRY_PAUSE);
+        }
+        match in_use {
+            Some((id, endpoint, problem)) => {
+                let problem = NotSettled::Open(OpenError::InUse(problem));
+                Err(not_settled(id, endpoint, None, &problem))
+            }
+            // Others change them all the time.
+            None => members.iter().try_for_each(|(id, endpoint)| self.bring_about(id, endpoint)),
+        }
+    }
+
+    /// Has them held, all or none; false when others were faster.
+    fn give_together(&mut self, opened: &mut Opened<'_>) -> Result<bool, Failure> {
+        if opened.0.is_empty() {
+            return Ok(true);
+        }
+        let set: Vec<_> = opened
+            .0
+            .iter()
+            .map(|(id, _, fd)| Entry { id: (*id).clone(), limit: Limit::never(), fd })
+            .collect();
+        match self.holder.store_all(&set, self.deadline) {
+            Ok(()) => {}
+            Err(error) if matches!(error.cause(), Cause::Denied(Errno::EXIST)) => return Ok(false),
+            // Who may not give a set, or not to such a holder, stores them one after another.
+            Err(error)
+                if matches!(error.cause(), Cause::Denied(Errno::PERM | Errno::OPNOTSUPP)) =>
+            {
+                if !self.give_in_turn(&opened.0)? {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(Failure::asking_why(error, self.holder, self.deadline)),
+        }
+        for (id, endpoint, fd) in std::mem::take(&mut opened.0) {
+            self.say(id, limits(endpoint, self.options, &fd));
+        }
+        Ok(true)
+    }
+
+    /// The same one after another. If one cannot be, none stays.
+    fn give_in_turn(
+        &mut self,
+        opened: &[(&Identifier, &Endpoint, OwnedFd)],
+    ) -> Result<bool, Failure> {
+        for (place, (id, _, fd)) in opened.iter().enumerate() {
+            let given = self.give(id, fd, None);
+            if !matches!(given, Ok(true)) {
+                for (id, ..) in &opened[..place] {
+                    self.delete(id)?;
+                }
+                return given;
+            }
+        }
+        Ok(true)
+    }
+}

@@ -36,7 +36,8 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         deadline = Deadline::after(UPGRADE_PATIENCE);
     }
     match holder.upgrade(deadline)? {
-        Ok(version) => print(&format!("fdholder {version} serves now\n"))?,
+        // That it is done the exit code says, too.
+        Ok(version) => drop(print(&format!("fdholder {version} serves now\n"))),
         Err(why) => {
             let why = if why.is_empty() { "the holder does not say why".to_owned() } else { why };
             return Err(Failure::new(exit::DENIED, format_args!("unable to upgrade: {why}")));

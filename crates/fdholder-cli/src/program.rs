@@ -202,6 +202,12 @@ fn as_getopt_reads(command: &Command, arguments: Vec<OsString>) -> Option<Vec<Os
         }
     }
     ordered.extend(arguments);
+    // s6's programs pass over what follows their operands.
+    let operands = || command.get_positionals();
+    if !operands().any(clap::Arg::is_trailing_var_arg_set) {
+        let dashes = ordered.iter().position(|argument| argument == "--");
+        ordered.truncate(dashes.map_or(ordered.len(), |at| at + 1 + operands().count()));
+    }
     Some(ordered)
 }
 
@@ -285,6 +291,9 @@ mod tests {
         assert_eq!(operands("s6-fdholder-list -t 1 -t 2 p"), "p");
         assert_eq!(operands("s6-fdholder-list -"), "-");
         assert_eq!(operands("s6-fdholder-getdump p prog -t x"), "p prog -t x");
+        assert_eq!(operands("s6-fdholder-list -t 5 p more -z --"), "p");
+        assert_eq!(operands("s6-fdholder-store -d 0 -- p id more"), "p id");
+        assert_eq!(operands("s6-fdholder-list -- -- p"), "--");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What the programs say, beyond what s6's do.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, id, stderr, stdout, suite, Rules, Suite};
+use crate::support::{
+    assert_exit, deadline, id, is_missing, stderr, stdout, suite, Daemon, Rules, Suite,
+};
 use fdholder::Limit;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -164,6 +166,37 @@ fn stdout_that_is_closed_is_said() {
             let says = "unable to write to stdout";
             assert!(stderr(&output).contains(says), "{command} {how}: {output:?}");
         }
+    }
+}
+
+/// What s6's programs do not look at; those that become a program take all of it.
+#[test]
+fn further_arguments_are_passed_over_under_s6s_names() {
+    for suite in [Suite::Ours, Suite::S6V213] {
+        if !suite.is_installed() {
+            is_missing("s6");
+            continue;
+        }
+        let (folder, daemon) = serve(&[]);
+        let path = daemon.path.to_str().unwrap();
+        let run = |name: &str, arguments: &[&str]| {
+            let mut command = suite.command(&format!("s6-fdholder-{name}"));
+            // A dump of nothing.
+            command.env("S6_FD#", "0");
+            let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+            assert_exit(&output, 0);
+            stdout(&output)
+        };
+        run("store", &[path, "x", "more", "-z"]);
+        assert_eq!(run("list", &[path, "more"]), "x\n");
+        run("setdump", &["-t", "0", path, "more"]);
+        run("transferdump", &[path, path, "more"]);
+        run("delete", &["--", path, "x", "more"]);
+        assert!(daemon.client().list(deadline()).unwrap().is_empty());
+        let other = folder.path().join("other");
+        let rules = Rules::all(folder.path().join("rules"));
+        let more = ["-i", rules.dir.to_str().unwrap(), "more"];
+        Daemon::start(suite, &other, &more).client().list(deadline()).unwrap();
     }
 }
 

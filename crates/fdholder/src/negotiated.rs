@@ -235,8 +235,12 @@ impl Client {
         self.on_conflict(OnConflict::Fail, deadline)?;
         match self.setdump(entries, deadline) {
             Err(error) if !matches!(error.cause(), Cause::Denied(_)) => Err(error),
-            // What is given next on this connection replaces again.
-            outcome => self.on_conflict(OnConflict::Replace, deadline).and(outcome),
+            outcome => {
+                // What is given next on this connection replaces again, or is not given.
+                let replaces = self.on_conflict(OnConflict::Replace, deadline);
+                self.in_step &= replaces.is_ok();
+                outcome
+            }
         }
     }
 

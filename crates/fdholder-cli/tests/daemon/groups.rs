@@ -160,7 +160,7 @@ fn counts(daemon: &Daemon) -> (u64, u64) {
     let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     let count = |name: &str| status["counts"][name].as_u64().unwrap_or_default();
-    (count("setdump.ok"), count("store.ok"))
+    (count("setdump_data.ok"), count("store.ok"))
 }
 
 /// Nobody who looks, or waits for the group, sees a part of it.

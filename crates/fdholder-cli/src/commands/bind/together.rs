@@ -9,8 +9,11 @@ use std::os::fd::{AsFd, OwnedFd};
 /// What is to be held, and where it is opened.
 pub type Member<'a> = (&'a Identifier, &'a Endpoint);
 
+/// What was opened for one.
+type Opening<'a> = (&'a Identifier, &'a Endpoint, OwnedFd);
+
 /// Descriptors that are not held yet; when they are not needed, their files go with them.
-struct Opened<'a>(Vec<(&'a Identifier, &'a Endpoint, OwnedFd)>);
+struct Opened<'a>(Vec<Opening<'a>>);
 
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
@@ -75,26 +78,13 @@ impl Binding<'_> {
 
     /// Has them held, all or none; false when others were faster.
     fn give_together(&mut self, opened: &mut Opened<'_>) -> Result<bool, Failure> {
-        if opened.0.is_empty() {
-            return Ok(true);
+        let given = self.give_all(&opened.0);
+        if given.as_ref().is_err_and(|failure| !failure.is_refusal()) {
+            // They may be held nevertheless, and reached by their files.
+            opened.0.clear();
         }
-        let set: Vec<_> = opened
-            .0
-            .iter()
-            .map(|(id, _, fd)| Entry { id: (*id).clone(), limit: Limit::never(), fd })
-            .collect();
-        match self.holder.store_all(&set, self.deadline) {
-            Ok(()) => {}
-            Err(error) if matches!(error.cause(), Cause::Denied(Errno::EXIST)) => return Ok(false),
-            // Who may not give a set, or not to such a holder, stores them one after another.
-            Err(error)
-                if matches!(error.cause(), Cause::Denied(Errno::PERM | Errno::OPNOTSUPP)) =>
-            {
-                if !self.give_in_turn(&opened.0)? {
-                    return Ok(false);
-                }
-            }
-            Err(error) => return Err(Failure::asking_why(error, self.holder, self.deadline)),
+        if !given? {
+            return Ok(false);
         }
         for (id, endpoint, fd) in std::mem::take(&mut opened.0) {
             self.say(id, limits(endpoint, self.options, &fd));
@@ -102,19 +92,39 @@ impl Binding<'_> {
         Ok(true)
     }
 
+    fn give_all(&mut self, opened: &[Opening<'_>]) -> Result<bool, Failure> {
+        if opened.is_empty() {
+            return Ok(true);
+        }
+        let mut set = Vec::with_capacity(opened.len());
+        for (id, _, fd) in opened {
+            set.push(Entry { id: Identifier::clone(id), limit: Limit::never(), fd });
+        }
+        match self.holder.store_all(&set, self.deadline) {
+            Ok(()) => Ok(true),
+            Err(error) => match error.cause() {
+                Cause::Denied(Errno::EXIST) => Ok(false),
+                // Who may not give a set, or not to such a holder, stores them one after another.
+                Cause::Denied(Errno::PERM | Errno::OPNOTSUPP) => self.give_in_turn(opened),
+                _ => Err(Failure::asking_why(error, self.holder, self.deadline)),
+            },
+        }
+    }
+
     /// The same one after another. If one cannot be, none stays.
-    fn give_in_turn(
-        &mut self,
-        opened: &[(&Identifier, &Endpoint, OwnedFd)],
-    ) -> Result<bool, Failure> {
+    fn give_in_turn(&mut self, opened: &[Opening<'_>]) -> Result<bool, Failure> {
         for (place, (id, _, fd)) in opened.iter().enumerate() {
             let given = self.give(id, fd, None);
-            if !matches!(given, Ok(true)) {
-                for (id, ..) in &opened[..place] {
-                    self.delete(id)?;
-                }
-                return given;
+            if matches!(given, Ok(true)) {
+                continue;
             }
+            let released = opened[..place].iter().try_for_each(|(id, ..)| self.delete(id));
+            return match given {
+                Err(failure) if released.is_err() => {
+                    Err(failure.with("a part of the group may be held"))
+                }
+                given => released.and(given),
+            };
         }
         Ok(true)
     }

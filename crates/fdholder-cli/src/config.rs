@@ -99,6 +99,7 @@ fn socket(id: &str, table: &toml::Value) -> Result<Socket, String> {
     let endpoint: Endpoint = address.parse().map_err(|problem| format!("address: {problem}"))?;
     let options = EndpointOptions::of_toml(&table, suggestion)?;
     options.suit(&endpoint)?;
+    let options = options.held_under(&id, &endpoint);
     Ok(Socket { id, endpoint, options })
 }
 

@@ -19,6 +19,11 @@ pub fn connect_negotiated(invocation: &Invocation) -> Result<(Client, Deadline),
     connect_by(invocation, Client::connect_negotiated)
 }
 
+/// The same, where no other will do.
+pub fn connect_fdholder(invocation: &Invocation) -> Result<(Client, Deadline), Failure> {
+    connect_by(invocation, Client::connect_fdholder)
+}
+
 /// When all that the command line wants done must be. If it says nothing, a holder that does not
 /// answer is given up; s6's programs wait for ever.
 pub fn deadline(invocation: &Invocation) -> Deadline {

@@ -15,6 +15,7 @@ mod tests_of_addresses;
 mod tests_of_held;
 mod users;
 
+pub use address::{leads, Leads};
 pub use diag::has_clients;
 pub use open::OpenError;
 pub use options::{arguments, EndpointOptions, Mode};

@@ -146,6 +146,7 @@ fn advice(cause: Cause) -> Option<&'static str> {
             "this user has as many connections, or as much unread, as it may: the rules say how \
              much (FDHOLDER_MAXCONN, …)"
         }
+        Cause::Denied(Errno::OPNOTSUPP) => "that holder is no fdholder, or one too old for this",
         Cause::Denied(Errno::BUSY) => "the id is in use: delete it first, or take another",
         Cause::Denied(Errno::EXIST) => "it holds some of these ids: see --dry-run",
         Cause::Exchange(Errno::AGAIN) => "it changes faster than it can be read: try again",

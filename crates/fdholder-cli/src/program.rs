@@ -5,10 +5,12 @@
 //! too, and options may follow operands.
 
 use crate::failure::{exit, Failure};
-use clap::error::ErrorKind;
+use crate::show::output::write;
+use crate::show::terminal::harmless;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgMatches, Command};
-use std::ffi::OsString;
-use std::io::Write;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -50,13 +52,15 @@ impl Answer {
     /// Says it, and gives the exit code.
     pub fn give(self) -> ExitCode {
         match self {
-            // A reader that leaves early has read enough.
-            Self::Text(text) => {
-                let _ = std::io::stdout().write_all(text.as_bytes());
-                ExitCode::SUCCESS
-            }
+            Self::Text(text) => match write(&text) {
+                // A reader that leaves early has read enough.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    Failure::system("write to stdout", error).report("fdholder")
+                }
+                _ => ExitCode::SUCCESS,
+            },
             Self::Usage(line) => {
-                let _ = writeln!(std::io::stderr(), "{line}");
+                let _ = writeln!(io::stderr(), "{}", harmless(line));
                 ExitCode::from(exit::USAGE)
             }
         }
@@ -84,9 +88,8 @@ impl Invocation {
                 Err(error) => answer_to(called, &error),
             });
         };
-        let command = definition(program);
         let mut called = format!("fdholder {wanted}");
-        let command = command.bin_name(&called);
+        let mut command = definition(program).bin_name(&called);
         let nested = arguments.get(2).and_then(|argument| argument.to_str());
         if let Some(nested) = nested.filter(|nested| command.find_subcommand(nested).is_some()) {
             called = format!("{called} {nested}");
@@ -94,12 +97,23 @@ impl Invocation {
         arguments.remove(0);
         // Which only becomes known by what stands before it.
         let wants_dashes = command.get_positionals().any(clap::Arg::is_last_set);
-        let matches = command.try_get_matches_from(arguments).map_err(|error| {
-            match (answer_to(&called, &error), error.kind()) {
-                (Answer::Usage(line), ErrorKind::UnknownArgument) if wants_dashes => {
-                    Answer::Usage(line.replacen(" found", " found: put -- before PROG", 1))
+        let matches = command.try_get_matches_from_mut(&arguments);
+        let matches = matches.map_err(|error| {
+            let found = match error.get(ContextKind::InvalidArg).map(ToString::to_string) {
+                Some(found) if error.kind() == ErrorKind::UnknownArgument => found,
+                _ => return answer_to(&called, &error),
+            };
+            let problem = format!("unexpected argument '{found}' found");
+            match value_behind(&command, &arguments, &found) {
+                Some(joined) => {
+                    let joined = joined.display();
+                    usage_answer(&called, &format!("{problem}: if it is a value, say {joined}"))
                 }
-                (answer, _) => answer,
+                // What is alike is also said, but not that it may be an operand.
+                None if wants_dashes && error.get(ContextKind::SuggestedArg).is_none() => {
+                    usage_answer(&called, &format!("{problem}: put -- before PROG"))
+                }
+                None => answer_to(&called, &error),
             }
         })?;
         Ok(Self { called, as_s6: false, program, matches })
@@ -188,7 +202,29 @@ fn as_getopt_reads(command: &Command, arguments: Vec<OsString>) -> Option<Vec<Os
         }
     }
     ordered.extend(arguments);
+    // s6's programs pass over what follows their operands.
+    let operands = || command.get_positionals();
+    if !operands().any(clap::Arg::is_trailing_var_arg_set) {
+        let dashes = ordered.iter().position(|argument| argument == "--");
+        ordered.truncate(dashes.map_or(ordered.len(), |at| at + 1 + operands().count()));
+    }
     Some(ordered)
+}
+
+/// An option and what stands behind it, as one argument: as another, what begins with `-` is none of
+/// its values.
+fn value_behind(command: &Command, arguments: &[OsString], found: &str) -> Option<OsString> {
+    let takes_value = |option: &OsStr| {
+        let is_named = |arg: &clap::Arg| {
+            let long = arg.get_long().map(|name| format!("--{name}"));
+            long.is_some_and(|name| option == name.as_str()) && arg.get_action().takes_values()
+        };
+        command.get_arguments().any(is_named)
+    };
+    let pair = arguments.windows(2).find(|pair| {
+        takes_value(&pair[0]) && pair[1].as_encoded_bytes().starts_with(found.as_bytes())
+    })?;
+    Some([&pair[0], OsStr::new("="), &pair[1]].into_iter().collect())
 }
 
 fn answer_to(called: &str, error: &clap::Error) -> Answer {
@@ -255,6 +291,9 @@ mod tests {
         assert_eq!(operands("s6-fdholder-list -t 1 -t 2 p"), "p");
         assert_eq!(operands("s6-fdholder-list -"), "-");
         assert_eq!(operands("s6-fdholder-getdump p prog -t x"), "p prog -t x");
+        assert_eq!(operands("s6-fdholder-list -t 5 p more -z --"), "p");
+        assert_eq!(operands("s6-fdholder-store -d 0 -- p id more"), "p id");
+        assert_eq!(operands("s6-fdholder-list -- -- p"), "--");
     }
 
     #[test]

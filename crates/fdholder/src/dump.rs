@@ -295,7 +295,11 @@ impl Outgoing<'_> {
             Err(Errno::AGAIN) if !is_last => {}
             Err(Errno::AGAIN) => return Err(Malformed("the set is whole, not so for it").into()),
             Ok(()) => return Err(Malformed("an end before the set is whole").into()),
-            Err(errno) => return Err(Cause::Denied(errno)),
+            Err(errno) => {
+                // With the whole set a fdholder has read all there is, and goes on.
+                self.client.in_step = is_last && self.client.version.is_some();
+                return Err(Cause::Denied(errno));
+            }
         }
         self.confirmed += count;
         Ok(())

@@ -9,11 +9,11 @@ use crate::frame::Frame;
 use crate::id::Identifier;
 use crate::limits::RELEASE_FDS_MAX;
 use crate::reply::Answer;
-use crate::request::Request;
+use crate::request::{Entry, Request};
 use crate::runs::Runs;
 use crate::status::Status;
 use rustix::io::Errno;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A holder that was asked what it speaks.
@@ -81,6 +81,31 @@ impl Client {
     /// noticed by what is asked next.
     pub fn connect_negotiated(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
         Ok(Self::begin_negotiation(path, None, deadline)?.end(deadline)?.0)
+    }
+
+    /// The same, where no other holder will do.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect) · EPIPE the holder hangs up also on what every holder answers ·
+    /// EOPNOTSUPP it answers, and is no fdholder.
+    pub fn connect_fdholder(path: impl AsRef<Path>, deadline: Deadline) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let refused = |cause| {
+            Error::new(format!("speak with the fd-holder daemon at {}", path.display()), cause)
+        };
+        // What hangs up once and answers then may be a fdholder that was just replaced.
+        for _ in 0..2 {
+            let mut client = Self::connect_negotiated(path, deadline)?;
+            if client.version.is_some() {
+                return Ok(client);
+            }
+            match client.list(deadline).map_err(|error| error.cause()) {
+                Ok(_) | Err(Cause::Denied(_)) => {}
+                Err(cause) => return Err(refused(cause)),
+            }
+        }
+        Err(refused(Cause::Denied(Errno::OPNOTSUPP)))
     }
 
     /// Connects, and asks, perhaps for a snapshot as well; several holders can be asked at
@@ -193,6 +218,30 @@ impl Client {
             crate::reply::parse_status(&frame)
         })
         .map_err(|cause| Error::new(SET_DUMP, cause))
+    }
+
+    /// Has all of these held, where nothing is held under any of their identifiers.
+    ///
+    /// # Errors
+    ///
+    /// EEXIST something is held under one of them, and none of these · EPERM without the right to
+    /// set a dump, or to know what is held · EOPNOTSUPP the holder is no fdholder, or was not asked
+    /// whether it is · those of [`setdump`](Self::setdump).
+    pub fn store_all<F: AsFd>(
+        &mut self,
+        entries: &[Entry<F>],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.on_conflict(OnConflict::Fail, deadline)?;
+        match self.setdump(entries, deadline) {
+            Err(error) if !matches!(error.cause(), Cause::Denied(_)) => Err(error),
+            outcome => {
+                // What is given next on this connection replaces again, or is not given.
+                let replaces = self.on_conflict(OnConflict::Replace, deadline);
+                self.in_step &= replaces.is_ok();
+                outcome
+            }
+        }
     }
 
     /// What came of the set that was given last on this connection.

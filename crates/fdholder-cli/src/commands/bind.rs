@@ -3,8 +3,9 @@
 
 mod arrange;
 pub mod group;
+mod together;
 
-use crate::connect::{connect, identifier};
+use crate::connect::{connect, connect_negotiated, identifier};
 use crate::endpoint::{
     arguments, fixed_differences, left_behind, limits, settle, Endpoint, EndpointOptions,
     NotSettled, OpenError, Policy, Settled, Unasked,
@@ -86,7 +87,13 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         }
     }
     let id = identifier(invocation, "bind")?;
+    let options = match &endpoints[..] {
+        [endpoint] => options.held_under(&id, endpoint),
+        _ => options,
+    };
     let ids = if endpoints.len() == 1 { vec![id.clone()] } else { numbered(&id, endpoints.len())? };
+    // A fdholder takes the new members of a group together.
+    let connect = if endpoints.len() > 1 { connect_negotiated } else { connect };
     let (mut holder, deadline) = connect(invocation)?;
     let replace = invocation.matches.get_flag("replace");
     let holder = &mut holder;
@@ -157,13 +164,11 @@ impl Binding<'_> {
             }
         }
         let moves = if self.replace { self.rearrange(ids, endpoints, &group)? } else { Vec::new() };
-        for (id, endpoint) in ids.iter().zip(endpoints) {
-            if let Err(failure) = self.bring_about(id, endpoint) {
-                if !self.has_given {
-                    self.put_back(&moves)?;
-                }
-                return Err(failure);
+        if let Err(failure) = self.bring_about_each(ids, endpoints) {
+            if !self.has_given {
+                self.put_back(&moves)?;
             }
+            return Err(failure);
         }
         self.say_moves(&moves);
         self.say(id, group.growth());
@@ -174,6 +179,22 @@ impl Binding<'_> {
             self.warn(&warning);
         }
         Ok(())
+    }
+
+    fn bring_about_each(
+        &mut self,
+        ids: &[Identifier],
+        endpoints: &[&Endpoint],
+    ) -> Result<(), Failure> {
+        let mut missing = Vec::new();
+        for (id, endpoint) in ids.iter().zip(endpoints) {
+            if self.held(id)?.is_some() {
+                self.bring_about(id, endpoint)?;
+            } else {
+                missing.push((id, *endpoint));
+            }
+        }
+        self.bring_about_together(&missing)
     }
 
     /// Asks what only a fdholder tells, and not everybody: what is not told is not known.

@@ -237,6 +237,10 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             return Err(Failure::new(exit::USAGE, "no PATH: where does the holder listen?"));
         }
         let mut source = Source::of(invocation, notify.is_some())?;
+        if notify.is_some() {
+            // Before anything else, as no other holder will do.
+            source.connected()?;
+        }
         let mut chosen = source.get(choices)?;
         set_blocking(invocation, &chosen)?;
         for warning in source.parts_of_groups(&chosen) {

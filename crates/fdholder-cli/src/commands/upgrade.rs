@@ -1,6 +1,6 @@
 //! `upgrade`: have a daemon become the program that is now on disk.
 
-use crate::connect::connect_negotiated;
+use crate::connect::connect_fdholder;
 use crate::failure::{exit, Failure};
 use crate::options::{path_operand, timeout_option, Milliseconds, EXIT_CODES};
 use crate::program::{Invocation, Program};
@@ -31,12 +31,13 @@ fn define(command: Command) -> Command {
 const UPGRADE_PATIENCE: Duration = KEEP_PATIENCE.saturating_mul(2);
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    let (mut holder, mut deadline) = connect_negotiated(invocation)?;
+    let (mut holder, mut deadline) = connect_fdholder(invocation)?;
     if invocation.optional::<Milliseconds>("timeout").is_none() {
         deadline = Deadline::after(UPGRADE_PATIENCE);
     }
     match holder.upgrade(deadline)? {
-        Ok(version) => print(&format!("fdholder {version} serves now\n"))?,
+        // That it is done the exit code says, too.
+        Ok(version) => drop(print(&format!("fdholder {version} serves now\n"))),
         Err(why) => {
             let why = if why.is_empty() { "the holder does not say why".to_owned() } else { why };
             return Err(Failure::new(exit::DENIED, format_args!("unable to upgrade: {why}")));

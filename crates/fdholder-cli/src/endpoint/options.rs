@@ -6,7 +6,9 @@ use crate::options::number;
 use crate::program::Invocation;
 use crate::users::read_owner;
 use clap::{Arg, ArgAction};
+use fdholder::Identifier;
 use fdholder_daemon::access::User;
+use fdholder_daemon::notify::service_of;
 use rustix::fs::Stat;
 use rustix::process::geteuid;
 use std::collections::BTreeMap;
@@ -175,6 +177,16 @@ impl EndpointOptions {
             }
         }
         Ok(options)
+    }
+
+    /// The same for what is held under an identifier: the notify socket of a service tells who
+    /// sends, or the holder would heed nobody.
+    #[must_use]
+    pub fn held_under(mut self, id: &Identifier, endpoint: &Endpoint) -> Self {
+        if matches!(endpoint, Endpoint::Unix { .. }) && service_of(id).is_some() {
+            self.0.entry("passcred").or_insert(Value::Flag(true));
+        }
+        self
     }
 
     /// What was said of an option, if anything.

@@ -1,7 +1,7 @@
 //! `exec --notify`: the socket by which a program that was written for systemd talks to the
 //! holder. How the holder reads it is in `fdholder-daemon`, `notify.rs`.
 
-use crate::endpoint::Mode;
+use crate::endpoint::{is_bound, leads, Leads, Mode};
 use crate::failure::{exit, Failure};
 use crate::passing::{is_fd_name, natural, stand_in, Passed};
 use fdholder::environ::Variable;
@@ -9,6 +9,7 @@ use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Limit};
 use fdholder_daemon::access::User;
 use fdholder_daemon::listen::{listen_at, Listen};
 use fdholder_daemon::notify::{fd_name, service_of, status_id};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     connect, getsockname, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
@@ -53,8 +54,7 @@ impl FrontDoor {
         deadline: Deadline,
     ) -> Result<Self, Failure> {
         if holder.version().is_none_or(|version| version < VERSION_WITH_DOORS) {
-            let problem = "--notify takes a fdholder of this version: that holder is another";
-            return Err(Failure::new(exit::DENIED, problem));
+            return Err(takes_fdholder());
         }
         let service = service.as_bytes().to_vec();
         let id = door_id(&service)?;
@@ -64,8 +64,15 @@ impl FrontDoor {
             Err(error) => return Err(error.into()),
         };
         let known = held.as_ref().and_then(address_of);
+        let at_its_place = held.as_ref().zip(known.as_ref());
+        // What is there may be somebody else's by now.
+        let is_here =
+            at_its_place.is_some_and(|(door, path)| leads(path, door.as_fd()) == Leads::Here);
         let is_of_use = |known: &PathBuf| {
-            wanted.path.as_ref().is_none_or(|path| path == known) && is_as_wanted(known, wanted)
+            is_here
+                && wanted.path.as_ref().is_none_or(|path| path == known)
+                && is_as_wanted(known, wanted)
+                && held.as_ref().is_some_and(is_open)
         };
         let address = if let Some(known) = known.clone().filter(is_of_use) {
             known
@@ -74,13 +81,13 @@ impl FrontDoor {
             let path = path.unwrap_or_else(|| beside(at, &service));
             let path = std::path::absolute(&path)
                 .map_err(|error| Failure::system(format!("find {}", path.display()), error))?;
-            if known.as_ref() == Some(&path) {
+            if is_here && known.as_ref() == Some(&path) {
                 // Clients that know this socket's address find the new one there.
                 remove(&path)?;
             }
             make(holder, &id, &path, wanted, deadline)?;
             drop(held);
-            if let Some(old) = known.filter(|old| *old != path) {
+            if let Some(old) = known.filter(|old| is_here && *old != path) {
                 remove_dead(&old);
             }
             path
@@ -158,6 +165,12 @@ impl FrontDoor {
     }
 }
 
+/// The holder does not read doors.
+pub fn takes_fdholder() -> Failure {
+    let problem = "--notify takes a fdholder of this version: that holder is another";
+    Failure::new(exit::DENIED, problem)
+}
+
 /// How long to wait until the holder has closed a socket that it holds no longer.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -205,6 +218,14 @@ fn is_as_wanted(path: &Path, wanted: &Wanted) -> bool {
     let has_mode = wanted.mode.is_none_or(|Mode(mode)| meta.mode() & 0o7777 == mode);
     let is_owners = |owner: User| (owner.uid, owner.gid) == (meta.uid(), meta.gid());
     has_mode && wanted.owner.is_none_or(is_owners) && try_to_send(path).is_ok()
+}
+
+/// Whether everybody can send to a door, and the holder is told who does. A program that shares it
+/// may have shut it down or connected it, or asked for no senders: that is asked for again.
+fn is_open(door: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(door, PollFlags::RDHUP)];
+    let is_shut = poll(&mut polled, Some(&Timespec::default())) != Ok(0);
+    !is_shut && is_bound(door) && set_socket_passcred(door, true).is_ok()
 }
 
 /// Removes a socket that leads nowhere once the holder has closed it, which it may do a moment after

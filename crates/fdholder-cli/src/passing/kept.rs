@@ -1,7 +1,7 @@
 //! What of the descriptors that this process has inherited the next program has, too: what it is
 //! told to keep, and what arguments or the environment name.
 
-use super::mentions::{in_argument, in_paths, in_variable, path_of, renumbered, Mention};
+use super::mentions::{in_arguments, in_paths, in_variable, path_of, renumbered, Mention};
 use super::{inherited, is_for_others, FIRST};
 use crate::failure::{exit, Failure};
 use fdholder::environ::Variable;
@@ -56,17 +56,14 @@ impl Kept {
         };
         let open = |mentions: Vec<Mention>| mentions.into_iter().filter(|it| is_open(it.number));
         let pid = std::process::id();
-        let mut before = None;
         for argument in arguments {
             let bytes = argument.as_bytes();
             for mention in open(in_paths(bytes, pid)) {
                 let why = format!("an argument names {}", path_of(bytes, &mention));
                 kept.taken.entry(mention.number).or_insert(why);
             }
-            let found = open(in_argument(bytes, before)).map(|mention| mention.number);
-            kept.perhaps.extend(found);
-            before = Some(argument.as_os_str());
         }
+        kept.perhaps.extend(in_arguments(arguments).into_iter().filter(|number| is_open(*number)));
         for (name, value) in std::env::vars_os() {
             let Some(name) = name.to_str().filter(|name| !is_for_others(name)) else { continue };
             for mention in open(in_paths(value.as_bytes(), pid)) {

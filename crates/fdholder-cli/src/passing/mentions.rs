@@ -1,8 +1,7 @@
 //! Numbers of descriptors in texts: arguments, and variables of the environment.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 
 /// A number that a text mentions, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,21 +25,80 @@ pub fn path_of(text: &[u8], mention: &Mention) -> String {
     text[start..].to_owned()
 }
 
-/// What an argument says in the ways of programs (`--ready-fd=9`, `fd:9`, `fd://9`) and of shell
-/// scripts (`>&9`), or by itself behind an option that ends in `fd`. It may as well mean a descriptor
-/// that is passed on.
-pub fn in_argument(argument: &[u8], before: Option<&OsStr>) -> Vec<Mention> {
-    let mut found = behind(argument, &[b"fd=", b"fd:", b"fd://", b">&", b"<&"]);
-    let is_option =
-        |before: &OsStr| before.as_bytes().starts_with(b"-") && before.as_bytes().ends_with(b"fd");
-    if before.is_some_and(is_option) {
-        found.extend(whole(argument));
+/// What arguments say in the ways of programs (`--ready-fd=9`, `--fds 9,10`, `fd:9`, `fd@9`, `pipe:9`)
+/// and of shell scripts (`>&9`, `read -u 9`, `flock 9`). It may as well mean a descriptor that is
+/// passed on.
+pub fn in_arguments(arguments: &[OsString]) -> Vec<u32> {
+    let texts: Vec<_> = arguments.iter().map(|text| text.to_string_lossy()).collect();
+    let mut found = Vec::new();
+    for text in &texts {
+        let text = text.to_ascii_lowercase().into_bytes();
+        for prefix in ["fd=", "fds=", "fd:", "fds:", "fd://", "fd@", "pipe:", ">&", "<&"] {
+            let places = places_behind(&text, prefix.as_bytes());
+            found.extend(places.filter(|at| !is_count(last_word(&text[..*at]))).flat_map(|at| {
+                let spaces = text[at..].iter().take_while(|byte| **byte == b' ').count();
+                let spaces = if prefix.ends_with('&') { spaces } else { 0 };
+                list(&text[at + spaces..], true)
+            }));
+        }
     }
-    found
+    let words =
+        || texts.iter().flat_map(|text| text.split(is_between_words)).filter(|it| !it.is_empty());
+    let is_used = |names: &[&str]| words().any(|word| names.contains(&file_name(word)));
+    let reads = is_used(&["read", "readarray", "mapfile"]);
+    let (mut locks, mut before) = (false, "");
+    for word in words() {
+        // What is no option and no number is a file to lock, or a command.
+        locks &= word.starts_with('-') || leading(word.as_bytes()).is_some();
+        let is_value = locks || takes_descriptor(before) || (reads && before == "-u");
+        let value =
+            if is_value { word } else { word.strip_prefix("-u").filter(|_| reads).unwrap_or("") };
+        found.extend(list(value.as_bytes(), false));
+        locks |= file_name(word) == "flock";
+        before = word;
+    }
+    found.into_iter().map(|mention| mention.number).collect()
 }
 
-/// What a variable says: one whose name ends in `FD` is a number (`NODE_CHANNEL_FD`), as is
-/// libwayland's; make tells of its jobserver among its flags.
+/// Options with a descriptor as their value whose names do not say so: ours, and those of bwrap.
+const OPTIONS: [&str; 5] = ["--keep", "--args", "--seccomp", "--bind-data", "--ro-bind-data"];
+
+fn takes_descriptor(option: &str) -> bool {
+    option.starts_with('-') && names_descriptors(option) || OPTIONS.contains(&option)
+}
+
+/// Whether a name is that of a descriptor, or of several.
+fn names_descriptors(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    name.ends_with("FD") || name.ends_with("FDS") && !is_count(name.as_bytes())
+}
+
+/// Whether a name is that of a number of descriptors.
+fn is_count(name: &[u8]) -> bool {
+    let name = String::from_utf8_lossy(name).to_ascii_uppercase();
+    let words = name.trim_end_matches(['=', ':']).split(['-', '_']);
+    name.trim_start_matches('-').starts_with("MAXFDS")
+        || words
+            .into_iter()
+            .any(|it| ["MAX", "MIN", "NUM", "N", "NFDS", "COUNT", "LIMIT"].contains(&it))
+}
+
+fn is_between_words(letter: char) -> bool {
+    letter.is_whitespace() || ";|&()'\"`".contains(letter)
+}
+
+fn last_word(text: &[u8]) -> &[u8] {
+    let is_between = |byte: &u8| is_between_words(char::from(*byte)) || *byte == b',';
+    text.rsplit(is_between).next().unwrap_or_default()
+}
+
+fn file_name(word: &str) -> &str {
+    word.rsplit('/').next().unwrap_or_default()
+}
+
+/// What a variable says: the value of one whose name ends in `FD` or `FDS` is a number or several
+/// (`NODE_CHANNEL_FD`), as is libwayland's; make tells of its jobserver among its flags, and some
+/// servers of the addresses as well.
 pub fn in_variable(name: &str, value: &[u8]) -> Vec<Mention> {
     if name.ends_with("MAKEFLAGS") || name.ends_with("MFLAGS") {
         let mut found = behind(value, &[b"--jobserver-auth=", b"--jobserver-fds="]);
@@ -53,8 +111,43 @@ pub fn in_variable(name: &str, value: &[u8]) -> Vec<Mention> {
         return found;
     }
     let name = name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '_');
-    let is_number = name.ends_with("FD") || name == "WAYLAND_SOCKET";
-    whole(value).into_iter().filter(|_| is_number).collect()
+    match name {
+        // ADDRESS=9;ADDRESS=10
+        "SERVER_STARTER_PORT" | "FPM_SOCKETS" => {
+            let ends = |mention: &Mention| {
+                matches!(value.get(mention.place.end), None | Some(b',' | b';'))
+            };
+            behind(value, &[b"="]).into_iter().filter(ends).collect()
+        }
+        // 9:ADDRESS
+        "PUMA_INHERIT" => {
+            let has_address = |mention: &Mention| value.get(mention.place.end) == Some(&b':');
+            leading(value).filter(has_address).into_iter().collect()
+        }
+        "WAYLAND_SOCKET" => list(value, false),
+        name if names_descriptors(name) => list(value, false),
+        _ => Vec::new(),
+    }
+}
+
+/// The numbers of a list, `9,10` or `9:10` or `9;10;`. Unless more may follow that is none of it, a
+/// text that is not one as a whole has none.
+fn list(text: &[u8], may_follow: bool) -> Vec<Mention> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(number) = leading(&text[at..]) {
+        at += number.place.end;
+        found.push(moved(number.clone(), at - number.place.end));
+        match text.get(at) {
+            Some(b',' | b':' | b';') => at += 1,
+            _ => break,
+        }
+    }
+    if may_follow || at == text.len() {
+        found
+    } else {
+        Vec::new()
+    }
 }
 
 /// The value with other numbers.
@@ -74,20 +167,16 @@ pub fn renumbered(value: &[u8], numbers: &[(Mention, u32)]) -> Vec<u8> {
 
 /// Numbers that stand right behind one of these.
 fn behind(text: &[u8], prefixes: &[&[u8]]) -> Vec<Mention> {
-    let mut found = Vec::new();
-    for prefix in prefixes {
-        for at in 0..text.len() {
-            let rest = text[at..].strip_prefix(*prefix);
-            let start = at + prefix.len();
-            found.extend(rest.and_then(leading).map(|mention| moved(mention, start)));
-        }
-    }
-    found
+    let one = |prefix: &&[u8]| -> Vec<Mention> {
+        let places = places_behind(text, prefix);
+        places.filter_map(|at| Some(moved(leading(&text[at..])?, at))).collect()
+    };
+    prefixes.iter().flat_map(one).collect()
 }
 
-/// The number that a text is.
-fn whole(text: &[u8]) -> Option<Mention> {
-    leading(text).filter(|mention| mention.place.end == text.len())
+/// Where a text goes on behind each of these.
+fn places_behind<'a>(text: &'a [u8], prefix: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    (0..text.len()).filter(|at| text[*at..].starts_with(prefix)).map(|at| at + prefix.len())
 }
 
 /// The number that a text begins with.
@@ -125,16 +214,38 @@ mod tests {
 
     #[test]
     fn arguments_name_descriptors_as_programs_and_shells_do() {
-        let of = |text: &str, before: Option<&str>| {
-            numbers(in_argument(text.as_bytes(), before.map(OsStr::new)))
-        };
-        assert_eq!(of("--ready-fd=9", None), [9]);
-        assert_eq!(of("fd://9", None), [9]);
-        assert_eq!(of("fd:9", Some("-pass")), [9]);
-        assert_eq!(of("echo x >&9; cat <&10", None), [9, 10]);
-        assert_eq!(of("9", Some("--status-fd")), [9]);
-        assert_eq!(of("9", Some("-n")), NONE);
-        assert_eq!(of("9", Some("fd")), NONE);
+        for (arguments, expected) in [
+            (&["--ready-fd=9"][..], &[9][..]),
+            (&["fd://9"], &[9]),
+            (&["-pass", "fd:9"], &[9]),
+            (&["FD:9"], &[9]),
+            (&["--fds=9,10"], &[9, 10]),
+            (&["tap,fds=9:10,vhost=on"], &[9, 10]),
+            (&["--fds", "9,10"], &[9, 10]),
+            (&["fd@9"], &[9]),
+            (&["-i", "pipe:9"], &[9]),
+            (&["echo x >&9; cat <&10 >& 11"], &[9, 10, 11]),
+            (&["--status-fd", "9"], &[9]),
+            (&["sh", "-c", "server --Listen-FD 9"], &[9]),
+            (&["--keep", "9"], &[9]),
+            (&["while read -r -u 9 x; do :; done"], &[9]),
+            (&["mapfile -u9 lines"], &[9]),
+            (&["read", "-u", "9", "x"], &[9]),
+            (&["flock -n 9 && run"], &[9]),
+            (&["/usr/bin/flock", "-x", "9"], &[9]),
+            (&["-n", "9"], &[]),
+            (&["sudo", "-u", "9"], &[]),
+            (&["flock -n /run/lock sleep 9"], &[]),
+            (&["fd", "9"], &[]),
+            (&["--max-fds=9", "--max-fds", "9", "--nfds=9"], &[]),
+            (&["--fd", "9x", "--fd=x"], &[]),
+        ] {
+            let arguments: Vec<_> = arguments.iter().map(OsString::from).collect();
+            let mut found = in_arguments(&arguments);
+            found.sort_unstable();
+            found.dedup();
+            assert_eq!(found, expected, "{arguments:?}");
+        }
     }
 
     #[test]
@@ -151,9 +262,18 @@ mod tests {
         );
         assert_eq!(of("MAKEFLAGS", " --jobserver-auth=fifo:/tmp/GMfifo7"), NONE);
         assert_eq!(of("MAKEFLAGS", " --jobserver-auth=-2,-2"), NONE);
+        assert_eq!(of("GUNICORN_FD", "9,10"), [9, 10]);
+        assert_eq!(of("READY_FDS", "9"), [9]);
+        assert_eq!(of("INHERITED_FDS", "9;10;"), [9, 10]);
+        assert_eq!(of("notify_fd", "9"), [9]);
+        assert_eq!(of("SERVER_STARTER_PORT", "8080=9;127.0.0.1:80=10;/run/x=11"), [9, 10, 11]);
+        assert_eq!(of("FPM_SOCKETS", "127.0.0.1:9000=9,/run/fpm=10"), [9, 10]);
+        assert_eq!(of("PUMA_INHERIT_0", "9:tcp://0.0.0.0:80"), [9]);
         // A count, and what is no number alone.
         assert_eq!(of("MAX_FDS", "3"), NONE);
+        assert_eq!(of("NFDS", "3"), NONE);
         assert_eq!(of("NODE_CHANNEL_FD", "3x"), NONE);
+        assert_eq!(of("NODE_CHANNEL_FD", "3,x"), NONE);
         assert_eq!(of("HOME", "3"), NONE);
     }
 

@@ -4,7 +4,7 @@ use crate::serve;
 use crate::support::{assert_exit, deadline, id, is_missing, stderr, suite, Daemon};
 use fdholder::extension::{hello, upgraded};
 use fdholder::frame::Message;
-use fdholder::reply::getdump_head;
+use fdholder::reply::{self, getdump_head};
 use fdholder::Limit;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,18 +15,27 @@ use std::thread::JoinHandle;
 
 /// A holder that answers the requests of one client so, one after another, and then hangs up.
 fn answering(folder: &Path, answers: Vec<Message<u32>>) -> (PathBuf, JoinHandle<()>) {
+    answering_each(folder, vec![answers])
+}
+
+/// The same with several clients, one after another; then there is no holder.
+fn answering_each(folder: &Path, clients: Vec<Vec<Message<u32>>>) -> (PathBuf, JoinHandle<()>) {
     let path = folder.join("answering");
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
+    let at = path.clone();
     let serve = move || {
-        let (mut client, _) = listener.accept().unwrap();
-        for answer in answers {
-            let mut header = [0; 6];
-            client.read_exact(&mut header).unwrap();
-            let len = u32::from_be_bytes(header[..4].try_into().unwrap());
-            client.read_exact(&mut vec![0; len as usize]).unwrap();
-            client.write_all(answer.bytes()).unwrap();
+        for answers in clients {
+            let (mut client, _) = listener.accept().unwrap();
+            for answer in answers {
+                let mut header = [0; 6];
+                client.read_exact(&mut header).unwrap();
+                let len = u32::from_be_bytes(header[..4].try_into().unwrap());
+                client.read_exact(&mut vec![0; len as usize]).unwrap();
+                client.write_all(answer.bytes()).unwrap();
+            }
         }
+        std::fs::remove_file(at).unwrap();
     };
     (path, std::thread::spawn(serve))
 }
@@ -78,6 +87,43 @@ fn reason_with_control_characters_is_one_harmless_line() {
     assert!(!stderr(&output).contains('\x1b'), "{output:?}");
     let output = run(&["list", "/nowhere/a\nb"]);
     assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+}
+
+/// Neither its version is blamed, nor is it taken for s6's daemon.
+#[test]
+fn holder_that_hangs_up_on_everything_is_not_called_another() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["upgrade", "PATH"][..], &["exec", "--notify", "n", "PATH", "--", "true"]] {
+        let (path, server) = answering_each(folder.path(), vec![Vec::new(), Vec::new()]);
+        let path = path.to_str().unwrap();
+        let arguments: Vec<_> =
+            arguments.iter().map(|it| if *it == "PATH" { path } else { it }).collect();
+        let output = run(&arguments);
+        server.join().unwrap();
+        assert_exit(&output, 1);
+        let said = stderr(&output);
+        assert!(said.contains("Broken pipe (the connection was closed without"), "{output:?}");
+        assert!(!said.contains("another") && !said.contains("supported"), "{output:?}");
+    }
+}
+
+/// One that has just replaced another is asked once more; s6's daemon hangs up again.
+#[test]
+fn holder_that_answers_all_but_the_first_question_may_be_a_fdholder() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = || reply::list(std::iter::empty());
+    let then = vec![hello(), upgraded(Ok("9.9"))];
+    let clients = vec![Vec::new(), vec![list()], then];
+    let (path, server) = answering_each(folder.path(), clients);
+    let output = run(&["upgrade", path.to_str().unwrap()]);
+    server.join().unwrap();
+    assert_exit(&output, 0);
+    let clients = vec![Vec::new(), vec![list()], Vec::new(), vec![list()]];
+    let (path, server) = answering_each(folder.path(), clients);
+    let output = run(&["upgrade", path.to_str().unwrap()]);
+    server.join().unwrap();
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("that holder is no fdholder"), "{output:?}");
 }
 
 /// It is not the holder that has no room.

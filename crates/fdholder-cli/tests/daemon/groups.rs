@@ -156,6 +156,67 @@ fn group_of_which_one_is_refused_stays_as_it_is() {
     assert!(said.contains("unix:/x is there twice, which takes --reuseport"), "{said}");
 }
 
+fn counts(daemon: &Daemon) -> (u64, u64) {
+    let status = suite::fdholder(["status", "--json"]).arg(&daemon.path).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let count = |name: &str| status["counts"][name].as_u64().unwrap_or_default();
+    (count("setdump_data.ok"), count("store.ok"))
+}
+
+/// Nobody who looks, or waits for the group, sees a part of it.
+#[test]
+fn new_members_of_a_group_come_together() {
+    let (_folder, daemon) = serve(&[]);
+    let tcp = "tcp:127.0.0.1:0";
+    assert_eq!(says(&daemon, &["web", tcp, tcp, tcp]), "");
+    assert_eq!(ids(&daemon), ["web/1", "web/2", "web/3"]);
+    assert_eq!(counts(&daemon), (1, 0));
+    // Of several that make it at once one has it held, and the others find it.
+    let bind = || {
+        let mut command = suite::fdholder(["bind"]);
+        command.arg(&daemon.path).args(["db", tcp, tcp, tcp]).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let many: Vec<_> = (0..8).map(|_| bind()).collect();
+    for child in many {
+        let output = child.wait_with_output().unwrap();
+        assert_exit(&output, 0);
+        assert_eq!(stderr(&output), "");
+    }
+    assert_eq!(counts(&daemon), (2, 0));
+}
+
+#[test]
+fn group_of_which_one_cannot_be_opened_is_not_held_in_part() {
+    let (folder, daemon) = serve(&[]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("tcp:{}", taken.local_addr().unwrap());
+    let file = folder.path().join("unix");
+    let unix = format!("unix:{}", file.display());
+    let said = refuses(&daemon, 111, &["web", &unix, "tcp:127.0.0.1:0", &taken]);
+    assert!(said.contains("for web/3"), "{said}");
+    assert!(ids(&daemon).is_empty() && !file.exists());
+    let said = refuses(&daemon, 111, &["web", &unix, "tcp:192.0.2.1:0"]);
+    assert!(said.contains("for web/2"), "{said}");
+    assert!(ids(&daemon).is_empty() && !file.exists());
+}
+
+/// Who may store but give no set has them held one after another, or none.
+#[test]
+fn group_of_who_may_give_no_set_is_held_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = Rules::none(folder.path().join("rules"));
+    let rules = rules.allow("uid/self").regexes("uid/self", "^web/[12]$", ".");
+    let daemon = Daemon::with_rules(Suite::Ours, &folder.path().join("holder"), &rules, &[]);
+    let tcp = "tcp:127.0.0.1:0";
+    let said = refuses(&daemon, 1, &["web", tcp, tcp, tcp]);
+    assert!(said.contains("unable to store fd"), "{said}");
+    let is_held = |name: &str| daemon.client().retrieve(&id(name), deadline()).is_ok();
+    assert!(!is_held("web/1") && !is_held("web/2"));
+    assert_eq!(says(&daemon, &["web", tcp, tcp]), "");
+    assert!(is_held("web/1") && is_held("web/2"));
+}
+
 /// A service gets a second address: the socket of the first stays, with its clients.
 #[test]
 fn socket_that_moves_into_a_group_is_the_same() {

@@ -93,6 +93,24 @@ const NAMED: &[(&str, &str, &str)] = &[
         "held",
     ),
     (
+        "a script that reads and locks",
+        "\"$F\" exec --fd a \"$H\" -- bash -c 'flock -n 8; read -r -u 9 x; echo $x' 8<two 9< <(echo hi)",
+        "hi\n",
+    ),
+    (
+        "a list whose numbers are others'",
+        "GUNICORN_FD=3,9 \"$F\" exec --fd a \"$H\" -- \
+         bash -c 'n=/proc/self/fd/; cat ${n}${GUNICORN_FD%,*} ${n}${GUNICORN_FD#*,} ${n}3' 3<one 9<two",
+        "onetwoheld",
+    ),
+    (
+        "numbers beside addresses",
+        "SERVER_STARTER_PORT=80=3 PUMA_INHERIT_0=9:tcp://x \"$F\" exec --fd a \"$H\" -- \
+         bash -c 'n=/proc/self/fd/; cat ${n}${SERVER_STARTER_PORT#*=} ${n}${PUMA_INHERIT_0%%:*} ${n}3' \
+         3<one 9<two",
+        "onetwoheld",
+    ),
+    (
         "a path whose number a style leaves out",
         "\"$F\" exec --env-style nginx --fd a \"$H\" -- sh -c 'cat /dev/fd/3; echo $NGINX' 3<one",
         "one4;\n",

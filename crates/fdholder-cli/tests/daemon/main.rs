@@ -6,6 +6,7 @@ mod blame;
 mod config;
 mod confined;
 mod confined_failures;
+mod doors;
 mod elsewhere;
 mod exec;
 mod exhaustion;

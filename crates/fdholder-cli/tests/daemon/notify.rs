@@ -21,7 +21,7 @@ use std::process::{Command, Output};
 
 /// What a program is told that `exec --notify` becomes, and by which it talks.
 pub struct Door {
-    socket: PathBuf,
+    pub socket: PathBuf,
     names: String,
     numbers: u32,
 }
@@ -50,7 +50,7 @@ impl Door {
     }
 
     /// Sends, and waits until it is carried out.
-    fn send_all(&self, text: &str, fds: &[BorrowedFd<'_>]) {
+    pub fn send_all(&self, text: &str, fds: &[BorrowedFd<'_>]) {
         self.send(text, fds);
         self.barrier();
     }
@@ -82,7 +82,7 @@ fn status(path: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn service(path: &Path) -> Value {
+pub fn service(path: &Path) -> Value {
     status(path)["services"][0].clone()
 }
 

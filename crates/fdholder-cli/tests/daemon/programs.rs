@@ -1,11 +1,13 @@
 //! What the programs say, beyond what s6's do.
 
 use crate::serve;
-use crate::support::{assert_exit, deadline, id, stderr, stdout, suite, Rules, Suite};
+use crate::support::{
+    assert_exit, deadline, id, is_missing, stderr, stdout, suite, Daemon, Rules, Suite,
+};
 use fdholder::Limit;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 #[test]
 fn wrong_usage_is_one_line_and_100() {
@@ -146,11 +148,75 @@ fn messages_say_what_to_do() {
 #[test]
 fn stdout_that_is_closed_is_said() {
     let (_folder, daemon) = serve(&[]);
+    let null = File::open("/dev/null").unwrap();
+    daemon.client().store(&id("x"), Limit::never(), null, deadline()).unwrap();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut command = suite::fdholder(["list", "--json", daemon.path.to_str().unwrap()]);
     let output = command.stdout(full).output().unwrap();
     assert_exit(&output, 111);
     assert!(stderr(&output).contains("unable to write to stdout"), "{output:?}");
+    let path = &daemon.path;
+    for how in [">&-", "1</dev/null", ">/dev/full"] {
+        for command in ["list H", "list --json H", "status H", "metrics H", "--help", "--version"] {
+            let script = format!("exec \"$0\" {} {how}", command.replace('H', "\"$1\""));
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, env!("CARGO_BIN_EXE_fdholder")]).arg(path);
+            let output = shell.output().unwrap();
+            assert_exit(&output, 111);
+            let says = "unable to write to stdout";
+            assert!(stderr(&output).contains(says), "{command} {how}: {output:?}");
+        }
+    }
+}
+
+/// What s6's programs do not look at; those that become a program take all of it.
+#[test]
+fn further_arguments_are_passed_over_under_s6s_names() {
+    for suite in [Suite::Ours, Suite::S6V213] {
+        if !suite.is_installed() {
+            is_missing("s6");
+            continue;
+        }
+        let (folder, daemon) = serve(&[]);
+        let path = daemon.path.to_str().unwrap();
+        let run = |name: &str, arguments: &[&str]| {
+            let mut command = suite.command(&format!("s6-fdholder-{name}"));
+            // A dump of nothing.
+            command.env("S6_FD#", "0");
+            let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+            assert_exit(&output, 0);
+            stdout(&output)
+        };
+        run("store", &[path, "x", "more", "-z"]);
+        assert_eq!(run("list", &[path, "more"]), "x\n");
+        run("setdump", &["-t", "0", path, "more"]);
+        run("transferdump", &[path, path, "more"]);
+        run("delete", &["--", path, "x", "more"]);
+        assert!(daemon.client().list(deadline()).unwrap().is_empty());
+        let other = folder.path().join("other");
+        let rules = Rules::all(folder.path().join("rules"));
+        let more = ["-i", rules.dir.to_str().unwrap(), "more"];
+        Daemon::start(suite, &other, &more).client().list(deadline()).unwrap();
+    }
+}
+
+/// What is no option is said where it stands, with what helps there.
+#[test]
+fn value_that_begins_with_a_dash_is_said_how_to_give() {
+    for (arguments, says) in [
+        (&["exec", "--fd", "-x=", "h", "--", "true"][..], "if it is a value, say --fd=-x= ("),
+        (
+            &["exec", "--fd-prefix", "-x", "h", "--", "true"],
+            "if it is a value, say --fd-prefix=-x (",
+        ),
+        (&["exec", "--fd", "x", "-x", "h", "--", "true"], "found: put -- before PROG ("),
+        (&["exec", "--fdd", "x", "h", "--", "true"], "a similar argument exists: '--fd' ("),
+        (&["store", "h", "-x"], "use '-- -x' ("),
+    ] {
+        let output = suite::fdholder(arguments).output().unwrap();
+        assert_exit(&output, 100);
+        assert!(stderr(&output).contains(says), "{output:?}");
+    }
 }
 
 #[test]
@@ -199,7 +265,7 @@ fn the_demo_is_good() {
 fn stderr_that_is_closed_does_not_change_the_exit_code() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     let run = |arguments: &[&str]| {
-        suite::fdholder(arguments).stderr(full()).stdout(full()).status().unwrap().code()
+        suite::fdholder(arguments).stderr(full()).stdout(Stdio::null()).status().unwrap().code()
     };
     assert_eq!(run(&["list", "/nowhere/holder"]), Some(111));
     assert_eq!(run(&["list"]), Some(100));

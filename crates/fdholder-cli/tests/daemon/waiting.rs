@@ -9,6 +9,7 @@ use crate::support::{
 use fdholder::{Client, Limit};
 use rustix::process::Signal;
 use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -49,7 +50,7 @@ fn exec_that_waits_waits_for_the_holder() {
     let notify = ["--notify", "db"];
     let mut children = vec![waiting(&path, &["--fd", "web"]), waiting(&path, &notify)];
     let dead = folder.path().join("dead");
-    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    drop(UnixListener::bind(&dead).unwrap());
     children.push(waiting(&dead, &["--fd-prefix", "w"]));
     // They have looked, and found nothing.
     let has_slept = |child: &Child| {
@@ -67,6 +68,27 @@ fn exec_that_waits_waits_for_the_holder() {
         store(path, "web");
     }
     all_end(children);
+}
+
+/// One that ends hangs up on the first question, which is also s6's daemon's way to answer it.
+#[test]
+fn exec_that_waits_takes_no_fdholder_that_hangs_up_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    for options in [&["--notify", "db"][..], &["--notify", "db", "--fd", "web"]] {
+        let path = folder.path().join("holder");
+        let _ = fs::remove_file(&path);
+        let ending = UnixListener::bind(&path).unwrap();
+        let child = waiting(&path, options);
+        drop(ending.accept().unwrap());
+        drop(ending.accept().unwrap());
+        fs::remove_file(&path).unwrap();
+        drop(ending);
+        let mut command = suite::fdholder(["serve", "-1", "-v0"]);
+        command.arg(&path);
+        let _daemon = Daemon::spawn(command, &path);
+        store(&path, "web");
+        all_end(vec![child]);
+    }
 }
 
 #[test]
@@ -137,6 +159,24 @@ fn waiters_go_on_waiting_for_the_next_daemon() {
         }
         store(&family.path, "web");
         all_end(children);
+    }
+}
+
+/// Of a group that is made meanwhile a program gets all, or goes on waiting.
+#[test]
+fn exec_that_waits_for_a_group_gets_the_whole_group() {
+    let (_folder, daemon) = serve(&[]);
+    for turn in 0..10 {
+        let group = format!("g{turn}");
+        let mut command = suite::fdholder(["exec", "--wait", "100000", "--fd-prefix"]);
+        command.arg(format!("{group}/")).arg(&daemon.path);
+        command.args(["--", "sh", "-c", "echo $LISTEN_FDS"]).stdout(Stdio::piped());
+        let child = command.spawn().unwrap();
+        wait_until_they_wait(&daemon.path, 1);
+        let mut bind = suite::fdholder(["bind"]);
+        bind.arg(&daemon.path).arg(&group).args(["tcp:127.0.0.1:0"; 3]);
+        assert_exit(&bind.output().unwrap(), 0);
+        assert_eq!(child.wait_with_output().unwrap().stdout, b"3\n", "{turn}");
     }
 }
 

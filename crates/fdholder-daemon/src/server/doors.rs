@@ -13,12 +13,13 @@ use crate::limits::{
 };
 use crate::memory::reserve;
 use crate::notify::{heed, service_of, status_file, status_id, Message, Refused, Sender};
-use crate::reading::is_readable;
+use crate::reading::{if_it_applies, is_readable};
 use crate::same_file::are_one;
 use crate::shares::{Claimant, Resource};
 use fdholder::extension::OnConflict;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::{strerror, Entry, Errno, Identifier, Limit, Service, Tenure, Timestamp};
+use rustix::net::sockopt::set_socket_passcred;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -48,6 +49,7 @@ impl Server {
                 Err(errno) => return Err(errno),
             };
             let uid = datagram.sender.as_ref().map(|sender| sender.user.uid);
+            let tells_senders = datagram.sender.is_some();
             match self.obey(service, &buffer[..datagram.len], datagram, &mut work) {
                 Ok(()) => self.hold.tally.notified += 1,
                 Err(problem) => {
@@ -57,6 +59,10 @@ impl Server {
                         format_args!("service {}: {problem}", service.escape_ascii()),
                     );
                 }
+            }
+            if !tells_senders {
+                // Somebody who shares it has had it tell none; whoever sends next is heard.
+                if_it_applies(set_socket_passcred(door, true))?;
             }
         }
         Ok(())

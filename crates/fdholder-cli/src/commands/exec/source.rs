@@ -5,7 +5,7 @@ use crate::commands::bind::group::{group_of, in_words, may_have_clients, number_
 use crate::connect;
 use crate::failure::{exit, Failure};
 use crate::options::Milliseconds;
-use crate::passing::{natural, stand_in, Passed};
+use crate::passing::{front_door, natural, stand_in, Passed};
 use crate::program::Invocation;
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier};
 use fdholder_daemon::notify::is_reserved;
@@ -55,7 +55,7 @@ impl<'a> Source<'a> {
         Ok(Self {
             invocation,
             path: invocation.required("path")?,
-            negotiates: needs_fdholder || wait.is_some(),
+            negotiates: wait.is_some(),
             needs_fdholder,
             holder: None,
             deadline: connect::deadline(invocation),
@@ -116,7 +116,12 @@ impl<'a> Source<'a> {
 
     /// The holder, once it is there, and until when it may take to answer.
     pub fn connected(&mut self) -> Result<(&mut Client, Deadline), Failure> {
-        self.ask(|_, _| Ok(()))?;
+        match self.ask(|_, _| Ok(())) {
+            Err(error) if matches!(error.cause(), Cause::Denied(Errno::OPNOTSUPP)) => {
+                return Err(front_door::takes_fdholder());
+            }
+            result => result?,
+        }
         let deadline = self.deadline;
         Ok((self.holder()?, deadline))
     }
@@ -124,10 +129,11 @@ impl<'a> Source<'a> {
     fn holder(&mut self) -> Result<&mut Client, Error> {
         let holder = match self.holder.take() {
             Some(holder) => holder,
+            None if self.needs_fdholder => Client::connect_fdholder(&self.path, self.deadline)?,
             None if self.negotiates => {
                 let holder = Client::connect_negotiated(&self.path, self.deadline)?;
                 // Any other need not be asked again, and may write it down each time.
-                self.negotiates = self.needs_fdholder || holder.version().is_some();
+                self.negotiates = holder.version().is_some();
                 holder
             }
             None => Client::connect(&self.path, self.deadline)?,
@@ -192,12 +198,23 @@ impl<'a> Source<'a> {
 
     /// The identifiers that begin in one way, ordered; at least one, unless they may be missing.
     fn ids(&mut self, prefix: &[u8]) -> Result<Vec<Identifier>, Failure> {
+        // After a wait: they may still come one by one, from who stores no set.
+        let mut seen: Option<Vec<Identifier>> = None;
         loop {
             let mut ids = self.ask(Client::list)?;
             // Doors are the holder's.
             ids.retain(|id| id.as_bytes().starts_with(prefix) && !is_reserved(id));
             ids.sort_by(|a, b| natural(a.as_bytes(), b.as_bytes()));
-            if !ids.is_empty() || (self.missing_ok && self.wait.passed()) {
+            if !ids.is_empty() {
+                let is_settled = seen.as_ref().is_none_or(|seen| *seen == ids);
+                if is_settled || self.wait.passed() {
+                    return Ok(ids);
+                }
+                seen = Some(ids);
+                self.pause(PAUSE);
+                continue;
+            }
+            if self.wait.passed() && self.missing_ok {
                 return Ok(ids);
             }
             if self.wait.passed() {
@@ -208,6 +225,7 @@ impl<'a> Source<'a> {
                 ));
             }
             self.wait_for(Identifier::new(prefix).ok().as_ref(), true);
+            seen = Some(Vec::new());
         }
     }
 

@@ -209,7 +209,7 @@ impl Confinement {
     pub fn make_socket_anew(&mut self, path: &Path) -> Result<()> {
         let above = folder_of(path).parent().filter(|above| above.parent().is_some());
         if let Some(above) = above.map(canonical).transpose()?.flatten() {
-            self.allow(above, AccessFs::ReadDir | AccessFs::MakeSock);
+            self.allow(above, AccessFs::MakeSock);
         }
         Ok(())
     }

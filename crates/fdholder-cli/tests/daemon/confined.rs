@@ -157,7 +157,7 @@ fn a_new_socket_is_made_in_a_folder_that_is_known() {
     for folder in ["queue", "other"] {
         fs::create_dir(place.at(folder)).unwrap();
     }
-    let daemon = place.serve(&[]);
+    let daemon = place.serve(&["--landlock"]);
     // Beside the daemon's own, and beside what was there before; a dead one is replaced.
     drop(std::os::unix::net::UnixListener::bind(place.at("other/dead")).unwrap());
     let said = place.reload(

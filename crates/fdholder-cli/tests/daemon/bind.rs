@@ -122,8 +122,9 @@ fn a_replacement_that_finds_no_room_says_what_became_of_it() {
     let path = folder.path().join("holder");
     let daemon = Daemon::with_rules(Suite::Ours, &path, &rules, &["-n", "1"]);
     bind_well(&path, &["web", "tcp:127.0.0.1:0"]);
-    // The tenth request stores; those before look, ask what is known, try a set, and delete.
-    let inject = "inject=sendmsg:delay_enter=2s:when=10";
+    // The ninth request deletes, or the tenth, and the next one stores; those before look, ask what is
+    // known, and try a set.
+    let inject = "inject=sendmsg:delay_enter=1s:when=9+";
     let bind = Command::new("strace")
         .args(["-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject])
         .arg(env!("CARGO_BIN_EXE_fdholder"))

@@ -14,6 +14,7 @@
 //! | `r` | the roll of followers |
 
 pub(crate) mod about;
+mod letter;
 pub mod recovery;
 pub(crate) mod shelf;
 

@@ -1,15 +1,19 @@
 //! Calls that fail while systemd is told something.
 
-use crate::scene::{attach, detach, store, wait, Fault, SHORT};
+use crate::scene::{attach, detach, list, store, strace, wait, Fault, SHORT};
+use crate::support::family::signal;
 use crate::support::{id, suite, Family};
 use fdholder::transport::{receive, Wait};
 use fdholder::{Client, Deadline, Entry, Limit};
 use fdholder_daemon::fdstore::recover;
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -46,10 +50,12 @@ impl Systemd {
         told.messages.iter().any(|told| told.lines().any(|line| line == message))
     }
 
-    /// How much it keeps of these kinds, by the first letters of the names.
-    fn keeps(&self, kinds: &[char]) -> usize {
+    /// The descriptors that it keeps of what is held, by their numbers: it may have one wrapped, too.
+    fn numbers_kept(&self) -> BTreeSet<String> {
         let told = self.told.lock().unwrap();
-        told.kept.iter().filter(|(name, _)| name.starts_with(kinds)).count()
+        let number =
+            |(name, _): &(String, OwnedFd)| name.strip_prefix(['h', 'b']).map(str::to_owned);
+        told.kept.iter().filter_map(number).collect()
     }
 
     /// What it gives to the next process, once it has read everything.
@@ -191,10 +197,102 @@ fn systemd_is_told_of_everything_anew_after_an_error_that_does_not_pass() {
         assert!(family.log().contains("unable to have systemd keep"), "{}", family.log());
         assert!(store(&family.path, "last", &File::open("/dev/null").unwrap()));
         let expected = held.len() + 1;
-        let all_are_kept = || systemd.keeps(&['h', 'b']) == expected;
+        let all_are_kept = || systemd.numbers_kept().len() == expected;
         wait("everything is with systemd", all_are_kept).unwrap();
         family.kill(pid);
         let store = recover(systemd.give(), 100).store;
         assert_eq!(store.len(), expected, "{call} {}", family.log());
+    }
+}
+
+/// The first calls of a start are among those that fail.
+fn start_with(fault: Fault, trace: &str) -> Command {
+    let (call, inject) = (format!("trace={}", fault.call), format!("inject={fault}"));
+    let mut command = strace(&call, &["-D", "-o", trace, "-e", &inject]);
+    command.args([env!("CARGO_BIN_EXE_fdholder"), "serve", "-1", "-n", "100"]);
+    command
+}
+
+/// Or it would be ended, as one that is not ready, or does not go on.
+#[test]
+fn systemd_hears_of_a_daemon_that_serves_whatever_fails_once() {
+    let cases = [
+        ("socket", "ENFILE"),
+        ("socket", "ENOBUFS"),
+        ("connect", "ENOMEM"),
+        ("connect", "EAGAIN"),
+        ("sendmsg", "ENOBUFS"),
+        ("sendmsg", "EAGAIN"),
+    ];
+    for (call, error) in cases {
+        let mut family = Family::new();
+        let systemd = Systemd::at(family.folder.path().join("notify"));
+        let mut command = start_with(Fault { call, error, time: 1 }, "/dev/null");
+        command.arg(&family.path).env("NOTIFY_SOCKET", &systemd.address);
+        command.env("WATCHDOG_USEC", "1000000");
+        family.spawn(command);
+        for message in ["READY=1", "WATCHDOG=1"] {
+            let is_heard = || systemd.has_heard(message);
+            wait(message, is_heard).unwrap_or_else(|why| panic!("{call} {error}: {why}"));
+        }
+    }
+}
+
+/// A thread of the standard library ends the process when there is no memory for its signal stack.
+#[test]
+fn daemon_starts_no_thread_that_could_end_it() {
+    let mut family = Family::new();
+    let systemd = Systemd::at(family.folder.path().join("notify"));
+    let trace = family.folder.path().join("trace");
+    let mut command = strace("trace=sigaltstack", &["-o", trace.to_str().unwrap()]);
+    command.args([env!("CARGO_BIN_EXE_fdholder"), "serve", "-1", "-n", "100"]);
+    command.arg(&family.path).env("NOTIFY_SOCKET", &systemd.address);
+    let strace = family.spawn(command);
+    wait("it is ready", || systemd.has_heard("READY=1")).unwrap();
+    let daemon = family.primary();
+    signal(daemon, Signal::TERM);
+    assert_eq!(family.wait(strace), Some(0), "{}", family.log());
+    let trace = std::fs::read_to_string(trace).unwrap();
+    let calls: Vec<_> = trace.lines().filter(|line| line.contains("sigaltstack(")).collect();
+    let is_of_main = |line: &&str| line.starts_with(&daemon.to_string());
+    assert!(!calls.is_empty() && calls.iter().all(is_of_main), "{calls:?}");
+}
+
+/// It serves with all of that, or not at all.
+#[test]
+fn what_systemd_gives_back_is_not_left_out_for_a_failing_call() {
+    let mut family = Family::new();
+    let mut systemd = Systemd::at(family.folder.path().join("notify"));
+    let mut command = suite::fdholder(["serve", "-1", "--fdstore", "-n", "100"]);
+    command.arg(&family.path).env("NOTIFY_SOCKET", &systemd.address).env("FDSTORE", "500");
+    let pid = family.spawn(command);
+    assert!(store(&family.path, "one", &File::open("/dev/null").unwrap()));
+    family.kill(pid);
+    let given = systemd.give();
+    let number_of = |name: &str| {
+        let fd = given.iter().find(|(given, _)| given == name).map(|(_, fd)| fd).unwrap();
+        format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
+    };
+    let (held, about) = (number_of("h1"), number_of("m0"));
+    let script = format!("exec 3<{held} 4<{about}; LISTEN_PID=$$ LISTEN_FDNAMES=h1:m0 exec \"$@\"");
+    for (error, count) in [("ENOMEM", "2"), ("EMFILE", "2"), ("ENOMEM", "60")] {
+        for time in 1..=6 {
+            let mut family = Family::new();
+            let traced = start_with(Fault { call: "fcntl", error, time }, "/dev/null");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, "sh"]).arg(traced.get_program()).args(traced.get_args());
+            command.arg(&family.path).env("LISTEN_FDS", count);
+            let log = File::options().append(true).open(family.log_path()).unwrap();
+            let mut child = command.stderr(log).stdout(Stdio::piped()).spawn().unwrap();
+            let mut said = [0];
+            let is_ready = child.stdout.take().unwrap().read(&mut said).unwrap() == 1;
+            family.adopt(child);
+            // Most of these are not there.
+            assert!(!(is_ready && count == "60"), "{}", family.log());
+            if is_ready {
+                let held = list(&family.path).unwrap();
+                assert!(held.contains("one"), "{error}, {time}: {held:?} {}", family.log());
+            }
+        }
     }
 }

@@ -21,6 +21,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use stderr::Stderr;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::set_global_default;
 use tracing::{Event, Subscriber};
@@ -93,7 +94,7 @@ static LINES: OnceLock<Lines> = OnceLock::new();
 /// When there is no journal to log to.
 pub fn start(called: &str, log: Log) -> Result<(), Failure> {
     let out = match log.to {
-        Destination::Stderr => Out::Stderr(log.format),
+        Destination::Stderr => Out::Stderr(log.format, Stderr::open()),
         Destination::Journal => Out::Journal(open_journal(Path::new(journal::SOCKET))?),
     };
     let lines = LINES.get_or_init(|| Lines::new(called, out));
@@ -123,9 +124,9 @@ pub fn end(called: &str, failure: &Failure) -> ExitCode {
     let Some(lines) = LINES.get() else { return failure.report(called) };
     let line = Line::new(Level::Fatal, &failure.to_string());
     match &lines.state().out {
-        Out::Stderr(Format::Text) => return failure.report(called),
+        Out::Stderr(Format::Text, _) => return failure.report(called),
         // The last line is worth waiting for.
-        Out::Stderr(Format::Json) => {
+        Out::Stderr(Format::Json, _) => {
             let _ = std::io::stderr().write_all(&render::json(&line));
             return ExitCode::from(failure.code());
         }
@@ -137,7 +138,7 @@ pub fn end(called: &str, failure: &Failure) -> ExitCode {
 
 /// Where lines go, as what.
 enum Out {
-    Stderr(Format),
+    Stderr(Format, Stderr),
     Journal(Journal),
 }
 
@@ -178,8 +179,8 @@ impl Lines {
     /// Whether it could be written.
     fn write(&self, line: &Line, out: &Out) -> bool {
         match out {
-            Out::Stderr(Format::Text) => stderr::write(&render::text(&self.called, line)),
-            Out::Stderr(Format::Json) => stderr::write(&render::json(line)),
+            Out::Stderr(Format::Text, out) => out.write(&render::text(&self.called, line)),
+            Out::Stderr(Format::Json, out) => out.write(&render::json(line)),
             Out::Journal(journal) => journal.send(&render::journal(&self.called, line)),
         }
     }

@@ -62,7 +62,13 @@ impl AcceptQueues {
     }
 
     fn unix(&mut self, listener: BorrowedFd<'_>) -> Result<AcceptQueue, Errno> {
-        let stat = statx(listener, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)?;
+        let [len, max] = self.ask(listener, &QUEUE)?;
+        Ok(AcceptQueue { len, max })
+    }
+
+    /// Something that the kernel tells of a Unix socket.
+    fn ask(&mut self, socket: BorrowedFd<'_>, question: &Question) -> Result<[u32; 2], Errno> {
+        let stat = statx(socket, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)?;
         let inode = u32::try_from(stat.stx_ino).map_err(|_| Errno::OVERFLOW)?;
         let netlink = match self.netlink.take() {
             Some(netlink) => netlink,
@@ -73,15 +79,39 @@ impl AcceptQueues {
                 Some(netlink::SOCK_DIAG),
             )?,
         };
-        send(&netlink, &diag_request(inode), SendFlags::empty())?;
+        send(&netlink, &diag_request(inode, question), SendFlags::empty())?;
         let mut answer = [0; 512];
         // It is there: the kernel has answered while it was asked.
         let (len, _) = recv(&netlink, &mut answer, RecvFlags::empty())?;
         // One that has failed may have something unread.
         self.netlink = Some(netlink);
-        read_diag(&answer[..len]).ok_or(Errno::NODATA)
+        read_diag(&answer[..len], question).ok_or(Errno::NODATA)
     }
 }
+
+/// The inode of the file that a Unix socket was bound to, whatever the path leads to by now, or the
+/// lower half of it. Its device is not always the one that stat(2) tells.
+///
+/// # Errors
+///
+/// Those of netlink(7); ENODATA when it has none.
+pub(crate) fn inode_of_file(socket: impl AsFd) -> Result<u32, Errno> {
+    let [inode, _] = AcceptQueues::default().ask(socket.as_fd(), &FILE)?;
+    Ok(inode)
+}
+
+/// What can be asked: how that is said, and as what the answer comes, of two numbers.
+#[derive(Debug)]
+struct Question {
+    show: u32,
+    kind: u16,
+}
+
+/// `UDIAG_SHOW_RQLEN`, `UNIX_DIAG_RQLEN`.
+const QUEUE: Question = Question { show: 0x10, kind: 4 };
+
+/// `UDIAG_SHOW_VFS`, `UNIX_DIAG_VFS`.
+const FILE: Question = Question { show: 0x2, kind: 1 };
 
 fn whether_any(listener: BorrowedFd<'_>) -> Result<AcceptQueue, Errno> {
     let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN | PollFlags::RDHUP)];
@@ -94,12 +124,11 @@ fn whether_any(listener: BorrowedFd<'_>) -> Result<AcceptQueue, Errno> {
     Ok(AcceptQueue { len, max: 0 })
 }
 
-/// Asks for the queue of one Unix socket: `struct nlmsghdr`, `struct unix_diag_req`.
-fn diag_request(inode: u32) -> Vec<u8> {
+/// Asks about one Unix socket: `struct nlmsghdr`, `struct unix_diag_req`.
+fn diag_request(inode: u32, question: &Question) -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST: u16 = 1;
     const ANY_STATE: u32 = u32::MAX;
-    const SHOW_QUEUE: u32 = 0x10;
     const NO_COOKIE: u32 = u32::MAX;
     let mut bytes = Vec::with_capacity(40);
     bytes.extend_from_slice(&40u32.to_ne_bytes());
@@ -107,16 +136,15 @@ fn diag_request(inode: u32) -> Vec<u8> {
     bytes.extend_from_slice(&REQUEST.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(&[1, 0, 0, 0]); // AF_UNIX
-    for number in [ANY_STATE, inode, SHOW_QUEUE, NO_COOKIE, NO_COOKIE] {
+    for number in [ANY_STATE, inode, question.show, NO_COOKIE, NO_COOKIE] {
         bytes.extend_from_slice(&number.to_ne_bytes());
     }
     bytes
 }
 
-/// Finds `UNIX_DIAG_RQLEN` behind `struct nlmsghdr` and `struct unix_diag_msg`.
-fn read_diag(answer: &[u8]) -> Option<AcceptQueue> {
+/// Finds the answer behind `struct nlmsghdr` and `struct unix_diag_msg`.
+fn read_diag(answer: &[u8], question: &Question) -> Option<[u32; 2]> {
     const SOCK_DIAG_BY_FAMILY: [u8; 2] = 20u16.to_ne_bytes();
-    const QUEUE: u16 = 4;
     let short = |at: &[u8]| at.first_chunk().copied().map(u16::from_ne_bytes);
     let long = |at: &[u8]| at.first_chunk().copied().map(u32::from_ne_bytes);
     if answer.get(4..6)? != SOCK_DIAG_BY_FAMILY {
@@ -125,8 +153,8 @@ fn read_diag(answer: &[u8]) -> Option<AcceptQueue> {
     let mut rest = answer.get(32..)?;
     loop {
         let (len, kind) = (usize::from(short(rest)?), short(rest.get(2..)?)?);
-        if kind == QUEUE {
-            return Some(AcceptQueue { len: long(rest.get(4..)?)?, max: long(rest.get(8..)?)? });
+        if kind == question.kind {
+            return Some([long(rest.get(4..)?)?, long(rest.get(8..)?)?]);
         }
         // Each begins at a multiple of four.
         rest = rest.get(len.max(4).next_multiple_of(4)..)?;
@@ -155,6 +183,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::{UnixListener, UnixStream};
 
     #[test]
@@ -188,6 +217,20 @@ mod tests {
     }
 
     #[test]
+    fn socket_is_known_by_its_file_wherever_that_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("socket"), folder.path().join("moved"));
+        let socket = UnixListener::bind(&path).unwrap();
+        std::fs::rename(&path, &moved).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        let inode = |path| std::fs::symlink_metadata(path).unwrap().ino() as u32; // As told.
+        assert_eq!(inode_of_file(&socket), Ok(inode(&moved)));
+        assert_eq!(inode_of_file(&other), Ok(inode(&path)));
+        let unbound = UnixStream::pair().unwrap().0;
+        assert_eq!(inode_of_file(unbound), Err(Errno::NODATA));
+    }
+
+    #[test]
     fn queue_of_which_little_is_known_says_so() {
         for (len, max, text) in [(0, 0, "0"), (1, 0, "1+"), (0, 5, "0/5"), (7, 5, "7/5")] {
             assert_eq!(AcceptQueue { len, max }.to_string(), text);
@@ -197,7 +240,9 @@ mod tests {
     proptest! {
         #[test]
         fn noise_from_the_kernel_never_panics(bytes: Vec<u8>) {
-            read_diag(&bytes);
+            for question in [QUEUE, FILE] {
+                read_diag(&bytes, &question);
+            }
         }
     }
 }

@@ -14,12 +14,14 @@
 //! | `r` | the roll of followers |
 
 pub(crate) mod about;
+mod letter;
 pub mod recovery;
 pub(crate) mod shelf;
 
 pub use recovery::{may_recover, recover, Past, Recovered};
 
-use crate::reading::retried;
+use crate::reading::{is_transient, retried};
+use crate::there;
 use fdholder::transport::{self, Wait};
 use rustix::io::Errno;
 use rustix::net::{
@@ -52,9 +54,9 @@ impl Notifier {
     ///
     /// # Errors
     ///
-    /// Those of connect(2).
+    /// Those of socket(2) and connect(2); what may pass was tried several times.
     pub fn from_environment() -> Result<Option<Self>, Errno> {
-        match std::env::var_os("NOTIFY_SOCKET") {
+        match std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()) {
             Some(address) => Self::to(&address).map(Some),
             None => Ok(None),
         }
@@ -66,9 +68,15 @@ impl Notifier {
             path => SocketAddrUnix::new(path)?,
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        connect(&socket, &address)?;
-        Ok(Self { socket })
+        let is_final = |errno: &Errno| !is_transient(*errno) && *errno != Errno::AGAIN;
+        there::retried(
+            || {
+                let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+                connect(&socket, &address)?;
+                Ok(Self { socket })
+            },
+            is_final,
+        )
     }
 
     /// Sends one message, at once or not at all.

@@ -61,6 +61,7 @@ pub use closing::ClientFd;
 pub use connection::{Answered, Connection, Question, Standing, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;
+pub use reading::{is_transient, retried};
 pub use replication::{Carrier, Mirror, Mirrors, Releases, Replica, ReplicaError, Ticket, Told};
 pub use room::Room;
 pub use server::{Ended, Options, Reload, Reloaded, Server};

@@ -14,7 +14,7 @@ pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(2);
 
 /// Whether a system call failed for want of something that there may be in a moment. It is tried
 /// again then: no follower is given up for that, and the loop does not end.
-pub(crate) fn is_transient(errno: Errno) -> bool {
+pub fn is_transient(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::NOMEM
@@ -44,7 +44,11 @@ pub(crate) fn if_it_applies<T>(result: Result<T, Errno>) -> Result<Option<T>, Er
 const RETRIES: usize = 50;
 
 /// Tries again what fails for a moment.
-pub(crate) fn retried<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+///
+/// # Errors
+///
+/// What does not pass, or not soon.
+pub fn retried<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..RETRIES {
         match call() {
             Err(errno) if is_transient(errno) => clock::pause(RETRY_PAUSE),

@@ -9,6 +9,7 @@ mod doors;
 mod followers;
 mod handover;
 mod memory;
+mod readiness;
 mod socket_file;
 mod standby;
 mod status;
@@ -44,6 +45,7 @@ pub use configuration::{Reload, Reloaded};
 use fdholder::link::HandedClient;
 use fdholder::{Errno, Listening, Timestamp};
 use followers::Link;
+use readiness::Readiness;
 use rustix::event::{epoll, Timespec};
 use slab::Slab;
 use socket_file::SocketFile;
@@ -174,6 +176,8 @@ pub struct Server {
     is_upgrade_due: bool,
     /// What systemd is told of everything.
     shelf: Option<Shelf>,
+    /// What systemd is told once this serves, until it was.
+    readiness: Option<Readiness>,
     /// Whoever is told that the loop goes round.
     watchdog: Option<Watchdog>,
     /// Nobody is served until there is a second copy, or until then.
@@ -357,6 +361,10 @@ impl Server {
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.tend(Instant::now());
         }
+        // Before that another process may have to serve.
+        if !self.is_new {
+            self.readiness.take_if(|readiness| readiness.tend(clock::now()));
+        }
         self.expiry_timer.set(self.hold.store.next_expiry());
         let span = self.timeout();
         let timeout = span.and_then(|span| Timespec::try_from(span).ok());
@@ -493,6 +501,7 @@ impl Server {
         // Its clock is the one of who watches.
         let due = |watchdog: &Watchdog| watchdog.due().saturating_duration_since(Instant::now());
         let watchdog = self.watchdog.as_ref().map(|watchdog| clock::now() + due(watchdog));
+        let readiness = self.readiness.as_ref().filter(|_| !self.is_new).map(Readiness::due);
         let left_out = self.left_out_due();
         let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
@@ -500,7 +509,7 @@ impl Server {
         let fresh = self.hold.store.has_fresh().then(clock::now);
         let (asking, socket) = (self.asking_until, self.socket_file_due());
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
-        let next = next.into_iter().chain([fresh, asking, socket]);
+        let next = next.into_iter().chain([fresh, asking, socket, readiness]);
         clock::wait_until(next.flatten().min())
     }
 }

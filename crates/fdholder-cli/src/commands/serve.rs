@@ -30,7 +30,7 @@ use fdholder_daemon::nothing;
 use fdholder_daemon::panics::end_only_their_threads;
 use fdholder_daemon::privileges::{drop_to, gain_none, raise_file_size, Become};
 use fdholder_daemon::signals::{ignore_what_would_end, Signals};
-use fdholder_daemon::{Ended, Options, Reload, Room, Server};
+use fdholder_daemon::{is_transient, Ended, Options, Reload, Room, Server};
 use sockets::Sockets;
 use start::Start;
 use std::cell::OnceCell;
@@ -38,6 +38,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
 use wishes::groups;
@@ -283,7 +284,7 @@ fn run_daemon(invocation: &Invocation) -> Result<ExitCode, Failure> {
     } else {
         // As another user this process might not be allowed to.
         settings.sockets.open();
-        start::at(&listen, &user, &settings, activation::given())?
+        start::at(&listen, &user, &settings, activation::given()?)?
     };
     settings.serve(start, rules, &place)
 }
@@ -362,10 +363,12 @@ struct Settings {
     announce: bool,
     /// How to start a standby, if there is to be one.
     standby: Option<Launch>,
-    /// systemd, if it is to keep a copy of everything.
-    notifier: Option<Notifier>,
-    /// systemd, if it is to be told that the loop goes round, and how long it waits for that.
-    watchdog: Option<(Notifier, Duration)>,
+    /// systemd, if this is a service of its, to be told that this is ready.
+    systemd: Option<Arc<Notifier>>,
+    /// Whether it is to keep a copy of everything.
+    fdstore: bool,
+    /// How long it waits to be told that the loop goes round, if it is to be told that.
+    watchdog: Option<Duration>,
     /// What to become when an upgrade is asked for.
     successor: Launch,
     /// What starts child processes, once everything that is not needed was given up.
@@ -387,8 +390,9 @@ impl Settings {
         let wanted = options.fds_max;
         let mut room =
             Room::make(&options).map_err(|error| Failure::system("prepare the server", error))?;
-        let notifier = notifier(wishes)?;
-        if notifier.is_some() && room.capacity > fdstore::capacity() {
+        let fdstore = wishes.fdstore.unwrap_or(false);
+        let systemd = systemd(fdstore)?;
+        if fdstore && room.capacity > fdstore::capacity() {
             room.capacity = fdstore::capacity();
             warn!(
                 "room for {} descriptors, not {wanted}: systemd keeps no more of them \
@@ -399,7 +403,7 @@ impl Settings {
         let capacity = room.capacity;
         bound_memory(&mut room);
         fdholder_daemon::memory::take(capacity);
-        if notifier.is_some() {
+        if fdstore {
             // It has been said.
         } else if wanted > FDS_MAX {
             warn!("room for {capacity} descriptors, not {wanted}: no holder has room for more");
@@ -416,13 +420,15 @@ impl Settings {
         let announce = invocation.matches.get_flag("ready");
         let successor = Launch::of_successor()
             .map_err(|error| Failure::system("find the program of an upgrade", error))?;
-        let (watchdog, sockets) = (watchdog(), Sockets::default());
+        let watchdog = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero());
+        let sockets = Sockets::default();
         Ok(Self {
             options,
             room,
             announce,
             standby,
-            notifier,
+            systemd,
+            fdstore,
             watchdog,
             successor,
             launcher: OnceCell::new(),
@@ -477,17 +483,16 @@ impl Settings {
         if let Some(launch) = self.standby {
             server = server.with_standby(launch);
         }
-        if let Some(notifier) = self.notifier {
-            server = server.with_fdstore(notifier, &past).map_err(prepare)?;
-        }
-        if let Some((notifier, patience)) = self.watchdog {
-            server = server.with_watchdog(notifier, patience);
+        if let Some(systemd) = &self.systemd {
+            if self.fdstore {
+                server = server.with_fdstore(Arc::clone(systemd), &past).map_err(prepare)?;
+            }
+            if let Some(patience) = self.watchdog {
+                server = server.with_watchdog(Arc::clone(systemd), patience);
+            }
         }
         if let Some(reload) = self.reload {
             server = server.with_configuration(reload);
-        }
-        if let Some(listen) = self.listen {
-            server = server.with_socket_file(listen);
         }
         if is_promoted {
             // It may have changed since this one began to stand by.
@@ -499,6 +504,10 @@ impl Settings {
             server.settle().map_err(prepare)?;
         }
         info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
+        // What is wrong with it is said of the daemon that serves now.
+        if let Some(listen) = self.listen {
+            server = server.with_socket_file(listen);
+        }
         if !is_promoted {
             match give_up_standard_streams(self.announce) {
                 Ok(()) => {}
@@ -508,7 +517,9 @@ impl Settings {
                 }
                 Err(error) => return Err(Failure::system("announce readiness on stdout", error)),
             }
-            activation::announce(format!("serving {place}"));
+            if let Some(systemd) = self.systemd {
+                server = server.with_readiness(systemd, &format!("serving {place}"));
+            }
             // Not when it was promoted: then clients wait.
             fdholder_daemon::memory::give_back_code();
         }
@@ -558,33 +569,25 @@ fn hold_missing(server: &mut Server, sockets: Sockets, is_anew: bool) -> Result<
     }
 }
 
-/// A connection with systemd, if it is to keep a copy of everything.
-fn notifier(wishes: &Wishes) -> Result<Option<Notifier>, Failure> {
-    if !wishes.fdstore.unwrap_or(false) {
-        return Ok(None);
-    }
-    let unable = "have systemd keep descriptors";
-    let notifier = Notifier::from_environment().map_err(|errno| Failure::system(unable, errno))?;
-    notifier.map(Some).ok_or_else(|| {
-        Failure::new(
+/// A connection with systemd, if this is a service of its. It serves without only what systemd does
+/// not end for that.
+fn systemd(fdstore: bool) -> Result<Option<Arc<Notifier>>, Failure> {
+    let unable =
+        if fdstore { "have systemd keep descriptors" } else { "tell systemd what this does" };
+    match Notifier::from_environment() {
+        Ok(None) if fdstore => Err(Failure::new(
             exit::SYSTEM,
             format_args!(
                 "unable to {unable}: NOTIFY_SOCKET is not set: --fdstore is for a service of \
                  systemd with Type=notify and FileDescriptorStoreMax="
             ),
-        )
-    })
-}
-
-/// A connection with systemd, if it wants to hear from this process again and again, or it
-/// ends it.
-fn watchdog() -> Option<(Notifier, Duration)> {
-    let patience = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero())?;
-    match Notifier::from_environment() {
-        Ok(notifier) => Some((notifier?, patience)),
+        )),
+        Ok(notifier) => Ok(notifier.map(Arc::new)),
+        // There is one, which would wait for this to be ready.
+        Err(errno) if fdstore || is_transient(errno) => Err(Failure::system(unable, errno)),
         Err(errno) => {
-            warn!("unable to tell systemd that this goes on: {}", fdholder::strerror(errno));
-            None
+            warn!("unable to {unable}: {}", fdholder::strerror(errno));
+            Ok(None)
         }
     }
 }

@@ -1,11 +1,9 @@
-//! Descriptors that systemd gives to a process, and what the process tells systemd.
+//! Descriptors that systemd gives to a process.
 
 use crate::failure::Failure;
 use crate::passing::inherited;
 use crate::passing::FIRST;
-use fdholder::Errno;
 use std::os::fd::OwnedFd;
-use tracing::warn;
 
 fn variable(name: &str) -> Option<u32> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
@@ -18,15 +16,15 @@ pub fn count() -> u32 {
 }
 
 /// The descriptors that were given to this process, with their names. To be called once.
-pub fn given() -> Vec<(String, OwnedFd)> {
+///
+/// # Errors
+///
+/// When one of them is not there: whoever goes on without it loses what it was.
+pub fn given() -> Result<Vec<(String, OwnedFd)>, Failure> {
     if count() == 0 {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let (given, missing) = take();
-    if let Some(errno) = missing {
-        warn!("systemd gave a descriptor that is none: {}", fdholder::strerror(errno));
-    }
-    given
+    passed_on()
 }
 
 /// The same, whichever process they were given to.
@@ -35,40 +33,16 @@ pub fn given() -> Vec<(String, OwnedFd)> {
 ///
 /// When one of them is not there.
 pub fn passed_on() -> Result<Vec<(String, OwnedFd)>, Failure> {
-    let (given, missing) = take();
-    let count = given.len();
-    let failed = |errno| {
-        let doing = format!("take the descriptors that LISTEN_FDS tells of: after {count} of them");
-        Failure::system(doing, errno)
-    };
-    missing.map_or(Ok(given), |errno| Err(failed(errno)))
-}
-
-/// Takes what the environment tells of, up to the first that is not there.
-fn take() -> (Vec<(String, OwnedFd)>, Option<Errno>) {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let mut given = Vec::new();
     for offset in 0..variable("LISTEN_FDS").unwrap_or(0) {
         let name = names.next().unwrap_or_default().to_owned();
-        match inherited::take(FIRST.saturating_add(offset)) {
-            Ok(fd) => given.push((name, fd)),
-            Err(errno) => return (given, Some(errno)),
-        }
+        let fd = inherited::take(FIRST.saturating_add(offset)).map_err(|errno| {
+            let doing = "take the descriptors that LISTEN_FDS tells of";
+            Failure::system(format!("{doing}: after {} of them", given.len()), errno)
+        })?;
+        given.push((name, fd));
     }
-    (given, None)
-}
-
-/// Tells systemd, if it wants to know, that this process is ready. Whoever is to be served
-/// does not wait until systemd reads that.
-pub fn announce(status: String) {
-    let announce = move || {
-        let said = [sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)];
-        if let Err(error) = sd_notify::notify(&said) {
-            warn!("unable to tell systemd that this is ready: {error}");
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().spawn(announce) {
-        warn!("unable to tell systemd that this is ready: {error}");
-    }
+    Ok(given)
 }

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::startup::was_closed;
-use fdholder_daemon::nothing;
+use fdholder_daemon::{nothing, retried};
 use rustix::io::{dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
 use rustix::process::{getrlimit, Resource};
 use std::mem::ManuallyDrop;
@@ -25,7 +25,7 @@ pub fn descriptor(number: u32) -> Result<BorrowedFd<'static>, Errno> {
     // SAFETY: not negative. If it is not open, fcntl says so and the borrow ends here. If
     // it is, it was inherited, so nothing in this process owns it or closes it.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
-    fcntl_getfd(descriptor)?;
+    retried(|| fcntl_getfd(descriptor))?;
     Ok(descriptor)
 }
 
@@ -37,7 +37,7 @@ pub fn descriptor(number: u32) -> Result<BorrowedFd<'static>, Errno> {
 /// EBADF when it is not open.
 pub fn take(number: u32) -> Result<OwnedFd, Errno> {
     let borrowed = descriptor(number)?;
-    fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    retried(|| fcntl_setfd(borrowed, FdFlags::CLOEXEC))?;
     let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
     // SAFETY: it is open, as was just seen, and whoever started this process has left it to
     // us alone, by a variable that is read once.
@@ -46,7 +46,7 @@ pub fn take(number: u32) -> Result<OwnedFd, Errno> {
         return Ok(taken);
     }
     // What is opened next must not become a standard stream.
-    let elsewhere = fcntl_dupfd_cloexec(&taken, libc::STDERR_FILENO + 1)?;
+    let elsewhere = retried(|| fcntl_dupfd_cloexec(&taken, libc::STDERR_FILENO + 1))?;
     let mut stream = ManuallyDrop::new(taken);
     let nothing = nothing::open()
         .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;

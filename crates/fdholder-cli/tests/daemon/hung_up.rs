@@ -83,7 +83,7 @@ fn by_default_it_is_held_on() {
 }
 
 /// A terminal, and the name of the end that its user has.
-fn terminal() -> (OwnedFd, PathBuf) {
+pub fn terminal() -> (OwnedFd, PathBuf) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
@@ -91,7 +91,7 @@ fn terminal() -> (OwnedFd, PathBuf) {
     (master, OsStr::from_bytes(name.to_bytes()).into())
 }
 
-fn open_terminal(name: &Path) -> OwnedFd {
+pub fn open_terminal(name: &Path) -> OwnedFd {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(name, flags, Mode::empty()).unwrap()
 }

@@ -1,6 +1,7 @@
 //! What a daemon logs, and as what.
 
-use crate::support::{assert_exit, deadline, eventually, id, stderr, suite, Logged};
+use crate::hung_up::{open_terminal, terminal};
+use crate::support::{assert_exit, deadline, eventually, id, stderr, suite, Daemon, Logged};
 use fdholder::{Identifier, Limit};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::process::{getgid, getuid, Signal};
@@ -304,4 +305,20 @@ fn what_clients_do_is_written_down() {
     );
     let why = lines.iter().find(|line| line["id"] == "web2").unwrap()["reason"].to_string();
     assert!(why.contains("FDHOLDER_MAXFDS"), "{why}");
+}
+
+/// That another process, or nobody, reads what it says is no reason to wait.
+#[test]
+fn terminal_that_nobody_reads_keeps_no_client_waiting() {
+    let (_master, name) = terminal();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let mut command = suite::fdholder(["serve", "-1", "-v2"]);
+    command.arg(&path).stderr(open_terminal(&name));
+    let daemon = Daemon::spawn(command, &path);
+    // Far more lines than a terminal has room for.
+    for _ in 0..8000 {
+        daemon.client();
+    }
+    assert_eq!(daemon.client().list(deadline()), Ok(vec![]));
 }

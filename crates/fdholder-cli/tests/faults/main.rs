@@ -9,6 +9,7 @@ mod cared_for;
 mod scene;
 #[path = "../support/mod.rs"]
 mod support;
+mod with_systemd;
 
 use scene::{Fault, Scene};
 use std::collections::BTreeSet;

@@ -104,7 +104,7 @@ pub fn wait(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), Strin
     Ok(())
 }
 
-fn strace(trace: &str, more: &[&str]) -> Command {
+pub fn strace(trace: &str, more: &[&str]) -> Command {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-e", trace]).args(more);
     strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -112,7 +112,7 @@ fn strace(trace: &str, more: &[&str]) -> Command {
 }
 
 /// Has calls of a process fail from now on.
-fn attach(pid: u32, fault: Fault) -> Result<Child, String> {
+pub fn attach(pid: u32, fault: Fault) -> Result<Child, String> {
     let (trace, inject) = (format!("trace={}", fault.call), format!("inject={fault}"));
     let pid_text = pid.to_string();
     let more = ["-o", "/dev/null", "-e", &inject, "-p", &pid_text];
@@ -134,7 +134,7 @@ fn attach(pid: u32, fault: Fault) -> Result<Child, String> {
 
 /// The kernel releases what a tracer traced when that is killed; asked to end, strace(1) may wait
 /// for ever for a thread that an execve has ended.
-fn detach(mut strace: Child) {
+pub fn detach(mut strace: Child) {
     let _ = strace.kill();
     let _ = strace.wait();
 }

@@ -340,3 +340,21 @@ fn client_by_the_abstract_name_has_no_rights() {
     let len = stream.read(&mut answer).unwrap_or(0);
     assert!(!answer[..len].contains(&b'x'), "{:?}", &answer[..len]);
 }
+
+/// A program that begins to serve does not take a stranger's socket for its own, nor its mode.
+#[test]
+fn socket_of_another_process_stays_one_after_an_upgrade() {
+    let family = Family::with(&[]);
+    fs::remove_file(&family.path).unwrap();
+    let stranger = UnixListener::bind(&family.path).unwrap();
+    fs::set_permissions(&family.path, Permissions::from_mode(0o777)).unwrap();
+    let times_said = || family.log().matches("the socket of another process is there").count();
+    eventually("it is said", || times_said() == 1);
+    signal(family.primary(), Signal::USR2);
+    eventually("it is said again by the new program", || times_said() == 2);
+    eventually("it has upgraded", || family.log().matches(": ready on").count() == 2);
+    drop(stranger);
+    wait_until_made_again(&family);
+    assert_eq!(fs::metadata(&family.path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(family.client().list(deadline()), Ok(vec![]));
+}

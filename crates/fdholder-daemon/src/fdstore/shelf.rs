@@ -1,8 +1,9 @@
 //! What systemd is told, change by change.
 
-use super::about::{self, About};
+use super::about::About;
+use super::letter::{is_for_a_moment, Fd, Letter};
 use super::recovery::Past;
-use super::{wrap, Notifier};
+use super::Notifier;
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::limits::FOLLOWER_PATIENCE;
@@ -33,23 +34,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(1);
 /// How long to wait when it has not read for long.
 const LONG_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long at most when it cannot be told for another reason.
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(60);
+
 /// What changes nothing, to see whether systemd reads.
 const NOTHING: &str = "FDSTOREREMOVE=1\nFDNAME=nothing";
-
-/// A message to systemd.
-#[derive(Debug)]
-struct Letter {
-    text: String,
-    fd: Option<Fd>,
-}
-
-#[derive(Debug)]
-enum Fd {
-    Held(Arc<Record<ClientFd>>),
-    Own(OwnedFd),
-    /// Not to be closed by us.
-    Shared(Arc<OwnedFd>),
-}
 
 /// What is known of a number that is held.
 #[derive(Debug)]
@@ -62,6 +51,16 @@ struct Kept {
     /// Device and inode.
     file: (u64, u64),
 }
+
+/// What systemd may have of what was held before, and when to begin anew.
+#[derive(Debug)]
+struct Lost {
+    had: BTreeSet<u64>,
+    again_at: Instant,
+}
+
+/// Where those are whose file is not known.
+const UNKNOWN_FILE: (u64, u64) = (0, 0);
 
 /// What systemd keeps, and what it is still to be told.
 #[derive(Debug)]
@@ -89,9 +88,11 @@ pub(crate) struct Shelf {
     /// When to try again what systemd did not take, and since when it does not.
     pub retry_at: Option<Instant>,
     stalled: Option<Instant>,
-    /// It has taken nothing for too long: what it may have of what was held before. It is not
-    /// told of anything until it reads again, and then of everything.
-    lost: Option<BTreeSet<u64>>,
+    /// It could not be told, or not for too long. It is not told of anything until it can be, and
+    /// then of everything.
+    lost: Option<Lost>,
+    /// How long to wait before that when it cannot be told for a reason that does not pass.
+    pause: Duration,
     /// What it keeps of the daemon's own.
     listener: Option<Arc<OwnedFd>>,
     roll: Option<Arc<OwnedFd>>,
@@ -128,6 +129,7 @@ impl Shelf {
             retry_at: None,
             stalled: None,
             lost: None,
+            pause: LONG_RETRY_PAUSE,
             listener: None,
             roll: None,
         };
@@ -189,7 +191,10 @@ impl Shelf {
     /// long.
     pub fn begin(&mut self) {
         let until = clock::now() + FOLLOWER_PATIENCE;
-        while !self.send_letters() && clock::now() < until {
+        while let Err(errno) = self.send_letters() {
+            if !is_for_a_moment(errno) || clock::now() >= until {
+                break;
+            }
             clock::pause(RETRY_PAUSE);
         }
     }
@@ -202,8 +207,8 @@ impl Shelf {
             return true;
         }
         for _ in 0..MESSAGES_PER_TURN {
-            if !self.send_letters() {
-                self.wait_for_systemd(mirrors);
+            if let Err(errno) = self.send_letters() {
+                self.wait_for_systemd(errno, mirrors);
                 return true;
             }
             let Some(mirror) = mirrors.get_mut(self.mirror) else { return true };
@@ -214,60 +219,72 @@ impl Shelf {
             } else if let Some(serial) = self.unsure.pop_first() {
                 self.make_sure(serial);
             } else {
+                self.pause = LONG_RETRY_PAUSE;
                 return true;
             }
         }
         false
     }
 
-    /// Returns false when systemd does not take one.
-    fn send_letters(&mut self) -> bool {
-        while let Some(letter) = self.letters.front() {
-            let fd = letter.fd.as_ref().map(|fd| match fd {
-                Fd::Held(record) => record.fd.as_fd(),
-                Fd::Own(fd) => fd.as_fd(),
-                Fd::Shared(fd) => fd.as_fd(),
-            });
-            match self.notifier.send(&letter.text, fd) {
-                Ok(()) => self.stalled = None,
-                Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::CONNREFUSED) => return false,
-                Err(errno) => {
-                    warn!("unable to have systemd keep a descriptor: {}", strerror(errno));
-                }
-            }
+    /// Sends what there is, in its order: the first that cannot be sent keeps the others waiting.
+    fn send_letters(&mut self) -> Result<(), Errno> {
+        while let Some(letter) = self.letters.front_mut() {
+            letter.send(&self.notifier)?;
+            self.stalled = None;
             self.letters.pop_front();
         }
-        true
+        Ok(())
     }
 
-    /// systemd does not take anything now. Answers wait for it, but not for ever.
-    fn wait_for_systemd(&mut self, mirrors: &mut Mirrors<ClientFd>) {
+    /// systemd could not be told. If that may pass, answers wait for it, but not for ever.
+    fn wait_for_systemd(&mut self, errno: Errno, mirrors: &mut Mirrors<ClientFd>) {
         let now = clock::now();
-        self.retry_at = Some(now + RETRY_PAUSE);
-        if now - *self.stalled.get_or_insert(now) < FOLLOWER_PATIENCE {
-            return;
+        let mut again_at = now + RETRY_PAUSE;
+        let errno_text = strerror(errno);
+        if is_for_a_moment(errno) {
+            self.retry_at = Some(again_at);
+            if now - *self.stalled.get_or_insert(now) < FOLLOWER_PATIENCE {
+                return;
+            }
+            warn!(
+                "systemd takes no descriptors ({errno_text}): what is stored is not safe with it \
+                 until it does"
+            );
+        } else {
+            again_at = now + self.pause;
+            self.pause = (2 * self.pause).min(LONGEST_RETRY_PAUSE);
+            warn!(
+                "unable to have systemd keep descriptors: {errno_text}: what is stored is not safe \
+                 with it until it can be told of everything anew"
+            );
         }
-        warn!("systemd takes no descriptors: what is stored is not safe with it until it does");
         mirrors.remove(self.mirror);
         // Nothing is kept open for it.
-        self.letters.clear();
+        let mut had: BTreeSet<_> = std::mem::take(&mut self.kept).into_keys().collect();
+        had.extend(std::mem::take(&mut self.letters).iter().filter_map(Letter::serial));
         self.group.clear();
         self.by_file.clear();
-        self.lost = Some(std::mem::take(&mut self.kept).into_keys().collect());
+        self.lost = Some(Lost { had, again_at });
+        self.retry_at = Some(again_at);
     }
 
     /// Tells systemd of everything, if it reads again.
     fn begin_anew(&mut self, mirrors: &mut Mirrors<ClientFd>, store: &Store<ClientFd>) -> bool {
-        if self.notifier.send(NOTHING, None).is_err() {
-            self.retry_at = Some(clock::now() + LONG_RETRY_PAUSE);
+        let Some(lost) = &mut self.lost else { return true };
+        let now = clock::now();
+        if now >= lost.again_at && self.notifier.send(NOTHING, None).is_err() {
+            lost.again_at = now + LONG_RETRY_PAUSE;
+        }
+        if now < lost.again_at {
+            self.retry_at = Some(lost.again_at);
             return false;
         }
         info!("systemd reads again, and is told of everything");
         let held: BTreeSet<_> = store.all().iter().map(|record| record.origin.serial).collect();
-        let lost = self.lost.take().unwrap_or_default();
-        let past = Past::unknown(lost.difference(&held).copied());
-        let (listener, roll) = (self.listener.take(), self.roll.take());
+        let past = Past::unknown(lost.had.difference(&held).copied());
+        let (listener, roll, pause) = (self.listener.take(), self.roll.take(), self.pause);
         *self = Self::new(Arc::clone(&self.notifier), mirrors, store, &past);
+        self.pause = pause;
         if let Some(listener) = listener {
             self.keep_listener(listener);
         }
@@ -296,16 +313,26 @@ impl Shelf {
     /// same open file already.
     fn place(&mut self, record: Arc<Record<ClientFd>>) {
         let serial = record.origin.serial;
-        let file = file_of(&record.fd).unwrap_or((0, serial));
-        let twins = self.by_file.entry(file).or_default();
-        let mut others = twins.iter().filter_map(|twin| self.kept.get(twin));
+        let known = file_of(&record.fd);
         // In doubt it is wrapped, as systemd would not say that it has dropped it.
         let is_twin = |twin: &Record<ClientFd>| are_one(&twin.fd, &record.fd).unwrap_or(true);
-        let has_twin = others.any(|twin| twin.is_direct && is_twin(&twin.record));
-        twins.insert(serial);
+        let mut others = self.twins(known.unwrap_or(UNKNOWN_FILE));
+        let has_twin =
+            known.is_none() || others.any(|twin| twin.is_direct && is_twin(&twin.record));
+        drop(others);
+        let file = known.unwrap_or(UNKNOWN_FILE);
+        self.by_file.entry(file).or_default().insert(serial);
         self.last = self.last.max(serial);
         let kept = Kept { record, is_direct: !has_twin, is_wrapped: has_twin, file };
         self.kept.insert(serial, kept);
+    }
+
+    /// What may be the same open file: of this file, or of one that is not known.
+    fn twins(&self, file: (u64, u64)) -> impl Iterator<Item = &Kept> {
+        let unknown = Some(UNKNOWN_FILE).filter(|unknown| *unknown != file);
+        let numbers = [Some(file), unknown].into_iter().flatten();
+        let numbers = numbers.filter_map(|file| self.by_file.get(&file)).flatten();
+        numbers.filter_map(|serial| self.kept.get(serial))
     }
 
     /// Has systemd keep a descriptor.
@@ -313,18 +340,18 @@ impl Shelf {
         let Some(kept) = self.kept.get(&serial) else { return };
         let record = Arc::clone(&kept.record);
         if kept.is_direct {
-            return self.store(&format!("h{serial}"), Fd::Held(record));
-        }
-        match wrap(record.fd.as_fd()) {
-            Ok(socket) => self.store(&format!("b{serial}"), Fd::Own(socket)),
-            Err(errno) => warn!("unable to wrap a descriptor: {}", strerror(errno)),
+            self.store(&format!("h{serial}"), Fd::Held(record));
+        } else {
+            self.store(&format!("b{serial}"), Fd::Wrapped(record));
         }
     }
 
     /// Has systemd keep what it may have already, in one way or the other.
     fn make_sure(&mut self, serial: u64) {
+        let Some(file) = self.kept.get(&serial).map(|kept| kept.file) else { return };
+        let has_twin = self.twins(file).nth(1).is_some();
         let Some(kept) = self.kept.get_mut(&serial) else { return };
-        if self.by_file.get(&kept.file).is_some_and(|twins| twins.len() > 1) {
+        if has_twin {
             // It may have another number's of the same open file, whichever that is.
             (kept.is_direct, kept.is_wrapped) = (false, true);
             self.forget(&format!("b{serial}"));
@@ -342,13 +369,8 @@ impl Shelf {
         let group = std::mem::take(&mut self.group);
         let free = (0..DESCRIBED_MAX).find(|name| !self.described.contains_key(name));
         let (Some(name), Some(first)) = (free, group.first()) else { return };
-        match about::write(0, group.iter()) {
-            Ok(file) => {
-                self.store(&format!("m{name}"), Fd::Own(file));
-                self.described.insert(name, (group.len() == 1).then_some(first.origin.serial));
-            }
-            Err(errno) => warn!("unable to describe a descriptor: {}", strerror(errno)),
-        }
+        self.described.insert(name, (group.len() == 1).then_some(first.origin.serial));
+        self.store(&format!("m{name}"), Fd::Written(0, group));
     }
 
     fn release(&mut self, serial: u64) {
@@ -373,15 +395,9 @@ impl Shelf {
     /// Describes everything anew, in one piece, and forgets what did before.
     fn make_list(&mut self) {
         let all: Vec<_> = self.kept.values().map(Kept::about).collect();
-        let written = match about::write(self.last, all.iter()) {
-            Ok(written) => written,
-            Err(errno) => {
-                return warn!("unable to describe what is held: {}", strerror(errno));
-            }
-        };
         let before = self.list;
         self.list = (before + 1) % LISTS.len();
-        self.store(LISTS[self.list], Fd::Own(written));
+        self.store(LISTS[self.list], Fd::Written(self.last, all));
         self.forget(LISTS[before]);
         for name in std::mem::take(&mut self.described).into_keys() {
             self.forget(&format!("m{name}"));
@@ -389,13 +405,11 @@ impl Shelf {
     }
 
     fn store(&mut self, name: &str, fd: Fd) {
-        let text = format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}");
-        self.letters.push_back(Letter { text, fd: Some(fd) });
+        self.letters.push_back(Letter::keep(name, fd));
     }
 
     fn forget(&mut self, name: &str) {
-        let text = format!("FDSTOREREMOVE=1\nFDNAME={name}");
-        self.letters.push_back(Letter { text, fd: None });
+        self.letters.push_back(Letter::forget(name));
     }
 }
 

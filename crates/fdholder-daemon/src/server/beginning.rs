@@ -1,5 +1,6 @@
 //! How a server begins: with nothing, or with what another has left it.
 
+use super::readiness::Readiness;
 use super::standby::Standby;
 use super::waiters::Waiters;
 use super::wards::Wards;
@@ -202,6 +203,7 @@ impl Server {
             upgrade: None,
             is_upgrade_due: false,
             shelf: None,
+            readiness: None,
             watchdog: None,
             settles_until: None,
             is_starved: false,
@@ -249,7 +251,11 @@ impl Server {
     /// # Errors
     ///
     /// When the process has no descriptors left for it.
-    pub fn with_fdstore(mut self, notifier: Notifier, past: &Past) -> io::Result<Self> {
+    pub fn with_fdstore(
+        mut self,
+        notifier: impl Into<Arc<Notifier>>,
+        past: &Past,
+    ) -> io::Result<Self> {
         if !can_be_followed("keeps nothing with systemd") {
             return Ok(self);
         }
@@ -278,8 +284,14 @@ impl Server {
     /// Has the loop say that it goes round, to one who takes it for dead when it has not for so
     /// long.
     #[must_use]
-    pub fn with_watchdog(self, notifier: Notifier, patience: Duration) -> Self {
+    pub fn with_watchdog(self, notifier: impl Into<Arc<Notifier>>, patience: Duration) -> Self {
         Self { watchdog: Some(Watchdog::new(notifier, patience, Instant::now())), ..self }
+    }
+
+    /// Has the server tell systemd that it is ready, with this status, once it serves.
+    #[must_use]
+    pub fn with_readiness(self, notifier: impl Into<Arc<Notifier>>, status: &str) -> Self {
+        Self { readiness: Some(Readiness::new(notifier, status, clock::now())), ..self }
     }
 
     /// Has the server become this program when it is asked to: by SIGUSR2, or by a client.

@@ -6,6 +6,7 @@
 use super::admission::{is_lost, newcomer};
 use super::followers::Role;
 use super::{Accepting, Server, CLAIM, FORMER, LISTENER};
+use crate::accept_queue::inode_of_file;
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::credentials;
@@ -54,7 +55,7 @@ enum Leads {
 }
 
 impl SocketFile {
-    fn look(&mut self) -> Leads {
+    fn look(&mut self, listener: &OwnedFd) -> Leads {
         let path = &self.listen.path;
         let stat = match lstat(path) {
             Ok(stat) => stat,
@@ -66,8 +67,7 @@ impl SocketFile {
         }
         let file = (stat.st_dev, stat.st_ino);
         match is_bound(path) {
-            // One that has just begun to serve takes it for its own.
-            Ok(true) if self.file.is_none_or(|own| own == file) => {
+            Ok(true) if self.file.map_or_else(|| is_ours(file, listener), |own| own == file) => {
                 self.file = Some(file);
                 // It was changed by SIGHUP, or by hand.
                 self.listen.mode = stat.st_mode & 0o777;
@@ -93,6 +93,12 @@ impl SocketFile {
         }
         self.problem = problem;
     }
+}
+
+/// Whether a file is that of the listening socket. One that has just begun to serve takes it for its
+/// own where the kernel does not tell.
+fn is_ours((_, inode): FileId, listener: &OwnedFd) -> bool {
+    retried(|| inode_of_file(listener)).map_or(true, |own| own == inode as u32) // Half is told.
 }
 
 impl Server {
@@ -124,7 +130,7 @@ impl Server {
         let Some(mut socket) = self.socket_file.take() else { return };
         socket.look_at = clock::now() + LOOK_PAUSE;
         self.renew_claim(&mut socket);
-        let leads = socket.look();
+        let leads = socket.look(&self.listener);
         match leads {
             Leads::Here => socket.note(None),
             Leads::Elsewhere(why) => {

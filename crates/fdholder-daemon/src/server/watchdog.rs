@@ -2,6 +2,7 @@
 //! the loop hangs.
 
 use crate::fdstore::Notifier;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Whoever waits for less would keep the loop busy.
@@ -10,7 +11,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Whom to tell, and when next.
 #[derive(Debug)]
 pub(super) struct Watchdog {
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
     pause: Duration,
     due: Instant,
 }
@@ -18,8 +19,8 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// For one who waits for so long. It is told at once: the loop may have stood still
     /// meanwhile, to take over from another daemon.
-    pub fn new(notifier: Notifier, patience: Duration, now: Instant) -> Self {
-        Self { notifier, pause: (patience / 2).max(PAUSE_MIN), due: now }
+    pub fn new(notifier: impl Into<Arc<Notifier>>, patience: Duration, now: Instant) -> Self {
+        Self { notifier: notifier.into(), pause: (patience / 2).max(PAUSE_MIN), due: now }
     }
 
     /// When the loop must be here again.

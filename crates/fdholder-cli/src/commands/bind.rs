@@ -306,7 +306,7 @@ impl Binding<'_> {
         attempts: usize,
     ) -> Result<usize, Failure> {
         let number = |fd: Option<&OwnedFd>| fd.and_then(|fd| fstat(fd).ok()).map(|it| it.st_ino);
-        for left in (0..attempts).rev() {
+        for left in (0..=attempts).rev() {
             std::thread::sleep(RETRY_PAUSE);
             let lives = endpoint.file().is_some_and(|path| is_bound(path) == Ok(true));
             if !lives || number(self.held(id)?.as_ref()) != number(held) {

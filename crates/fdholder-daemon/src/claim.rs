@@ -82,24 +82,26 @@ pub fn claimant(path: &Path, uid: u32, patience: Duration) -> io::Result<Claimed
     Ok(if is_elsewhere { Claimed::ByNobody } else { Claimed::By(who, socket) })
 }
 
-/// Whether a socket other than this one listens by a path, be it that its file is gone. That can be
-/// seen of all of the same network, though not whose they are.
+/// Whether a socket other than this one listens by a path, be it that its file is gone: of all of the
+/// same network that can be seen, though not whose they are. `None` where there is no /proc.
 ///
 /// # Errors
 ///
-/// When it cannot be found out; not where there is no /proc.
-pub fn another_listens_by(path: &Path, own: impl AsFd) -> io::Result<bool> {
-    let Some(table) = there::retried(|| if_there(read("/proc/net/unix")), |_| false)? else {
-        return Ok(false);
-    };
+/// When it cannot be found out.
+pub fn another_listens_by(path: &Path, own: impl AsFd) -> io::Result<Option<bool>> {
+    let table = there::retried(|| if_there(read("/proc/net/unix")), |_| false)?;
     let (own, path) = (fstat(own)?.st_ino, whole(path)?);
-    let is_another = |(inode, name)| {
-        // A relative path is told as it was said.
+    let is_another = |(inode, name): (u64, &[u8])| {
+        // A path is told as it was said, and may be relative, or lead through links.
         let name = Path::new(OsStr::from_bytes(name));
-        inode != own && (name == path || name.is_relative() && path.ends_with(name))
+        let ends_alike = inode != own && path.file_name() == name.file_name();
+        let is_same = || match name.is_relative() {
+            true => path.ends_with(name),
+            false => name == path || whole(name).is_ok_and(|name| name == path),
+        };
+        ends_alike && is_same()
     };
-    let found = listeners(&table).any(is_another);
-    Ok(found)
+    Ok(table.map(|table| listeners(&table).any(is_another)))
 }
 
 /// The inodes of the streams in a table that listen, and what they are bound to.
@@ -261,14 +263,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a socket");
         let first = UnixListener::bind(&path).unwrap();
-        assert!(!another_listens_by(&path, &first).unwrap());
+        assert_eq!(another_listens_by(&path, &first).unwrap(), Some(false));
         std::fs::remove_file(&path).unwrap();
         let second = UnixListener::bind(&path).unwrap();
         let _client = UnixStream::connect(&path).unwrap();
-        assert!(another_listens_by(&path, &second).unwrap());
-        assert!(!another_listens_by(&folder.path().join("socket"), &second).unwrap());
+        assert_eq!(another_listens_by(&path, &second).unwrap(), Some(true));
+        assert_eq!(
+            another_listens_by(&folder.path().join("socket"), &second).unwrap(),
+            Some(false)
+        );
         drop(first);
-        assert!(!another_listens_by(&path, &second).unwrap());
+        assert_eq!(another_listens_by(&path, &second).unwrap(), Some(false));
     }
 
     #[test]

@@ -228,7 +228,10 @@ enum Accepting {
     Yes,
     /// One has come of this user, who may have all there is, and has: until one of its connections
     /// goes, or until then.
-    Full { uid: u32, until: Instant },
+    Full {
+        uid: u32,
+        until: Instant,
+    },
     /// The system had no resources for one more.
     PausedUntil(Instant),
     /// SIGTERM has come; the deadline is when those still here are cut off.

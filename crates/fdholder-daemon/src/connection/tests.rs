@@ -509,7 +509,11 @@ fn wait_for_an_id_is_answered_once_it_is_held_and_not_before() {
         assert!(!give(&mut store, others), "{name} {others}");
         assert!(give(&mut store, comes), "{name} {comes}");
         assert_eq!(reply(&mut client), [0]);
-        assert_eq!(client.charges().get(Resource::Connections), 0, "nor when all are answered at once");
+        assert_eq!(
+            client.charges().get(Resource::Connections),
+            0,
+            "nor when all are answered at once"
+        );
         assert_eq!(client.charges().get(Resource::Waiting), 1);
         step(&mut client, &mut store).expect("what it has asked then is carried out");
         // What is held already is not waited for.

@@ -234,7 +234,16 @@ impl Server {
     /// have all must get in: one of its that got stuck in the middle of something goes, too.
     fn drop_idle(&mut self, claimant: &Claimant, now: Instant) -> bool {
         let may_all = may_have_all(claimant);
-        let safe = if may_all { IDLE_SAFE_TRUSTED } else { IDLE_SAFE };
+        // Once one has waited for so long the next does not: there may be thousands of them.
+        let has_waited = self
+            .full_since
+            .get(&claimant.uid)
+            .is_some_and(|since| now.saturating_duration_since(*since) >= IDLE_SAFE_TRUSTED);
+        let safe = match may_all {
+            true if has_waited => Duration::ZERO,
+            true => IDLE_SAFE_TRUSTED,
+            false => IDLE_SAFE,
+        };
         if !may_all && !self.may_sweep(claimant.uid, now) {
             return false;
         }

@@ -371,9 +371,8 @@ impl Server {
                 break;
             }
         }
-        let has_room = |uid| {
-            self.hold.ledger.room(&Claimant::trusted(uid), Resource::Connections) > 0
-        };
+        let has_room =
+            |uid| self.hold.ledger.room(&Claimant::trusted(uid), Resource::Connections) > 0;
         self.accepting = match self.accepting {
             Accepting::LameDuck(_) => self.accepting,
             Accepting::PausedUntil(until) if now < until => self.accepting,

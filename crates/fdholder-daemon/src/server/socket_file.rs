@@ -29,7 +29,7 @@ use tracing::{info, warn};
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// At which look to see who has the claim in our place: a daemon before us ends sooner.
-const LOOKS_AT_CLAIMANT: u32 = 5;
+const LOOKS_AT_CLAIMANT: u32 = 3;
 
 /// How many strangers that come by the claim are sent away between two looks.
 const STRANGERS_PER_LOOK: usize = 64;

@@ -196,7 +196,8 @@ fn listen_or_take_over(
             Ok(listener) => {
                 let uid = user.uid.unwrap_or_else(|| User::this_process().uid);
                 let made = made.insert(Made { listener: Some(listener), path });
-                match made.living_daemon(uid) {
+                let is_last = Instant::now() >= give_up_at;
+                match made.living_daemon(uid, is_last) {
                     Ok(Some(who)) if listen.reuse => (who.pid, Some(who.user.uid)),
                     Ok(Some(who)) => {
                         let (path, pid, uid) = (path.clone(), who.pid, Some(who.user.uid));
@@ -214,7 +215,7 @@ fn listen_or_take_over(
                         }
                         continue;
                     }
-                    Err(failure) if Instant::now() >= give_up_at => return Err(failure),
+                    Err(failure) if is_last => return Err(failure),
                     Err(_) if settings.signals.is_to_end() => return Err(asked_to_end()),
                     // A living daemon makes its file again meanwhile, if nothing stands there.
                     Err(_) => {
@@ -290,27 +291,34 @@ impl Made<'_> {
         self.listener.take()
     }
 
-    /// The daemon that serves by the path although its file was gone.
-    fn living_daemon(&self, uid: u32) -> Result<Option<Credentials>, Failure> {
+    /// The daemon that serves by the path although its file was gone. Where a claim does not answer, it
+    /// is the last time that this is asked, or not.
+    fn living_daemon(&self, uid: u32, is_last: bool) -> Result<Option<Credentials>, Failure> {
         let path = self.path.display();
-        let unable = |error| {
-            Failure::system(format!("see whether a daemon serves {path}"), error)
-        };
-        let stranger = match claimant(self.path, uid, QUEUE_PATIENCE).map_err(unable)? {
-            Claimed::By(who, _) => return Ok(Some(who)),
-            Claimed::ByNobody => return Ok(None),
-            Claimed::ByStranger(who) => who.user.uid,
-        };
+        let unable = |error| Failure::system(format!("see whether a daemon serves {path}"), error);
         let Some(own) = &self.listener else { return Ok(None) };
-        if !another_listens_by(self.path, own).map_err(unable)? {
+        let another = || another_listens_by(self.path, own).map_err(unable);
+        let (who, is_there) = match claimant(self.path, uid, QUEUE_PATIENCE) {
+            Ok(Claimed::By(who, _)) => return Ok(Some(who)),
+            Ok(Claimed::ByNobody) => return Ok(None),
+            Ok(Claimed::ByStranger(who)) => {
+                (format!("another user (uid {}) has", who.user.uid), another()?.unwrap_or(false))
+            }
+            // It may be anybody's.
+            Err(error) if is_last && error.kind() == std::io::ErrorKind::WouldBlock => {
+                ("who does not answer has".to_owned(), another()?.unwrap_or(true))
+            }
+            Err(error) => return Err(unable(error)),
+        };
+        if !is_there {
             return Ok(None);
         }
         Err(Failure::new(
             exit::SYSTEM,
             format_args!(
-                "unable to serve {path}: a daemon serves there whose file is gone, and another user \
-                 (uid {stranger}) has the abstract name by which it would be found: end that user's \
-                 process (ss -xlp shows both), and start this one again"
+                "unable to serve {path}: a daemon serves there whose file is gone, and {who} the \
+                 abstract name by which it would be found: end the process that has that name (ss \
+                 -xlp shows both), and start this one again"
             ),
         ))
     }

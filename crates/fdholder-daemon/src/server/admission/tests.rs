@@ -211,12 +211,19 @@ fn who_may_have_all_gets_in_in_the_place_of_one_that_is_idle_or_stuck() {
     assert!(token.is_none() && it.server.undecided.is_some());
     it.server.undecided = None;
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    let later = now + IDLE_SAFE_TRUSTED;
     for (_, peer) in &mut it.server.peers {
-        peer.active_at = now + IDLE_SAFE_TRUSTED;
+        (peer.active_at, peer.turn) = (later, Some(later));
     }
     for _ in 0..2 {
-        let (mut stream, token) = it.come(now + IDLE_SAFE_TRUSTED);
+        let (mut stream, token) = it.come(later);
         assert!(token.is_none() && was_turned_away(&mut stream));
     }
+    // As soon as one can go, it does, though it has not been idle for long.
     it.server.peers[came[0].1].turn = None;
+    it.come_in(later);
+    assert!(has_ended(&mut came[0].0));
+    for (_, peer) in &mut it.server.peers {
+        peer.turn = None;
+    }
 }

@@ -95,9 +95,9 @@ pub fn another_listens_by(path: &Path, own: impl AsFd) -> io::Result<Option<bool
         // A path is told as it was said, and may be relative, or lead through links.
         let name = Path::new(OsStr::from_bytes(name));
         let ends_alike = inode != own && path.file_name() == name.file_name();
-        let is_same = || match name.is_relative() {
-            true => path.ends_with(name),
-            false => name == path || whole(name).is_ok_and(|name| name == path),
+        let is_same = || {
+            let relative = name.is_relative() && path.ends_with(name);
+            relative || name == path || whole(name).is_ok_and(|name| name == path)
         };
         ends_alike && is_same()
     };

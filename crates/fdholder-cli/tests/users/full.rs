@@ -219,7 +219,7 @@ pub fn daemon_whose_abstract_name_a_stranger_has_is_no_second_one() {
     let name = names.into_iter().find(is_its).unwrap();
     let mut stranger = Command::new("/usr/bin/python3");
     stranger.args(["-c", STRANGER, name]).current_dir("/").uid(2001).gid(2001);
-    let mut stranger = stranger.stdout(Stdio::piped()).spawn().unwrap();
+    let _stranger = Greedy(stranger.stdout(Stdio::piped()).spawn().unwrap());
     // The name is free for a moment in each.
     eventually("the stranger has it", || {
         assert_exit(&root(&path, &["upgrade"]), 0);
@@ -247,8 +247,6 @@ pub fn daemon_whose_abstract_name_a_stranger_has_is_no_second_one() {
     let mut first = suite::fdholder(["serve", "-1", "-v0"]);
     first.arg(&path);
     assert_eq!(Daemon::spawn(first, &path).client().list(deadline()), Ok(vec![]));
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
 }
 
 /// However small the holder is, and whether users have shares or what rules grant.

@@ -233,10 +233,8 @@ fn listen_or_take_over(
             settings.give_up(user)?;
             has_become = true;
         }
-        let connected = match by_claim || made.is_some() {
-            true => connect_by_claim(path),
-            false => connect_by_path(path),
-        };
+        let connected =
+            if by_claim || made.is_some() { connect_by_claim(path) } else { connect_by_path(path) };
         if let Ok(Some((who, _))) = &connected {
             (pid, uid) = (who.pid, Some(who.user.uid));
         }

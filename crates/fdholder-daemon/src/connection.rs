@@ -72,6 +72,8 @@ pub struct Connection<F> {
     question: Option<Question>,
     /// It waits until something is held.
     awaits: Option<Appearance>,
+    /// It has waited for something.
+    has_waited: bool,
     /// It has had something deleted: the answer waits until that is closed.
     awaits_close: bool,
     /// Of what there was too little for it last.
@@ -181,6 +183,7 @@ impl<F> Connection<F> {
             upgrade: Upgrading::No,
             question: None,
             awaits: None,
+            has_waited: false,
             awaits_close: false,
             short: None,
         }
@@ -332,6 +335,17 @@ impl<F> Connection<F> {
             || self.decoder.is_mid_frame()
     }
 
+    /// Whether it has asked something that does not depend on the client any more.
+    pub fn waits_for_us(&self) -> bool {
+        self.is_delivering()
+            || self.has_request()
+            || self.follow.is_some()
+            || self.question.is_some()
+            || self.awaits.is_some()
+            || self.awaits_close
+            || self.awaits_upgrade()
+    }
+
     /// Whether descriptors of a request have come that is not whole: it has the places of a
     /// whole message's.
     pub fn has_fds_of_a_part(&self) -> bool {
@@ -359,8 +373,8 @@ impl<F> Connection<F> {
         Amounts::of(Resource::Arriving, come + announced)
             .with(Resource::Bytes, bytes)
             .with(Resource::Loans, usize::from(self.loan.is_some()))
-            .with(Resource::Connections, usize::from(self.awaits.is_none()))
-            .with(Resource::Waiting, usize::from(self.awaits.is_some()))
+            .with(Resource::Connections, usize::from(!self.has_waited))
+            .with(Resource::Waiting, usize::from(self.has_waited))
     }
 
     /// What it may have.

@@ -186,6 +186,10 @@ impl Follower {
         receive(&mut decoder, deadline)?;
         let cut_short = || Malformed::INCOMPLETE;
         let version = extension::parse_hello(&decoder.next()?.ok_or_else(cut_short)?)?;
+        // All connections are taken: it has not read what it was asked.
+        if version == Err(Errno::DQUOT) {
+            return Err(FollowError::Refused(Errno::DQUOT));
+        }
         let Some(version) = version.ok().filter(|version| *version >= FOLLOW_VERSION) else {
             return Err(FollowError::TooOld);
         };

@@ -34,15 +34,15 @@ pub const MEMORY_PER_CHANGE: usize = 256;
 pub const STACK_LEN: usize = 1 << 20;
 
 /// Connections at once, by default. A client has one for moments, so this is generous.
-/// Who has no share left is told; when root has all, clients wait in the socket's queue.
+/// Who has no share left is told.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 256;
 
 /// Connections at once, whatever is asked for.
 pub const CONNECTIONS_MAX: usize = 65_536;
 
-/// Connections that nobody but root and the daemon's own user can take, besides all others: a few
-/// tools at once. Who has all others cannot keep an administrator from `list`, `upgrade` or a
-/// daemon that takes over.
+/// Connections that nobody but root can take, besides all others, and as many for the daemon's own
+/// user: a few tools at once. Who has all others cannot keep an administrator from `list`, `upgrade`
+/// or a daemon that takes over.
 pub const CONNECTIONS_RESERVED: usize = 8;
 
 /// Of descriptors that are held the last are for the same users: one of so many …
@@ -73,6 +73,10 @@ pub const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// as many as it may.
 pub const IDLE_SAFE: Duration = Duration::from_secs(60);
 
+/// The same for root and the daemon's own user, who must get in: longer than clients rest between two
+/// requests. So long one of theirs also waits for another to go, before it is refused.
+pub const IDLE_SAFE_TRUSTED: Duration = Duration::from_secs(1);
+
 /// How long not to look at all clients again: there may be thousands.
 pub const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
@@ -81,7 +85,7 @@ pub const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 /// a process that may open less it is less, but one message.
 pub const ARRIVING_SPARE: usize = 64 * fdholder::limits::MESSAGE_FDS_MAX;
 
-/// Bytes that nobody but root and the daemon's own user can take for each descriptor that can be
+/// Bytes that nobody but root can take, and as many for the daemon's own user, for each descriptor that can be
 /// held: a list of the longest identifiers, with all that is told of them …
 pub const BYTES_RESERVED_PER_FD: usize = 320;
 
@@ -106,7 +110,7 @@ pub const SHORT_REQUEST_LEN: usize = 512;
 /// request it is looked whether they were taken.
 pub const LOANS_MAX: usize = 256;
 
-/// The same for root and the daemon's own user, besides.
+/// The same for root, and for the daemon's own user, besides.
 pub const LOANS_RESERVED: usize = 8;
 
 /// Replies that wait for one client to read them. With so many unread, its further
@@ -298,7 +302,7 @@ pub const READ_LEN: usize = 64 * 1024;
 /// systemd, connections that are reserved, three for each courier, and a full message of
 /// descriptors that has been received but not yet stored or refused.
 pub const FDS_RESERVED: usize =
-    48 + CONNECTIONS_RESERVED + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
+    48 + 2 * CONNECTIONS_RESERVED + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
 
 /// Bytes of a file in a rules folder, as s6 reads them. A longer file is an error: cut
 /// short, a regular expression means something else.

@@ -80,8 +80,8 @@ pub enum ListenError {
         path: PathBuf,
         /// Its process, if the kernel tells.
         pid: Option<i32>,
-        /// Its user.
-        uid: u32,
+        /// Its user, if it could be asked: not while its queue is full.
+        uid: Option<u32>,
     },
     /// Something that is no socket is there.
     NotASocket(PathBuf),
@@ -106,11 +106,12 @@ impl fmt::Display for ListenError {
             }
             Self::InUse { path, pid, uid } => {
                 write!(f, "unable to bind to {}: a daemon listens there (", path.display())?;
-                match pid {
-                    Some(pid) => write!(f, "pid {pid}, uid {uid})")?,
+                match (pid, uid) {
+                    (Some(pid), Some(uid)) => write!(f, "pid {pid}, uid {uid})")?,
                     // Nobody listens to datagrams, so there is nobody to name.
-                    None if *uid == u32::MAX => f.write_str("by datagrams)")?,
-                    None => write!(f, "uid {uid})")?,
+                    (_, Some(u32::MAX)) => f.write_str("by datagrams)")?,
+                    (_, Some(uid)) => write!(f, "uid {uid})")?,
+                    (_, None) => f.write_str("its queue is full)")?,
                 }
                 f.write_str(": stop it first, or choose another path")
             }
@@ -282,11 +283,15 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Resul
         Err(Errno::CONNREFUSED) => {
             unlink(path).map_err(ListenError::system(format!("remove {}", path.display())))
         }
-        // EAGAIN: its queue is full, so there is one.
-        Ok(()) | Err(Errno::AGAIN) => {
+        // Its queue is full, so there is one.
+        Err(Errno::AGAIN) => {
+            Err(ListenError::InUse { path: path.to_owned(), pid: None, uid: None })
+        }
+        Ok(()) => {
             let owner = credentials::of_peer(&probe)
                 .map_err(ListenError::system(format!("see who listens on {}", path.display())))?;
-            Err(ListenError::InUse { path: path.to_owned(), pid: owner.pid, uid: owner.user.uid })
+            let (pid, uid) = (owner.pid, Some(owner.user.uid));
+            Err(ListenError::InUse { path: path.to_owned(), pid, uid })
         }
         Err(errno) => {
             Err(ListenError::system(format!("see who listens on {}", path.display()))(errno))
@@ -344,6 +349,17 @@ mod tests {
             assert!(flags.contains(OFlags::NONBLOCK));
         });
         drop(waiting);
+    }
+
+    #[test]
+    fn whose_a_full_queue_is_is_not_made_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = listen_at(&Listen { backlog: 0, ..at(&path) }).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let error = listen_at(&at(&path)).unwrap_err();
+        assert!(matches!(error, ListenError::InUse { pid: None, uid: None, .. }), "{error:?}");
+        assert!(error.to_string().contains("a daemon listens there (its queue is full)"));
     }
 
     #[test]

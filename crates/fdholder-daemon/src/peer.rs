@@ -174,6 +174,17 @@ impl Peer {
         self.connection.is_busy()
     }
 
+    /// Whether nothing happens before its client does something.
+    pub fn waits_for_client(&self) -> bool {
+        let is_held_up = self.waits_for_room || self.gate.is_some() || self.awaited.is_some();
+        !(is_held_up || self.turn.is_some() || self.connection.waits_for_us())
+    }
+
+    /// Whether it takes a connection of its user's.
+    pub fn is_a_connection(&self) -> bool {
+        self.charged.get(Resource::Connections) > 0
+    }
+
     pub fn is_timed(&self) -> bool {
         self.connection.is_timed()
     }

@@ -77,14 +77,14 @@ impl Room {
     /// What there is for all clients, when there are so many at most.
     pub fn sizes(&self, connections_max: usize) -> Amounts {
         Amounts::of(Resource::Connections, connections_max)
-            .with(Resource::Arriving, self.arriving - self.message_reserved())
+            .with(Resource::Arriving, self.arriving - 2 * self.message_reserved())
             .with(Resource::Bytes, self.bytes)
-            .with(Resource::Unread, self.open_files - self.message_reserved())
+            .with(Resource::Unread, self.open_files - 2 * self.message_reserved())
             .with(Resource::Loans, LOANS_MAX)
             .with(Resource::Waiting, self.waiting)
     }
 
-    /// What root and the daemon's own user may have besides, whatever others have.
+    /// What root may have besides, whatever others have, and as much the daemon's own user.
     pub fn reserves(&self) -> Amounts {
         Amounts::of(Resource::Connections, CONNECTIONS_RESERVED)
             .with(Resource::Arriving, self.message_reserved())
@@ -93,9 +93,14 @@ impl Room {
             .with(Resource::Loans, LOANS_RESERVED)
     }
 
-    /// The descriptors of one message, if there is room for those of two.
+    /// The descriptors of one message, if there is room for those of three.
     fn message_reserved(&self) -> usize {
-        MESSAGE_FDS_MAX.min(self.arriving - MESSAGE_FDS_MAX)
+        MESSAGE_FDS_MAX.min((self.arriving - MESSAGE_FDS_MAX) / 2)
+    }
+
+    /// Clients at most, whoever they are and whatever they do.
+    pub fn clients_max(&self) -> usize {
+        self.connections_max + self.waiting + 2 * CONNECTIONS_RESERVED
     }
 
     /// Has the kernel make the process's table of descriptors as large as it can become.

@@ -188,8 +188,11 @@ pub struct Server {
     is_handing_over: bool,
     /// Clients that another daemon has served, until this one does.
     handed: Vec<HandedClient<Arc<ClientFd>>>,
-    /// One that has come when there was no room to read the rules. Others wait behind it.
+    /// One that has come when there was no room to read the rules, or for another connection of root
+    /// or the daemon's own user. Others wait behind it.
     undecided: Option<Arc<ClientFd>>,
+    /// Since when each of those two found none.
+    full_since: HashMap<u32, Instant>,
     /// How the server has ended.
     ended: Option<Ended>,
     /// When it began to serve.
@@ -227,8 +230,12 @@ struct Closing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Accepting {
     Yes,
-    /// All connections are in use.
-    Full,
+    /// One has come of this user, who may have all there is, and has: until one of its connections
+    /// goes, or until then.
+    Full {
+        uid: u32,
+        until: Instant,
+    },
     /// The system had no resources for one more.
     PausedUntil(Instant),
     /// SIGTERM has come; the deadline is when those still here are cut off.
@@ -493,9 +500,9 @@ impl Server {
     /// How long the loop may wait at most.
     fn timeout(&self) -> Option<Duration> {
         let accepting = match self.accepting {
-            Accepting::PausedUntil(until) => Some(until),
+            Accepting::PausedUntil(until) | Accepting::Full { until, .. } => Some(until),
             Accepting::LameDuck(deadline) => deadline,
-            Accepting::Yes | Accepting::Full => None,
+            Accepting::Yes => None,
         };
         let followers = self.followers_deadline();
         // Its clock is the one of who watches.

@@ -11,8 +11,9 @@
 //! k-th user gets at least `size / (k × (k + 1))`: of 1,000 the first gets 500, the next 166, the
 //! tenth 9. Nobody gets less than one unit while `k × (k + 1)` units fit into `size`.
 //!
-//! A rule sets a number in its place. Root and the daemon's own user need no share, as they
-//! could do worse, and have a reserve that nobody else can use.
+//! A rule sets a number in its place. Root and the daemon's own user need no share, as they could
+//! do worse. Each of the two has a reserve that nobody else can use: until it has as much as that,
+//! it may have more, whatever is left. So `size` and two reserves are taken at most.
 
 use crate::limits::READ_LEN;
 use fdholder::limits::MESSAGE_FDS_MAX;
@@ -90,8 +91,8 @@ pub enum Resource {
     Behind,
     /// Descriptors lent until it is known whether they were taken.
     Loans,
-    /// Connections that do nothing but wait until something is held: they do not count among
-    /// its connections.
+    /// Connections that wait until something is held, or have: they do not count among its
+    /// connections, so that many who are answered at once take no places of others.
     Waiting,
 }
 
@@ -305,10 +306,8 @@ pub struct Leaving {
 #[derive(Debug)]
 pub struct Ledger {
     sizes: Amounts,
-    /// So much of what others have does not count against root and the daemon's own user.
+    /// So much root may have besides, and as much the daemon's own user.
     reserves: Amounts,
-    /// The daemon's own user.
-    own: u32,
     taken: Amounts,
     /// How many users have any.
     having: Amounts,
@@ -319,12 +318,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Nobody has anything of what there is. This is the daemon's own user.
-    pub fn new(sizes: Amounts, reserves: Amounts, own: u32) -> Self {
+    /// Nobody has anything of what there is.
+    pub fn new(sizes: Amounts, reserves: Amounts) -> Self {
         Self {
             sizes,
             reserves,
-            own,
             taken: Amounts::default(),
             having: Amounts::default(),
             leaving: Leaving::default(),
@@ -334,7 +332,7 @@ impl Ledger {
 
     /// There is more of everything than anybody takes: for tests, simulators and fuzzers.
     pub fn ample() -> Self {
-        Self::new(Amounts([usize::MAX / 4; COUNT]), Amounts::default(), 0)
+        Self::new(Amounts([usize::MAX / 4; COUNT]), Amounts::default())
     }
 
     /// There is so much of everything from now on; who has too much keeps it.
@@ -354,24 +352,16 @@ impl Ledger {
             taken += self.leaving.all;
             used += if self.leaving.user == who.uid { self.leaving.own } else { 0 };
         }
-        let mut size = self.sizes.get(resource) + more;
-        if who.is_trusted {
-            size += self.reserves.get(resource).min(self.taken_by_others(resource));
-        }
+        let size = self.sizes.get(resource) + more;
+        let reserve = if who.is_trusted { self.reserves.get(resource) } else { 0 };
         let has_none = self.used(who.uid, resource) == 0;
         let usage = Usage {
             used,
-            left: size.saturating_sub(taken),
+            left: size.saturating_sub(taken).max(reserve.saturating_sub(used)),
             users: self.having.get(resource) + usize::from(has_none),
             unit: resource.unit(),
         };
         who.may_have(resource).room(usage)
-    }
-
-    /// What those have who may not have the reserve.
-    fn taken_by_others(&self, resource: Resource) -> usize {
-        let own = if self.own == 0 { 0 } else { self.used(self.own, resource) };
-        self.taken.get(resource).saturating_sub(self.used(0, resource) + own)
     }
 
     /// So many are not closed yet, for whom the next requests are.
@@ -421,7 +411,7 @@ mod tests {
     }
 
     fn ledger(size: usize) -> Ledger {
-        Ledger::new(Amounts::of(Resource::Connections, size), Amounts::default(), 0)
+        Ledger::new(Amounts::of(Resource::Connections, size), Amounts::default())
     }
 
     /// Takes all that it may, one by one.
@@ -454,7 +444,7 @@ mod tests {
             (1..).map(|uid| take_all(&mut connections, &user(uid))).take(36).collect();
         assert_eq!(got[11..], [[1; 24].as_slice(), &[0]].concat(), "{got:?}");
         let places = Amounts::of(Resource::Arriving, 3 * MESSAGE_FDS_MAX);
-        let mut ledger = Ledger::new(places, Amounts::default(), 0);
+        let mut ledger = Ledger::new(places, Amounts::default());
         let message = Amounts::of(Resource::Arriving, MESSAGE_FDS_MAX);
         for uid in 1..=3 {
             assert!(ledger.room(&user(uid), Resource::Arriving) >= MESSAGE_FDS_MAX, "user {uid}");
@@ -463,33 +453,29 @@ mod tests {
         assert_eq!(ledger.room(&user(4), Resource::Arriving), 0);
     }
 
-    /// Whatever it is, whichever user has taken it, and however little there is.
+    /// Whatever it is, whoever has taken it, and however little there is.
     #[test]
-    fn what_others_have_up_to_the_reserve_does_not_count_against_root_and_the_daemons_user() {
+    fn root_and_the_daemons_user_have_a_reserve_each_whatever_is_taken() {
         use Resource::{Arriving, Bytes, Connections, Loans, Unread};
         for resource in [Connections, Arriving, Bytes, Unread, Loans] {
-            for (size, reserve, others, first, then) in
-                [(100, 8, 100, 8, 0), (1, 8, 1, 1, 0), (100, 8, 3, 100, 0), (100, 0, 100, 0, 0)]
+            for (size, reserve, others, room) in
+                [(100, 8, 100, 8), (1, 8, 1, 8), (100, 8, 3, 97), (100, 0, 100, 0), (9, 8, 700, 8)]
             {
                 let sizes = Amounts::of(resource, size);
-                let mut ledger = Ledger::new(sizes, Amounts::of(resource, reserve), 5);
+                let mut ledger = Ledger::new(sizes, Amounts::of(resource, reserve));
                 let case = format!("{others} of {size} {resource:?}, {reserve} reserved");
                 ledger.recharge(7, &mut Amounts::default(), Amounts::of(resource, others));
                 for trusted in [0, 5] {
-                    assert_eq!(ledger.room(&Claimant::trusted(trusted), resource), first, "{case}");
+                    assert_eq!(ledger.room(&Claimant::trusted(trusted), resource), room, "{case}");
                 }
-                // They share it, and leave nothing of it to others.
-                let mut charged = Amounts::default();
-                ledger.recharge(5, &mut charged, Amounts::of(resource, first));
-                assert_eq!(ledger.room(&Claimant::trusted(0), resource), then, "{case}");
+                // Each has its own, whatever the other takes, and others have nothing of it.
+                let all = Amounts::of(resource, room);
+                ledger.recharge(5, &mut Amounts::default(), all);
+                assert_eq!(ledger.room(&Claimant::trusted(5), resource), 0, "{case}");
+                assert_eq!(ledger.room(&Claimant::trusted(0), resource), reserve, "{case}");
                 assert_eq!(ledger.room(&user(8), resource), 0, "{case}");
             }
         }
-        // Alone they have what there is.
-        let one = Amounts::of(Connections, 1);
-        let mut ledger = Ledger::new(one, Amounts::of(Connections, 8), 5);
-        ledger.recharge(0, &mut Amounts::default(), one);
-        assert_eq!(ledger.room(&Claimant::trusted(5), Connections), 0);
     }
 
     #[test]
@@ -509,7 +495,7 @@ mod tests {
     #[test]
     fn what_is_not_closed_takes_places_of_what_arrives() {
         let places = Amounts::of(Resource::Arriving, 1000);
-        let mut ledger = Ledger::new(places, Amounts::default(), 0);
+        let mut ledger = Ledger::new(places, Amounts::default());
         let room = |ledger: &Ledger, who: Claimant| ledger.room(&who, Resource::Arriving);
         ledger.note_leaving(Leaving { user: 1, own: 400, all: 500 });
         assert_eq!(room(&ledger, user(1)), 50);
@@ -678,6 +664,36 @@ mod tests {
                     let share = size / ((users + 1) * (users + 2));
                     prop_assert!(next >= share.max(1), "{next} of {share}");
                 }
+            }
+        }
+
+        /// In whatever order all take what they may, give it back, and have less than there was: who
+        /// is trusted gets in until it has its reserve, and never more is taken than there are places.
+        #[test]
+        fn who_is_trusted_always_gets_its_reserve(
+            size in 1usize..300,
+            reserve in 1usize..12,
+            steps in proptest::collection::vec((0u32..9, 0usize..400), 0..100),
+            lowered_to in 1usize..300,
+        ) {
+            let reserves = Amounts::of(Resource::Connections, reserve);
+            let mut ledger = ledger(size);
+            ledger.resize(Amounts::of(Resource::Connections, size), reserves);
+            let claimant = |uid| if uid < 2 { Claimant::trusted(uid) } else { user(uid) };
+            let mut charged = [Amounts::default(); 9];
+            for (uid, wanted) in steps {
+                let charged = &mut charged[uid as usize];
+                let used = charged.get(Resource::Connections);
+                let room = ledger.room(&claimant(uid), Resource::Connections);
+                let now = wanted.min(used + room);
+                ledger.recharge(uid, charged, Amounts::of(Resource::Connections, now));
+                prop_assert!(ledger.taken(Resource::Connections) <= size + 2 * reserve);
+            }
+            ledger.resize(Amounts::of(Resource::Connections, lowered_to), reserves);
+            for uid in 0..2 {
+                let used = ledger.used(uid, Resource::Connections);
+                let room = ledger.room(&claimant(uid), Resource::Connections);
+                prop_assert!(used + room >= reserve, "{uid} has {used} and may have {room}");
             }
         }
 

@@ -1,9 +1,10 @@
 //! Processes that are stopped for a while and go on, as in a container that is paused.
 
 use crate::support::family::signal;
-use crate::support::{deadline, id, Family};
+use crate::support::{deadline, eventually, id, suite, Daemon, Family};
 use crate::{content, fill};
 use fdholder::{Client, Limit};
+use fdholder_daemon::listen::connect_to;
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,6 +13,30 @@ use std::time::Duration;
 
 /// Longer than anybody is waited for here: the patience with followers, and `-t` below.
 const PAUSE: Duration = Duration::from_millis(3500);
+
+/// Nothing tells whose a full queue is, and it may be read again: the next daemon waits for that.
+#[test]
+fn paused_daemon_with_a_full_queue_is_taken_over_when_it_goes_on() {
+    let mut family = Family::with(&["-b", "1"]);
+    let first = family.primary();
+    fill(&mut family.client(), family.folder.path(), 3);
+    let before = content(&mut family.client());
+    signal(first, Signal::STOP);
+    let connect = || connect_to(&family.path, Some(Duration::from_millis(1))).ok();
+    let waiting: Vec<_> = std::iter::from_fn(connect).collect();
+    let mut command = suite::fdholder(["serve", "-1", "-v0"]);
+    command.arg(&family.path);
+    let (new, mut ready) = Daemon::begin(command, &family.path);
+    let table = format!("/proc/{}/wchan", new.pid());
+    eventually("it waits for room in the queue", || {
+        std::fs::read_to_string(&table).unwrap().contains("unix_wait_for_peer")
+    });
+    signal(first, Signal::CONT);
+    assert_eq!(ready.read(&mut [0]).unwrap(), 1, "{}", family.log());
+    assert_eq!(family.wait(first), Some(0));
+    assert_eq!(content(&mut family.client()), before);
+    drop((waiting, new));
+}
 
 /// An answer depends on the standby when both are stopped; the primary goes on first.
 #[test]
@@ -30,9 +55,7 @@ fn pause_of_both_costs_no_standby_and_no_client() {
         client.delete(&id("7"), deadline())
     });
     // The primary has been asked, and waits for its standby.
-    crate::support::eventually("it waits", || {
-        family.client().list(deadline()).unwrap().len() == 99
-    });
+    eventually("it waits", || family.client().list(deadline()).unwrap().len() == 99);
     signal(primary, Signal::STOP);
     std::thread::sleep(PAUSE);
     signal(primary, Signal::CONT);

@@ -31,6 +31,26 @@ fn main() {
     let trials = vec![
         trial("root_is_served_by_a_full_daemon", None, full::root_is_served_by_a_full_daemon),
         trial(
+            "many_who_are_answered_at_once_keep_nobody_out",
+            None,
+            full::many_who_are_answered_at_once_keep_nobody_out,
+        ),
+        trial(
+            "root_gets_in_when_there_may_be_fewer_connections_than_others_have",
+            None,
+            full::root_gets_in_when_there_may_be_fewer_connections_than_others_have,
+        ),
+        trial(
+            "own_user_that_has_taken_all_keeps_nobody_out",
+            None,
+            full::own_user_that_has_taken_all_keeps_nobody_out,
+        ),
+        trial(
+            "daemon_whose_abstract_name_a_stranger_has_is_no_second_one",
+            None,
+            full::daemon_whose_abstract_name_a_stranger_has_is_no_second_one,
+        ),
+        trial(
             "daemon_in_a_group_with_little_memory_loses_nothing",
             None,
             memory::daemon_in_a_group_with_little_memory_loses_nothing,

@@ -137,6 +137,7 @@ impl<F> Connection<F> {
             return self.fall_short(Short::Waiting);
         } else {
             self.awaits = Some(awaited);
+            self.has_waited = true;
         }
         Vec::new()
     }

@@ -424,7 +424,7 @@ fn sets_and_loans_wait_for_room() {
     for number in 0..600 {
         full.store(entry(number), 0, now()).answer.unwrap();
     }
-    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 600), Amounts::default(), 0);
+    let ledger = Ledger::new(Amounts::of(Resource::Arriving, 600), Amounts::default());
     assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(301)), ENFILE);
     assert_eq!(one(&mut client, &mut full, &ledger, Request::Setdump(300))[0], 0);
     // What can be held and is not has room for them as well.
@@ -432,7 +432,7 @@ fn sets_and_loans_wait_for_room() {
     assert_eq!(one(&mut client, &mut store, &ledger, Request::Setdump(301))[0], 0);
     let take = |name: &str| Request::Retrieve { id: Identifier::new(name).unwrap(), delete: true };
     let mut client = connection();
-    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0), Amounts::default(), 0);
+    let ledger = Ledger::new(Amounts::of(Resource::Loans, 0), Amounts::default());
     assert_eq!(one(&mut client, &mut store, &ledger, take("5")), EDQUOT);
     assert!(store.find_held(&Identifier::new("5").unwrap()).is_some());
 }
@@ -509,7 +509,12 @@ fn wait_for_an_id_is_answered_once_it_is_held_and_not_before() {
         assert!(!give(&mut store, others), "{name} {others}");
         assert!(give(&mut store, comes), "{name} {comes}");
         assert_eq!(reply(&mut client), [0]);
-        assert_eq!(client.charges().get(Resource::Connections), 1);
+        assert_eq!(
+            client.charges().get(Resource::Connections),
+            0,
+            "nor when all are answered at once"
+        );
+        assert_eq!(client.charges().get(Resource::Waiting), 1);
         step(&mut client, &mut store).expect("what it has asked then is carried out");
         // What is held already is not waited for.
         let mut next = connection();
@@ -547,7 +552,7 @@ fn wait_for_what_a_client_may_not_know_is_refused() {
 fn waiters_beyond_a_users_share_are_refused_and_told_why() {
     let mut store = holding(0);
     let sizes = Amounts::of(Resource::Waiting, 4);
-    let mut ledger = Ledger::new(sizes, Amounts::default(), 0);
+    let mut ledger = Ledger::new(sizes, Amounts::default());
     let mut clients: Vec<_> = (0..3).map(|_| connection()).collect();
     for client in &mut clients {
         ask(client, wait_for("a", false));

@@ -7,10 +7,10 @@ use crate::clock;
 use crate::closing::ClientFd;
 use crate::connection::Standing;
 use crate::credentials::{self, Credentials};
-use crate::limits::{IDLE_SAFE, TURN_LEN};
+use crate::limits::{IDLE_SAFE, IDLE_SAFE_TRUSTED, TURN_LEN};
 use crate::memory::reserve;
 use crate::peer::{Gone, Peer};
-use crate::shares::{Claimant, Resource, Short};
+use crate::shares::{Allowance, Claimant, Resource, Short};
 use fdholder::link::HandedClient;
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, OnConflict};
@@ -37,11 +37,7 @@ impl Server {
             if number > 0 && until.is_some_and(|until| clock::now() >= until) {
                 return;
             }
-            if self.accepting != Accepting::Yes
-                || self.undecided.is_some()
-                || self.is_silent()
-                || self.is_full()
-            {
+            if self.accepting != Accepting::Yes || self.undecided.is_some() || self.is_silent() {
                 return;
             }
             if !self.has_memory_for_one_more() {
@@ -87,13 +83,6 @@ impl Server {
         self.is_handing_over || self.settles_until.is_some()
     }
 
-    /// Whether there is no room even for root. As long as there is, all are accepted to see who
-    /// they are, and those who have no room are told.
-    pub(super) fn is_full(&self) -> bool {
-        let trusted = Claimant::trusted(self.user.uid);
-        self.hold.ledger.room(&trusted, Resource::Connections) == 0
-    }
-
     /// Whether there is memory for one more client: the table of them may have to grow.
     fn has_memory_for_one_more(&mut self) -> bool {
         let (len, capacity) = (self.peers.len(), self.peers.capacity());
@@ -129,6 +118,12 @@ impl Server {
     fn pause_accepting(&mut self) {
         if self.accepting == Accepting::Yes {
             self.accepting = Accepting::PausedUntil(clock::now() + ACCEPT_PAUSE);
+        }
+    }
+
+    fn wait_for_room(&mut self, uid: u32, until: Instant) {
+        if self.accepting == Accepting::Yes {
+            self.accepting = Accepting::Full { uid, until };
         }
     }
 
@@ -194,7 +189,8 @@ impl Server {
         }
     }
 
-    /// Lets in one whose rights are known, if it may have one more connection.
+    /// Lets in one whose rights are known, if it may have one more connection. One of who may have all
+    /// waits a moment for another to go, as many who come at once each do little.
     fn seat(
         &mut self,
         socket: Arc<ClientFd>,
@@ -203,9 +199,18 @@ impl Server {
         now: Instant,
     ) -> Option<usize> {
         let claimant = standing.claimant();
-        if self.hold.ledger.room(&claimant, Resource::Connections) == 0
-            && !self.drop_idle(&claimant, now)
-        {
+        if self.hold.ledger.room(&claimant, Resource::Connections) > 0 {
+            self.full_since.remove(&claimant.uid);
+        } else if !self.drop_idle(&claimant, now) {
+            if may_have_all(&claimant) {
+                let since = *self.full_since.entry(claimant.uid).or_insert(now);
+                let until = since + IDLE_SAFE_TRUSTED;
+                if now < until {
+                    self.undecided = Some(socket);
+                    self.wait_for_room(claimant.uid, until);
+                    return None;
+                }
+            }
             self.turn_away(&socket, who, &claimant);
             return None;
         }
@@ -225,24 +230,39 @@ impl Server {
     }
 
     /// Lets go of a connection of a user who wants one more, if it has one that nothing has
-    /// been asked on for long: its other end may be held here, and nobody have it any more.
+    /// been asked on for long: its other end may be held here, and nobody have it any more. Who may
+    /// have all must get in: one of its that got stuck in the middle of something goes, too.
     fn drop_idle(&mut self, claimant: &Claimant, now: Instant) -> bool {
-        if !self.may_sweep(claimant.uid, now) {
+        let may_all = may_have_all(claimant);
+        // Once one has waited for so long the next does not: there may be thousands of them.
+        let has_waited = self
+            .full_since
+            .get(&claimant.uid)
+            .is_some_and(|since| now.saturating_duration_since(*since) >= IDLE_SAFE_TRUSTED);
+        let safe = match may_all {
+            true if has_waited => Duration::ZERO,
+            true => IDLE_SAFE_TRUSTED,
+            false => IDLE_SAFE,
+        };
+        if !may_all && !self.may_sweep(claimant.uid, now) {
             return false;
         }
-        let is_its = |peer: &Peer| {
-            peer.who.user.uid == claimant.uid && !peer.is_busy() && peer.awaits().is_none()
+        let may_go = |peer: &Peer| {
+            peer.who.user.uid == claimant.uid
+                && peer.is_a_connection()
+                && peer.waits_for_client()
+                && (may_all || !peer.is_busy())
+                && now.saturating_duration_since(peer.active_at) >= safe
         };
-        let idle = self.peers.iter().filter(|(_, peer)| is_its(peer));
-        let Some((token, peer)) = idle.min_by_key(|(_, peer)| peer.active_at) else {
-            return false;
-        };
-        if now.saturating_duration_since(peer.active_at) < IDLE_SAFE {
-            return false;
-        }
+        let may_go = self.peers.iter().filter(|(_, peer)| may_go(peer));
+        let longest = may_go.min_by_key(|(_, peer)| (peer.is_timed(), peer.active_at));
+        let Some((token, peer)) = longest else { return false };
         let who = peer.who;
-        let what = "is let go of, as it has been idle and its user wants another connection";
-        self.warn_of(Some(claimant.uid), format_args!("{who} {what}"));
+        let how = if peer.is_busy() { "stuck in the middle of something" } else { "idle" };
+        let what = format_args!(
+            "{who} is let go of, as it has been {how} and its user wants another connection"
+        );
+        self.warn_of(Some(claimant.uid), what);
         self.let_go(token, &Gone::Failed(Errno::CANCELED));
         true
     }
@@ -353,6 +373,11 @@ impl Server {
 /// time.
 pub(super) fn is_lost(errno: Errno) -> bool {
     matches!(errno, Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP)
+}
+
+/// Whether somebody may have all connections there are.
+fn may_have_all(claimant: &Claimant) -> bool {
+    claimant.may_have(Resource::Connections) == Allowance::All
 }
 
 /// Why a client is not let in.

@@ -166,7 +166,7 @@ impl Server {
             mirrors: Mirrors::default(),
             crew: Crew::new(options.client_timeout),
             tally: Tally::default(),
-            ledger: Ledger::new(room.sizes(room.connections_max), room.reserves(), user.uid),
+            ledger: Ledger::new(room.sizes(room.connections_max), room.reserves()),
             auditor: Auditor::new(options.audit),
             buffer: vec![0; READ_LEN],
         };
@@ -213,6 +213,7 @@ impl Server {
                 .filter_map(|client| client.map(|socket| Some(Arc::new(socket))))
                 .collect(),
             undecided: None,
+            full_since: HashMap::new(),
             ended: None,
             started: Timestamp::now(),
             configuration: None,

@@ -6,6 +6,7 @@ use crate::limits::{ROOM_PAUSE, SWEEP_PAUSE, TURN_LEN};
 use crate::memory::reserve;
 use crate::peer::{is_for_now, Gone, Peer};
 use crate::reading::has_hung_up;
+use crate::shares::{Claimant, Resource};
 use fdholder::{strerror, Errno};
 use rustix::event::epoll;
 use std::collections::hash_map::Entry;
@@ -370,11 +371,12 @@ impl Server {
                 break;
             }
         }
-        let full = self.is_full();
+        let has_room =
+            |uid| self.hold.ledger.room(&Claimant::trusted(uid), Resource::Connections) > 0;
         self.accepting = match self.accepting {
             Accepting::LameDuck(_) => self.accepting,
             Accepting::PausedUntil(until) if now < until => self.accepting,
-            _ if full => Accepting::Full,
+            Accepting::Full { uid, until } if now < until && !has_room(uid) => self.accepting,
             _ => Accepting::Yes,
         };
         if self.may_decide() {

@@ -13,6 +13,7 @@ use crate::credentials;
 use crate::limits::{FOLLOWERS_MAX, FORMER_LISTENERS_MAX};
 use crate::reading::retried;
 use crate::{claim, listen};
+use claim::{claimant, Claimed};
 use fdholder::strerror;
 use listen::{is_bound, listen_at, Listen};
 use rustix::event::{epoll, poll, PollFd, PollFlags, Timespec};
@@ -20,12 +21,19 @@ use rustix::fs::{lstat, FileType};
 use rustix::io::{fcntl_dupfd_cloexec, Errno};
 use rustix::net::{accept_with, SocketFlags};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 /// How often to look at the file. One lstat(2) each time; a client that comes meanwhile is refused.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// At which look to see who has the claim in our place: a daemon before us ends sooner.
+const LOOKS_AT_CLAIMANT: u32 = 3;
+
+/// How many strangers that come by the claim are sent away between two looks.
+const STRANGERS_PER_LOOK: usize = 64;
 
 /// A file: its device and inode.
 type FileId = (u64, u64);
@@ -41,6 +49,8 @@ pub(super) struct SocketFile {
     problem: Option<String>,
     /// By this the next daemon finds us whatever is with the file.
     claim: Option<OwnedFd>,
+    /// How often in a row another process had it.
+    claim_denied: u32,
     look_at: Instant,
 }
 
@@ -107,8 +117,9 @@ impl Server {
     pub fn with_socket_file(mut self, listen: Listen) -> Self {
         let listen = Listen { patience: Duration::ZERO, ..listen };
         let look_at = clock::now();
-        let (file, problem, claim) = (None, None, None);
-        self.socket_file = Some(SocketFile { listen, file, problem, claim, look_at });
+        let (file, problem, claim, claim_denied) = (None, None, None, 0);
+        let socket = SocketFile { listen, file, problem, claim, claim_denied, look_at };
+        self.socket_file = Some(socket);
         self.look_at_socket_file();
         self
     }
@@ -250,13 +261,33 @@ impl Server {
             return;
         }
         // Until the daemon before has ended, it has it.
-        let Ok(claim) = claim::claim(&socket.listen.path) else { return };
+        let claim = match claim::claim(&socket.listen.path) {
+            Ok(claim) => claim,
+            Err(errno) => {
+                socket.claim_denied += u32::from(errno == Errno::ADDRINUSE);
+                if socket.claim_denied == LOOKS_AT_CLAIMANT {
+                    self.warn_of_claimant(&socket.listen.path);
+                }
+                return;
+            }
+        };
+        socket.claim_denied = 0;
         let added = epoll::add(&self.epoll, &claim, data, epoll::EventFlags::IN);
         socket.claim = added.is_ok().then_some(claim);
     }
 
-    /// A process has come by the claim. Only one of our user may: to take over, as anything else can be
-    /// had by the path.
+    fn warn_of_claimant(&self, path: &Path) {
+        if let Ok(Claimed::ByStranger(who)) = claimant(path, self.user.uid, Duration::ZERO) {
+            let (path, uid) = (path.display(), who.user.uid);
+            warn!(
+                "another user (uid {uid}) has the abstract name by which the next daemon finds this \
+                 one when {path} is gone: end that process (ss -xlp shows it)"
+            );
+        }
+    }
+
+    /// Processes have come by the claim. Only one of our user may: to take over, as anything else can be
+    /// had by the path. Strangers are sent away, some at once: one of ours may wait behind them.
     pub(super) fn hear_claim(&mut self, events: epoll::EventFlags) {
         let Some(socket_file) = &mut self.socket_file else { return };
         if events.contains(epoll::EventFlags::HUP) {
@@ -265,30 +296,49 @@ impl Server {
             socket_file.claim = None;
             return;
         }
-        let Some(claim) = &socket_file.claim else { return };
+        for _ in 0..STRANGERS_PER_LOOK {
+            if !self.let_in_by_claim() {
+                return;
+            }
+        }
+        self.rest_from_claim();
+    }
+
+    /// Anybody can connect with an abstract name: they wake us once a second at most.
+    fn rest_from_claim(&self) {
+        let claim = self.socket_file.as_ref().and_then(|socket| socket.claim.as_ref());
+        if let Some(claim) = claim {
+            let data = epoll::EventData::new_u64(CLAIM);
+            let _ = epoll::modify(&self.epoll, claim.as_fd(), data, epoll::EventFlags::empty());
+        }
+    }
+
+    /// Returns whether it was a stranger, and others may wait.
+    fn let_in_by_claim(&mut self) -> bool {
+        let Some(socket_file) = &mut self.socket_file else { return false };
+        let Some(claim) = &socket_file.claim else { return false };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let came = accept_with(claim, flags).and_then(|socket| {
             let uid = credentials::of_peer(&socket)?.user.uid;
             Ok((socket, uid))
         });
-        let has_room = self.peers.len() < self.options.connections_max + FOLLOWERS_MAX;
+        let has_room = self.peers.len() < self.room.clients_max() + FOLLOWERS_MAX;
         match came {
             Ok((socket, uid)) if uid == self.user.uid && has_room => {
                 if let Some(token) = self.let_in_own(socket) {
                     self.serve_in_turn(token, clock::now());
                 }
             }
+            Err(Errno::AGAIN) => {}
             // Root looks who has the claim, and becomes our user then.
-            Err(Errno::AGAIN) | Ok((_, 0)) => {}
+            Ok((_, 0)) => return true,
+            Ok((_, uid)) if uid != self.user.uid => return true,
             // It is of no use any more, of which epoll would tell all the time. The next look makes
             // another.
             Err(errno) if is_lost(errno) => socket_file.claim = None,
-            // Anybody can connect with an abstract name: they wake us once a second at most. What
-            // fails for a moment is tried again then.
-            Ok(_) | Err(_) => {
-                let data = epoll::EventData::new_u64(CLAIM);
-                let _ = epoll::modify(&self.epoll, claim.as_fd(), data, epoll::EventFlags::empty());
-            }
+            // What fails for a moment is tried again at the next look.
+            Ok(_) | Err(_) => self.rest_from_claim(),
         }
+        false
     }
 }

@@ -8,7 +8,6 @@ use crate::connection::{Answered, Question};
 use crate::limits::{MEASURE_PATIENCE, NOTIFY_STATUS_LEN_MAX, SERVICES_TOLD_MAX};
 use crate::memory::reserve;
 use crate::peer::Peer;
-use crate::shares::Resource;
 use fdholder::limits::ID_LEN_MAX;
 use fdholder::reply::Answer;
 use fdholder::{Errno, Identifier, Standby, Status, Timestamp};
@@ -78,6 +77,7 @@ impl Server {
     fn status(&self) -> Status {
         let started = self.started.to_system().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
         let Self { hold, options, user, .. } = self;
+        let waiting = self.waiters.len();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -85,9 +85,9 @@ impl Server {
             started: started.unwrap_or_default().as_secs(),
             held: hold.store.count(Timestamp::now()) as u32, // At most FDS_MAX.
             capacity: hold.store.capacity() as u32,          // As above.
-            connections: hold.ledger.taken(Resource::Connections) as u32, // A few more than that.
+            connections: (self.peers.len() - waiting) as u32, // A few more than that.
             connections_max: options.connections_max as u32, // As above.
-            waiting: hold.ledger.taken(Resource::Waiting) as u32, // At most WAITING_MAX.
+            waiting: waiting as u32,                         // At most WAITING_MAX.
             standby: self.standby_state(),
             fdstore: self.shelf.is_some(),
             counts: hold.tally.told(hold.store.expired()),

@@ -29,6 +29,11 @@ impl Waiters {
         self.by_awaited.entry(awaited.clone()).or_default().insert(token);
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.by_token.len()
+    }
+
     /// It waits no more, if it did.
     pub fn remove(&mut self, token: usize, store: &mut Store<ClientFd>) {
         let Some(awaited) = self.by_token.remove(&token) else { return };

@@ -6,7 +6,8 @@ use crate::failure::{exit, Failure};
 use crate::passing::inherited;
 use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
-use fdholder_daemon::claim::{claimant, connect_to_claim};
+use fdholder_daemon::claim::{another_listens_by, claimant, Claimed};
+use fdholder_daemon::credentials::{self, Credentials};
 use fdholder_daemon::fdstore::{may_recover, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
@@ -69,6 +70,9 @@ const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long to wait in between.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long to leave the path free between two looks: a daemon looks at its file each second.
+const FILE_PAUSE: Duration = Duration::from_millis(300);
 
 /// For one that was started to follow another: follows it until there is something to
 /// serve. `None` for one that was not.
@@ -178,39 +182,45 @@ fn listen_or_take_over(
     begin: impl FnOnce(OwnedFd) -> Result<Start, Failure>,
 ) -> Result<Start, Failure> {
     let give_up_at = Instant::now() + PATIENCE;
+    let path = &listen.path;
     let mut has_become = false;
+    // The path does not let in whoever finds its queue full, or all connections taken.
+    let mut by_claim = false;
     loop {
         if !is_there() {
             return Err(Failure::new(exit::SYSTEM, GONE));
         }
         // Made here where a daemon may live whose file is gone.
         let mut made = None;
-        let (pid, uid) = match listen_at(listen) {
+        let (mut pid, mut uid) = match listen_at(listen) {
             Ok(listener) => {
                 let uid = user.uid.unwrap_or_else(|| User::this_process().uid);
-                let made = made.insert(Made { listener: Some(listener), path: &listen.path });
-                let claimant = claimant(&listen.path, uid, QUEUE_PATIENCE).map_err(|error| {
-                    Failure::system(
-                        format!("see whether a daemon serves {}", listen.path.display()),
-                        error,
-                    )
-                });
-                match claimant? {
-                    Some(who) if listen.reuse => (who.pid, who.user.uid),
-                    Some(who) => {
-                        let (path, pid, uid) = (listen.path.clone(), who.pid, who.user.uid);
+                let made = made.insert(Made { listener: Some(listener), path });
+                let is_last = Instant::now() >= give_up_at;
+                match made.living_daemon(uid, is_last) {
+                    Ok(Some(who)) if listen.reuse => (who.pid, Some(who.user.uid)),
+                    Ok(Some(who)) => {
+                        let (path, pid, uid) = (path.clone(), who.pid, Some(who.user.uid));
                         return Err(Failure::new(
                             exit::SYSTEM,
                             ListenError::InUse { path, pid, uid },
                         ));
                     }
-                    None => {
+                    Ok(None) => {
                         if !has_become {
                             settings.give_up(user)?;
                         }
                         if let Some(listener) = made.keep() {
                             return begin(listener);
                         }
+                        continue;
+                    }
+                    Err(failure) if is_last => return Err(failure),
+                    Err(_) if settings.signals.is_to_end() => return Err(asked_to_end()),
+                    // A living daemon makes its file again meanwhile, if nothing stands there.
+                    Err(_) => {
+                        made.remove();
+                        std::thread::sleep(FILE_PAUSE);
                         continue;
                     }
                 }
@@ -223,39 +233,48 @@ fn listen_or_take_over(
             settings.give_up(user)?;
             has_become = true;
         }
+        let connected =
+            if by_claim || made.is_some() { connect_by_claim(path) } else { connect_by_path(path) };
+        if let Ok(Some((who, _))) = &connected {
+            (pid, uid) = (who.pid, Some(who.user.uid));
+        }
         let stop = settings.signals.term();
-        let connect = || match made {
-            Some(_) => connect_to_claim(&listen.path, QUEUE_PATIENCE),
-            None => connect_to(&listen.path, Some(QUEUE_PATIENCE)),
-        };
-        let error = match take_over(connect, uid, settings.room.capacity, stop) {
+        let error = match take_over(connected, settings.room.capacity, stop) {
             Ok(Some((mut inheritance, pid))) => {
                 if let Some(listener) = made.as_mut().and_then(Made::keep) {
-                    warn!("{} was gone, and is made again", listen.path.display());
+                    warn!("{} was gone, and is made again", path.display());
                     let former = std::mem::replace(&mut inheritance.listener, listener);
                     inheritance.former.push(former);
                 }
                 let permissions = Permissions::from_mode(listen.mode);
-                if let Err(error) = std::fs::set_permissions(&listen.path, permissions) {
-                    warn!("{} keeps the mode it has: {error}", listen.path.display());
+                if let Err(error) = std::fs::set_permissions(path, permissions) {
+                    warn!("{} keeps the mode it has: {error}", path.display());
                 }
                 return Ok(Start::TakenOver { inheritance, pid });
             }
-            // Whoever listened there has gone meanwhile, or another one has come.
+            // Whoever listened there has gone meanwhile, or another one has come; or its queue is full.
             Ok(None) => None,
             Err(
                 error @ (FollowError::Gone
                 | FollowError::GivenUp
-                | FollowError::Refused(Errno::BUSY | Errno::SHUTDOWN)),
+                | FollowError::Refused(Errno::BUSY | Errno::SHUTDOWN | Errno::DQUOT)),
             ) => Some(error),
-            Err(error) => return Err(cannot_take_over(&listen.path, pid, uid, error)),
+            Err(error) => return Err(cannot_take_over(path, pid, uid, error)),
         };
+        by_claim = !by_claim && matches!(error, None | Some(FollowError::Refused(Errno::DQUOT)));
         if Instant::now() >= give_up_at {
             let error = error.unwrap_or(FollowError::TimedOut);
-            return Err(cannot_take_over(&listen.path, pid, uid, error));
+            return Err(cannot_take_over(path, pid, uid, error));
+        }
+        if settings.signals.is_to_end() {
+            return Err(asked_to_end());
         }
         std::thread::sleep(RETRY_PAUSE);
     }
+}
+
+fn asked_to_end() -> Failure {
+    Failure::new(exit::SYSTEM, "asked to end while another one serves")
 }
 
 /// A socket that was made, and is removed unless it is kept.
@@ -269,14 +288,50 @@ impl Made<'_> {
     fn keep(&mut self) -> Option<OwnedFd> {
         self.listener.take()
     }
+
+    /// The daemon that serves by the path although its file was gone. Where a claim does not answer, it
+    /// is the last time that this is asked, or not.
+    fn living_daemon(&self, uid: u32, is_last: bool) -> Result<Option<Credentials>, Failure> {
+        let path = self.path.display();
+        let unable = |error| Failure::system(format!("see whether a daemon serves {path}"), error);
+        let Some(own) = &self.listener else { return Ok(None) };
+        let another = || another_listens_by(self.path, own).map_err(unable);
+        let (who, is_there) = match claimant(self.path, uid, QUEUE_PATIENCE) {
+            Ok(Claimed::By(who, _)) => return Ok(Some(who)),
+            Ok(Claimed::ByNobody) => return Ok(None),
+            Ok(Claimed::ByStranger(who)) => {
+                (format!("another user (uid {}) has", who.user.uid), another()?.unwrap_or(false))
+            }
+            // It may be anybody's.
+            Err(error) if is_last && error.kind() == std::io::ErrorKind::WouldBlock => {
+                ("who does not answer has".to_owned(), another()?.unwrap_or(true))
+            }
+            Err(error) => return Err(unable(error)),
+        };
+        if !is_there {
+            return Ok(None);
+        }
+        Err(Failure::new(
+            exit::SYSTEM,
+            format_args!(
+                "unable to serve {path}: a daemon serves there whose file is gone, and {who} the \
+                 abstract name by which it would be found: end the process that has that name (ss \
+                 -xlp shows both), and start this one again"
+            ),
+        ))
+    }
+
+    fn remove(&mut self) {
+        if self.listener.take().is_some() {
+            // No daemon, no socket; if it cannot be removed, the next one will.
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 impl Drop for Made<'_> {
     fn drop(&mut self) {
-        if self.listener.is_some() {
-            // No daemon, no socket; if it cannot be removed, the next one will.
-            let _ = std::fs::remove_file(self.path);
-        }
+        self.remove();
     }
 }
 
@@ -339,29 +394,55 @@ fn leads_to(path: &Path, listener: &OwnedFd) -> bool {
     }
 }
 
-/// Takes over from the daemon that this connects with; `None` when there is none any more.
+/// A daemon that this is connected with; `None` when there is none, or none that can be had now.
+type Connected = Result<Option<(Credentials, OwnedFd)>, FollowError>;
+
+fn connect_by_path(path: &Path) -> Connected {
+    match connect_to(path, Some(QUEUE_PATIENCE)) {
+        Ok(socket) => Ok(Some((credentials::of_peer(&socket)?, socket))),
+        Err(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(FollowError::System(errno)),
+    }
+}
+
+fn connect_by_claim(path: &Path) -> Connected {
+    let uid = User::this_process().uid;
+    match claimant(path, uid, QUEUE_PATIENCE) {
+        // By the claim only its own user gets in.
+        Ok(Claimed::By(who, _)) if who.user.uid != uid => Err(FollowError::Refused(Errno::PERM)),
+        Ok(Claimed::By(who, socket)) => Ok(Some((who, socket))),
+        // It is tried again, or by the path.
+        Ok(Claimed::ByNobody | Claimed::ByStranger(_)) | Err(_) => Ok(None),
+    }
+}
+
+/// Takes over from a daemon; `None` when there is none any more.
 fn take_over(
-    connect: impl FnOnce() -> Result<OwnedFd, Errno>,
-    uid: u32,
+    connected: Connected,
     capacity: usize,
     stop: BorrowedFd<'_>,
 ) -> Result<Option<(Inheritance, u32)>, FollowError> {
+    let Some((who, socket)) = connected? else { return Ok(None) };
     // One that began to listen as root may have become another user since.
-    if uid != User::this_process().uid && uid != 0 {
+    if ![User::this_process().uid, 0].contains(&who.user.uid) {
         return Err(FollowError::Refused(Errno::PERM));
     }
-    let socket = match connect() {
-        Ok(socket) => socket,
-        Err(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => return Ok(None),
-        Err(errno) => return Err(FollowError::System(errno)),
-    };
     let follower = Follower::begin(socket, capacity)?;
     let pid = follower.head().pid;
     Ok(Some((follower.take_over(Some(stop))?, pid)))
 }
 
-fn cannot_take_over(path: &Path, pid: Option<i32>, uid: u32, error: FollowError) -> Failure {
-    let pid = pid.map_or_else(String::new, |pid| format!("pid {pid}, "));
+fn cannot_take_over(
+    path: &Path,
+    pid: Option<i32>,
+    uid: Option<u32>,
+    error: FollowError,
+) -> Failure {
+    let who = match (pid, uid) {
+        (Some(pid), Some(uid)) => format!("pid {pid}, uid {uid}"),
+        (None, Some(uid)) => format!("uid {uid}"),
+        (_, None) => "its queue is full".to_owned(),
+    };
     let advice = match error {
         FollowError::NoFdholder | FollowError::TooOld => {
             "choose another path, carry over what it holds with fdholder transferdump, then stop it"
@@ -371,7 +452,7 @@ fn cannot_take_over(path: &Path, pid: Option<i32>, uid: u32, error: FollowError)
     Failure::new(
         exit::SYSTEM,
         format_args!(
-            "unable to take over {}: a daemon listens there ({pid}uid {uid}), and {error}: {advice}",
+            "unable to take over {}: a daemon listens there ({who}), and {error}: {advice}",
             path.display()
         ),
     )

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::access::Rules;
-use crate::limits::SWEEP_PAUSE;
+use crate::limits::{CONNECTIONS_RESERVED, SWEEP_PAUSE};
 use crate::signals::Signals;
 use crate::Options;
 use std::fs;
@@ -21,16 +21,22 @@ struct Served {
 impl Served {
     /// By a rule this user may have so many connections.
     fn with_quota(connections: usize) -> Self {
+        Self::with(Some(connections), Options::default())
+    }
+
+    fn with(quota: Option<usize>, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let rule = folder.path().join("rules/uid/self");
         fs::create_dir_all(rule.join("env")).unwrap();
         fs::write(rule.join("allow"), "").unwrap();
         fs::write(rule.join("env/S6_FDHOLDER_LIST"), "\n").unwrap();
-        fs::write(rule.join("env/FDHOLDER_MAXCONN"), connections.to_string()).unwrap();
+        if let Some(quota) = quota {
+            fs::write(rule.join("env/FDHOLDER_MAXCONN"), quota.to_string()).unwrap();
+        }
         let listener = UnixListener::bind(folder.path().join("holder")).unwrap().into();
         let rules = Rules::in_dir(folder.path().join("rules"));
         let signals = Signals::none().unwrap();
-        let server = Server::new(listener, rules, signals, Options::default()).unwrap();
+        let server = Server::new(listener, rules, signals, options).unwrap();
         Self { _folder: folder, server }
     }
 
@@ -146,4 +152,78 @@ fn nobody_goes_while_there_is_room() {
     let later = Instant::now() + 2 * IDLE_SAFE;
     let (_second, second) = it.come_in(later);
     assert!(it.is_here(first) && it.is_here(second));
+}
+
+/// One who may have all there is, and has.
+fn full() -> (Served, Vec<(UnixStream, usize)>) {
+    let mut it = Served::with(None, Options { connections_max: 1, ..Options::default() });
+    let came = (0..CONNECTIONS_RESERVED).map(|_| it.come_in(Instant::now())).collect();
+    (it, came)
+}
+
+/// Many who come at once wait for one another, as they do little each.
+#[test]
+fn who_may_have_all_waits_a_moment_for_a_connection_of_its_own() {
+    let (mut it, mut came) = full();
+    let now = Instant::now();
+    let (_new, token) = it.come(now);
+    assert!(token.is_none() && it.server.undecided.is_some());
+    it.server.attend_to_clocks(now);
+    assert!(it.server.undecided.is_some() && !it.server.listening);
+    let (gone, token) = came.pop().unwrap();
+    drop(gone);
+    it.server.serve(token, now);
+    it.server.attend_to_clocks(now);
+    assert!(it.server.undecided.is_none() && it.server.listening);
+    assert_eq!(it.server.peers.len(), CONNECTIONS_RESERVED);
+    assert!(it.server.full_since.is_empty());
+}
+
+/// First of all one that is idle, then one that got stuck; none that waits for the daemon.
+#[test]
+fn who_may_have_all_gets_in_in_the_place_of_one_that_is_idle_or_stuck() {
+    let (mut it, mut came) = full();
+    for (number, (stream, token)) in came.iter_mut().enumerate() {
+        match number {
+            0 => it.server.peers[*token].turn = Some(Instant::now()),
+            1 | 2 => stream.write_all(&LIST[..3]).unwrap(),
+            3 => {
+                stream.write_all(LIST).unwrap();
+                it.server.serve(*token, Instant::now());
+                assert_eq!(answer(stream, NOTHING.len()), NOTHING);
+                continue;
+            }
+            _ => {}
+        }
+        it.server.serve(*token, Instant::now());
+    }
+    // Its next request waits for its turn.
+    it.server.peers[came[0].1].turn = Some(Instant::now());
+    let now = Instant::now() + IDLE_SAFE_TRUSTED;
+    let mut new = Vec::new();
+    for number in [4, 5, 6, 7, 3, 1, 2] {
+        new.push(it.come_in(now));
+        assert!(has_ended(&mut came[number].0), "{number}");
+    }
+    assert!(it.is_here(came[0].1));
+    // Nobody else can go: the next waits, and then is told, and those behind it do not wait.
+    let (mut stream, token) = it.come(now);
+    assert!(token.is_none() && it.server.undecided.is_some());
+    it.server.undecided = None;
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    let later = now + IDLE_SAFE_TRUSTED;
+    for (_, peer) in &mut it.server.peers {
+        (peer.active_at, peer.turn) = (later, Some(later));
+    }
+    for _ in 0..2 {
+        let (mut stream, token) = it.come(later);
+        assert!(token.is_none() && was_turned_away(&mut stream));
+    }
+    // As soon as one can go, it does, though it has not been idle for long.
+    it.server.peers[came[0].1].turn = None;
+    it.come_in(later);
+    assert!(has_ended(&mut came[0].0));
+    for (_, peer) in &mut it.server.peers {
+        peer.turn = None;
+    }
 }

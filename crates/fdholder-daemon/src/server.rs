@@ -10,6 +10,7 @@ mod followers;
 mod handover;
 mod memory;
 mod readiness;
+mod settling;
 mod socket_file;
 mod standby;
 mod status;
@@ -32,7 +33,6 @@ use crate::hold::Hold;
 use crate::launch::Launch;
 use crate::limits::{
     ACCEPTS_PER_TURN, CLIENT_PATIENCE, CONNECTIONS_MAX_DEFAULT, EXPIRED_PER_TURN, FDS_MAX_DEFAULT,
-    SETTLE_PATIENCE,
 };
 use crate::lookout::Lookout;
 use crate::peer::Peer;
@@ -55,7 +55,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tracing::warn;
 use upgrade::Upgrade;
 use waiters::Waiters;
 use wards::Wards;
@@ -269,25 +268,6 @@ const LINK: u64 = 1 << 61;
 const CARE: u64 = 1 << 60;
 
 impl Server {
-    /// Tells systemd what there is to tell, before anything else is done that depends on it.
-    fn tell_systemd(&mut self) {
-        if self.settles_until.is_some() {
-            return;
-        }
-        if let Some(shelf) = &mut self.shelf {
-            while !shelf.tell(&mut self.hold.mirrors, &self.hold.store) {}
-            if !shelf.is_begun() {
-                return;
-            }
-        }
-        if std::mem::take(&mut self.is_new) {
-            if let Some(place) = &self.place {
-                place.serve();
-                self.have_roll_kept();
-            }
-        }
-    }
-
     /// How many descriptors this server can hold.
     pub fn capacity(&self) -> usize {
         self.hold.store.capacity()
@@ -314,43 +294,6 @@ impl Server {
                 return Ok(ended);
             }
         }
-    }
-
-    /// For one that has taken over: waits until its standby has everything, too, if there can be one
-    /// at the moment, and not for long. Its predecessor is the second copy until then, and goes on if
-    /// this process ends. When this returns, that one has ended, or is about to.
-    ///
-    /// # Errors
-    ///
-    /// As [`run`](Self::run).
-    pub fn settle(&mut self) -> io::Result<()> {
-        if self.standby.is_some() && self.place.is_some() {
-            self.wait_for_standby()?;
-        }
-        // Now the place is ours, before anybody is told so.
-        self.tell_systemd();
-        Ok(())
-    }
-
-    fn wait_for_standby(&mut self) -> io::Result<()> {
-        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
-        let _gathering = Gathering::begin();
-        self.settles_until = Some(clock::now() + SETTLE_PATIENCE);
-        while self.settles_until.is_some_and(|until| clock::now() < until)
-            && !self.standby_is_ready()
-            && !self.standby.as_ref().is_some_and(Standby::has_failed)
-        {
-            if self.turn(&mut events)?.is_some() {
-                break;
-            }
-        }
-        self.settles_until = None;
-        // Nothing else may happen that would have it watched again.
-        self.watch_listener();
-        if !self.standby_is_ready() {
-            warn!("no standby has everything yet: until one has, what is held is here alone");
-        }
-        Ok(())
     }
 
     /// Does what is due, waits until something happens, and does what that needs. Returns how the

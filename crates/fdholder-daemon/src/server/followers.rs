@@ -195,11 +195,6 @@ impl Server {
         }
     }
 
-    /// Whether the place that we have taken is our predecessor's until we serve.
-    pub(super) fn is_pending(&self) -> bool {
-        self.is_new && self.place.is_some()
-    }
-
     fn is_standby(&self, token: usize) -> bool {
         let process = self.standby.as_ref().and_then(|standby| standby.process.as_ref());
         process.is_some_and(|process| process.token == Some(token))

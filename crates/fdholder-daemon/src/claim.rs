@@ -245,7 +245,7 @@ mod tests {
         assert!(is_found(&path));
     }
 
-    /// Whoever has a full queue may live: that is no answer, least of all "nobody".
+    /// A process whose queue is full may live: that is no answer, least of all "nobody".
     #[test]
     fn full_queue_of_a_claim_says_nothing() {
         let folder = tempfile::tempdir().unwrap();

@@ -98,7 +98,7 @@ impl Room {
         MESSAGE_FDS_MAX.min((self.arriving - MESSAGE_FDS_MAX) / 2)
     }
 
-    /// Clients at most, whoever they are and whatever they do.
+    /// Clients at most, of all users, whatever they do.
     pub fn clients_max(&self) -> usize {
         self.connections_max + self.waiting + 2 * CONNECTIONS_RESERVED
     }

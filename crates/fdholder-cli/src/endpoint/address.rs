@@ -155,7 +155,7 @@ fn by_connecting(path: &Path, socket: BorrowedFd<'_>) -> Leads {
     let client =
         client.and_then(|client| connect(&client, &SocketAddrUnix::new(path)?).map(|()| client));
     match client {
-        // Who has it listen is told to each client; whoever accepts hides the rest.
+        // Who has it listen is told to each client; a server that accepts hides the rest.
         Ok(client) => match (of_peer(&client), of_peer(socket)) {
             (there, here) if there != here => Leads::Elsewhere,
             (Ok(Credentials { pid: Some(_), .. }), _) => Leads::Here,

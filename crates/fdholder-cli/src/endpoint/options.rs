@@ -180,7 +180,7 @@ impl EndpointOptions {
     }
 
     /// The same for what is held under an identifier: the notify socket of a service tells who
-    /// sends, or the holder would heed nobody.
+    /// sends, or the holder would ignore all senders.
     #[must_use]
     pub fn held_under(mut self, id: &Identifier, endpoint: &Endpoint) -> Self {
         if matches!(endpoint, Endpoint::Unix { .. }) && service_of(id).is_some() {

@@ -84,7 +84,7 @@ mod tests {
             grantpt(&master).unwrap();
             unlockpt(&master).unwrap();
             let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
-            // As it is inherited: whoever writes waits.
+            // As it is inherited: a writer waits.
             let user = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
             let user = File::from(open(&name, user, Mode::empty()).unwrap());
             let path = if can_be_opened { &name } else { "/nowhere" };

@@ -19,7 +19,7 @@ pub fn count() -> u32 {
 ///
 /// # Errors
 ///
-/// When one of them is not there: whoever goes on without it loses what it was.
+/// When one of them is not there: to go on without it is to lose it.
 pub fn given() -> Result<Vec<(String, OwnedFd)>, Failure> {
     if count() == 0 {
         return Ok(Vec::new());

@@ -62,7 +62,7 @@ fn option_that_was_not_asked_for_stays_where_programs_cannot_be_seen() {
     assert!(!is_nonblocking(&daemon, "web"));
 }
 
-/// Whatever the file of its program is called, and whoever serves in its place by now.
+/// Whatever the file of its program is called, and the process that serves in its place by now.
 #[test]
 fn holder_of_another_name_is_not_taken_for_a_server() {
     if !sees_all_programs() {
@@ -94,7 +94,7 @@ fn holder_of_another_name_is_not_taken_for_a_server() {
     }
 }
 
-/// What lives there is not what is held, whoever looks.
+/// What lives there is not what is held, for every user.
 #[test]
 fn file_that_leads_to_another_living_socket_is_seen_from_another_network() {
     let (folder, daemon) = serve(&[]);

@@ -203,7 +203,7 @@ print(1, flush=True)
 signal.pause()
 ";
 
-/// Nobody begins with nothing while one lives, whoever has the name by which it would be found.
+/// No daemon begins with nothing while one lives, even if a stranger has the name by which it is found.
 pub fn daemon_whose_abstract_name_a_stranger_has_is_no_second_one() {
     let (folder, _) = common_folder();
     let path = folder.path().join("holder");

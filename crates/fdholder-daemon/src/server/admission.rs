@@ -260,7 +260,7 @@ impl Server {
         let who = peer.who;
         let how = if peer.is_busy() { "stuck in the middle of something" } else { "idle" };
         let what = format_args!(
-            "{who} is let go of, as it has been {how} and its user wants another connection"
+            "{who} is disconnected, as it has been {how} and its user wants another connection"
         );
         self.warn_of(Some(claimant.uid), what);
         self.let_go(token, &Gone::Failed(Errno::CANCELED));

@@ -61,7 +61,7 @@ impl Server {
                 }
             }
             if !tells_senders {
-                // Somebody who shares it has had it tell none; whoever sends next is heard.
+                // Somebody who shares it has had it tell none; the next sender is heard.
                 if_it_applies(set_socket_passcred(door, true))?;
             }
         }

@@ -47,7 +47,7 @@ fn a_newcomer_whose_share_is_less_gets_one_unit() {
     assert_eq!(ledger.room(&user(4), Resource::Arriving), 0);
 }
 
-/// Whatever it is, whoever has taken it, and however little there is.
+/// Whatever it is, whichever user has taken it, and however little there is.
 #[test]
 fn root_and_the_daemons_user_have_a_reserve_each_whatever_is_taken() {
     use Resource::{Arriving, Bytes, Connections, Loans, Unread};
@@ -85,7 +85,7 @@ fn a_single_one_is_for_whoever_comes() {
     assert_eq!(take_all(&mut ledger(1), &user(1)), 1);
 }
 
-/// What a user does not let go of takes places of its own first.
+/// What a user keeps takes places of its own first.
 #[test]
 fn what_is_not_closed_takes_places_of_what_arrives() {
     let places = Amounts::of(Resource::Arriving, 1000);

@@ -184,7 +184,7 @@ fn listen_or_take_over(
     let give_up_at = Instant::now() + PATIENCE;
     let path = &listen.path;
     let mut has_become = false;
-    // The path does not let in whoever finds its queue full, or all connections taken.
+    // By the path nobody gets in who finds its queue full, or all connections taken.
     let mut by_claim = false;
     loop {
         if !is_there() {
@@ -252,7 +252,7 @@ fn listen_or_take_over(
                 }
                 return Ok(Start::TakenOver { inheritance, pid });
             }
-            // Whoever listened there has gone meanwhile, or another one has come; or its queue is full.
+            // The process that listened there has gone meanwhile, or another one has come; or its queue is full.
             Ok(None) => None,
             Err(
                 error @ (FollowError::Gone

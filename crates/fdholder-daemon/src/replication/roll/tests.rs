@@ -152,7 +152,7 @@ fn one_follows_and_nobody_who_was_given_up() {
     assert_eq!(succeed(file, second, false), Ok(Succession::GivenUp));
 }
 
-/// Whoever dies before it serves does not keep others from recovering; but followers do
+/// A process that dies before it serves does not keep others from recovering; but followers do
 /// not serve any more. Once somebody has served, there is nothing to recover.
 #[test]
 fn a_recovery_may_be_tried_again() {
@@ -171,7 +171,7 @@ fn a_recovery_may_be_tried_again() {
     assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
 }
 
-/// Whoever keeps everything changes nothing: when it goes, others may serve, until it has
+/// A process that keeps everything changes nothing: when it goes, others may serve, until it has
 /// let one serve.
 #[test]
 fn a_keeper_has_not_followed_yet() {

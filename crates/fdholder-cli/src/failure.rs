@@ -49,6 +49,12 @@ impl Failure {
         self
     }
 
+    /// The same, when more has come of it than that the answer was no.
+    #[must_use]
+    pub fn not_only_refused(self) -> Self {
+        Self { is_refusal: false, ..self }
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         self.code

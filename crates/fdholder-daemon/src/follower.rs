@@ -308,8 +308,8 @@ impl Follower {
         match succession {
             Succession::Ours => {
                 let (store, clients, dropped) = self.replica.into_parts();
-                let Self { listener, former, socket, roll, head, .. } = self;
-                let place = Some(Place::of(roll, head.number));
+                let Self { listener, former, socket, roll, head, pending, .. } = self;
+                let place = Some(Place::of(roll, head.number, pending));
                 let inheritance = Inheritance { listener, former, store, clients, dropped, place };
                 Ok((inheritance, socket))
             }

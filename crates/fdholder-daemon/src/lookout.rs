@@ -166,7 +166,11 @@ impl Shared {
     }
 
     fn order(&self, order: Order) {
-        self.lock().orders.push(order);
+        let mut state = self.lock();
+        if !state.has_ended {
+            state.orders.push(order);
+        }
+        drop(state);
         ring(&self.wake);
     }
 }
@@ -193,6 +197,15 @@ struct Watched {
     record: Held,
     /// A terminal whose first user has not come yet looks as one whose user has gone.
     is_unused: bool,
+}
+
+/// Whatever ends the thread: nobody takes orders any more, and none keeps anything open.
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.has_ended = true;
+        state.orders = Vec::new();
+    }
 }
 
 impl Watcher {

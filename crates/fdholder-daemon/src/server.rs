@@ -173,6 +173,8 @@ pub struct Server {
     upgrade: Option<Upgrade>,
     /// One was asked for before there could be one.
     is_upgrade_due: bool,
+    /// Clients that were handed over are not served yet.
+    is_to_resume: bool,
     /// What systemd is told of everything.
     shelf: Option<Shelf>,
     /// What systemd is told once this serves, until it was.
@@ -288,7 +290,6 @@ impl Server {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         let _gathering = Gathering::begin();
         self.tell_systemd();
-        self.resume_handed();
         loop {
             if let Some(ended) = self.turn(&mut events)? {
                 return Ok(ended);
@@ -304,6 +305,7 @@ impl Server {
         self.look_for_listeners();
         self.tend_followers();
         self.begin_upgrade_that_is_due();
+        self.resume_once();
         self.let_leave();
         if let Some(ended) = self.has_ended() {
             return Ok(Some(ended));
@@ -414,6 +416,7 @@ impl Server {
         }
         // Whatever comes of what was taken over, it comes of it here.
         self.settles_until = None;
+        self.tell_systemd();
         // Who has come before the signal may be told of behind it.
         self.accept(ACCEPTS_PER_TURN, None);
         let timeout = self.options.lame_duck_timeout;

@@ -153,10 +153,14 @@ impl<F> Decoder<F> {
         self.bytes.len() - self.start
     }
 
-    /// How many bytes the frame lacks whose beginning that is.
+    /// How many bytes the frame lacks whose beginning that is, at most.
     pub fn missing_len(&self) -> usize {
-        let frame = self.header().ok().flatten().map_or(0, |it| HEADER_LEN + it.payload_len);
-        frame.saturating_sub(self.unread_len())
+        let payload_len = match self.header() {
+            Ok(Some(header)) => header.payload_len,
+            Ok(None) if self.is_mid_frame() => self.payload_max,
+            Ok(None) | Err(_) => return 0,
+        };
+        (HEADER_LEN + payload_len).saturating_sub(self.unread_len())
     }
 
     /// What has arrived and was not handed out; `None` when descriptors came with it.

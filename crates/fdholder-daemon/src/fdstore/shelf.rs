@@ -96,6 +96,8 @@ pub(crate) struct Shelf {
     /// What it keeps of the daemon's own.
     listener: Option<Arc<OwnedFd>>,
     roll: Option<Arc<OwnedFd>>,
+    /// What was so at the start is told, but for what systemd may have already.
+    has_begun: bool,
 }
 
 /// Device and inode, as they are known here: no file server is asked.
@@ -132,6 +134,7 @@ impl Shelf {
             pause: LONG_RETRY_PAUSE,
             listener: None,
             roll: None,
+            has_begun: false,
         };
         let mut all = store.all();
         all.sort_unstable_by_key(|record| record.origin.serial);
@@ -183,7 +186,7 @@ impl Shelf {
 
     /// Whether systemd has been told what is so at the start; or does not want to hear it.
     pub fn is_begun(&self) -> bool {
-        self.letters.is_empty() || self.lost.is_some()
+        self.has_begun || self.lost.is_some()
     }
 
     /// Tells systemd what there is to tell at the start, before anything changes: what systemd
@@ -233,6 +236,7 @@ impl Shelf {
             self.stalled = None;
             self.letters.pop_front();
         }
+        self.has_begun = true;
         Ok(())
     }
 

@@ -103,7 +103,7 @@ impl Peer {
         if !self.has_room {
             let who = Claimant { quotas: Quotas::default(), ..self.claimant() };
             self.has_room = ledger.room(&who, Resource::Bytes) >= HEADER_LEN + REQUEST_PAYLOAD_MAX
-                || ledger.used(who.uid, Resource::Bytes) == 0;
+                || ledger.used(who.uid, Resource::Bytes) <= self.charged.get(Resource::Bytes);
         }
         if self.has_room {
             return Some(READ_LEN);

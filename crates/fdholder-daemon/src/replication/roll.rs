@@ -47,6 +47,9 @@ const RECOVERED: u8 = 2;
 const KEPT: u8 = 3;
 const SERVES: u8 = 4;
 
+/// The primary itself has taken a place and does not serve yet. For who follows it this is as 0.
+const UNSETTLED: u8 = 5;
+
 /// How long to wait before a lock is tried again that a process has which is ending.
 const RETRY_PAUSE: Duration = Duration::from_micros(200);
 
@@ -113,7 +116,8 @@ impl Roll {
         let is_locked = fcntl_lock(&*self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // In doubt another serves: two would be worse than none.
         let state = if is_locked { byte(self.file.as_fd(), SUCCEEDED) } else { Ok(0) };
-        if !may_go_on(is_locked, !matches!(state, Ok(0 | FOLLOWED | RECOVERED | KEPT))) {
+        if !may_go_on(is_locked, !matches!(state, Ok(0 | UNSETTLED | FOLLOWED | RECOVERED | KEPT)))
+        {
             return false;
         }
         // Who gives it up for good says so if that fails.
@@ -131,9 +135,15 @@ impl Roll {
     pub fn is_handed_over(&self, how: Handed) -> bool {
         let Ok(state) = byte(self.file.as_fd(), SUCCEEDED) else { return false };
         match how {
-            Handed::Follows => state != 0,
+            Handed::Follows => !matches!(state, 0 | UNSETTLED),
             Handed::Serves => state == SERVES,
         }
+    }
+
+    /// Says that the primary does not serve yet, or that it does, to who gets this from systemd.
+    pub fn settle(&self, is_settled: bool) {
+        // At worst it is asked for longer whether somebody serves.
+        self.bytes.set(SUCCEEDED, if is_settled { 0 } else { UNSETTLED });
     }
 
     /// This follower must not serve.
@@ -198,7 +208,7 @@ fn try_succeed(roll: impl AsFd, number: u32, keeps: bool) -> Result<Option<Succe
     let is_locked = try_lock(roll)?;
     // Looked at with the lock, if it is ours: then nothing changes it any more.
     let is_given_up = is_set(roll, number.into())?;
-    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | KEPT);
+    let has_been_followed = !matches!(byte(roll, SUCCEEDED)?, 0 | UNSETTLED | KEPT);
     let succession = verdict(is_locked, is_given_up, has_been_followed);
     if succession == Some(Succession::Ours) {
         say(roll, if keeps { KEPT } else { FOLLOWED })?;
@@ -225,6 +235,12 @@ pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> 
     Ok(Some(Succession::Ours))
 }
 
+/// Whether somebody has taken the place of the primary and has not served, or the primary itself had
+/// not: then its predecessor, or another, may do so.
+pub fn is_undecided(roll: impl AsFd) -> bool {
+    !matches!(byte(roll.as_fd(), SUCCEEDED), Ok(0 | SERVES))
+}
+
 /// Says what stands for everybody to see. Where files may not be written to (`RLIMIT_FSIZE`), by
 /// mapping it.
 fn say(roll: BorrowedFd<'_>, what: u8) -> Result<(), Errno> {
@@ -236,7 +252,7 @@ fn say(roll: BorrowedFd<'_>, what: u8) -> Result<(), Errno> {
 
 /// Takes the place of a primary that has gone, as [`succeed`] does, if it had not begun to serve in
 /// the place that it had taken itself. Its own predecessor may have that again by now: only one of
-/// both gets the lock there. Who gets it here serves.
+/// both gets the lock there, and must keep it until it serves.
 ///
 /// # Errors
 ///
@@ -247,12 +263,7 @@ pub(crate) fn succeed_in_pending(pending: &Pending<OwnedFd>) -> Result<Successio
         let is_locked = try_lock(roll)?;
         // Looked at with the lock, if it is ours.
         let is_given_up = is_set(roll, pending.number.into())?;
-        let state = byte(roll, SUCCEEDED)?;
-        let succession = pending_verdict(is_locked, is_given_up, state);
-        if succession == Some(Succession::Ours) && state != SERVES {
-            say(roll, SERVES)?;
-        }
-        Ok(succession)
+        Ok(pending_verdict(is_locked, is_given_up, byte(roll, SUCCEEDED)?))
     })
 }
 
@@ -282,16 +293,21 @@ pub struct Place {
     roll: OwnedFd,
     /// Our own place there.
     number: u32,
+    /// What our predecessor had not begun to serve in, where we have the lock, too.
+    before: Option<Pending<OwnedFd>>,
 }
 
 impl Place {
-    pub(crate) fn of(roll: OwnedFd, number: u32) -> Self {
-        Self { roll, number }
+    pub(crate) fn of(roll: OwnedFd, number: u32, before: Option<Pending<OwnedFd>>) -> Self {
+        Self { roll, number, before }
     }
 
-    /// For who follows us before we [serve](Self::serve).
+    /// For who follows us before we [serve](Self::serve): the place that may go back to somebody.
     pub(crate) fn pending(&self) -> Pending<BorrowedFd<'_>> {
-        Pending { roll: self.roll.as_fd(), number: self.number }
+        match &self.before {
+            Some(before) => Pending { roll: before.roll.as_fd(), number: before.number },
+            None => Pending { roll: self.roll.as_fd(), number: self.number },
+        }
     }
 
     /// Whoever has only kept everything so far is about to serve, or has another do so.
@@ -305,9 +321,12 @@ impl Place {
 
     /// From now on what the primary had is not what is held.
     pub(crate) fn serve(&self) {
-        // Without it the predecessor waits for a while before it ends.
-        if let Err(errno) = insist(|| say(self.roll.as_fd(), SERVES).map(Some)) {
-            warn!("unable to write that this process serves: {errno}");
+        let before = self.before.as_ref().map(|before| &before.roll);
+        for roll in before.into_iter().chain([&self.roll]) {
+            // Without it the predecessor waits for a while before it ends.
+            if let Err(errno) = insist(|| say(roll.as_fd(), SERVES).map(Some)) {
+                warn!("unable to write that this process serves: {errno}");
+            }
         }
     }
 }

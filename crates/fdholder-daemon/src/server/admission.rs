@@ -80,7 +80,7 @@ impl Server {
 
     /// Whether nobody is let in, as another process is to serve, or may still have to.
     fn is_silent(&self) -> bool {
-        self.is_handing_over || self.settles_until.is_some()
+        self.is_handing_over || self.settles_until.is_some() || self.is_pending()
     }
 
     /// Whether there is memory for one more client: the table of them may have to grow.
@@ -250,6 +250,8 @@ impl Server {
         let may_go = |peer: &Peer| {
             peer.who.user.uid == claimant.uid
                 && peer.is_a_connection()
+                // Without rights it is a process of ours that is about to follow.
+                && peer.is_let_in()
                 && peer.waits_for_client()
                 && (may_all || !peer.is_busy())
                 && now.saturating_duration_since(peer.active_at) >= safe

@@ -202,6 +202,7 @@ impl Server {
             hears_launcher: false,
             upgrade: None,
             is_upgrade_due: false,
+            is_to_resume: true,
             shelf: None,
             readiness: None,
             watchdog: None,
@@ -273,6 +274,9 @@ impl Server {
         }
         let roll = insist(!self.hold.store.is_empty(), Roll::new)?;
         // Whoever starts with what systemd has sees by it whether we serve.
+        if self.is_pending() {
+            roll.settle(false);
+        }
         told.keep_roll(roll.file());
         self.roll = Some(roll);
         if past.is_known {

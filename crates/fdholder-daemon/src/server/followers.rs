@@ -180,19 +180,12 @@ impl Server {
 
     /// A new roll, with nobody on it.
     pub(super) fn renew_roll(&mut self) -> Result<(), Errno> {
-        self.roll = Some(Roll::new()?);
-        // Until we serve, the place is our predecessor's, and so is the roll that systemd keeps.
-        if !self.is_pending() {
-            self.have_roll_kept();
-        }
-        Ok(())
-    }
-
-    /// Has systemd keep the roll, if there is one.
-    pub(super) fn have_roll_kept(&mut self) {
-        if let (Some(shelf), Some(roll)) = (&mut self.shelf, &self.roll) {
+        let roll = Roll::new()?;
+        if let Some(shelf) = &mut self.shelf {
             shelf.keep_roll(roll.file());
         }
+        self.roll = Some(roll);
+        Ok(())
     }
 
     fn is_standby(&self, token: usize) -> bool {

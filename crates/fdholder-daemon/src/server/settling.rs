@@ -52,6 +52,13 @@ impl Server {
         self.is_new && self.place.is_some()
     }
 
+    /// Goes on serving those whom the daemon before has served, as soon as the place is ours.
+    pub(super) fn resume_once(&mut self) {
+        if !self.is_pending() && std::mem::take(&mut self.is_to_resume) {
+            self.resume_handed();
+        }
+    }
+
     /// Tells systemd what there is to tell, before anything else is done that depends on it.
     pub(super) fn tell_systemd(&mut self) {
         if self.settles_until.is_some() {
@@ -66,7 +73,11 @@ impl Server {
         if std::mem::take(&mut self.is_new) {
             if let Some(place) = &self.place {
                 place.serve();
-                self.have_roll_kept();
+                if let Some(roll) = &self.roll {
+                    roll.settle(true);
+                }
+                // Now clients are let in.
+                self.watch_listener();
             }
         }
     }

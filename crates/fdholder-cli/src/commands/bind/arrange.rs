@@ -4,7 +4,7 @@
 use super::group::Group;
 use super::Binding;
 use crate::endpoint::{is_reachable_at, Endpoint};
-use crate::failure::Failure;
+use crate::failure::{exit, Failure};
 use fdholder::{Cause, Entry, Errno, Identifier, Limit};
 use std::os::fd::OwnedFd;
 
@@ -111,13 +111,30 @@ impl Binding<'_> {
         match self.holder.setdump(&set, self.deadline) {
             // One after the other, by who may not give a set.
             Err(error) if matches!(error.cause(), Cause::Denied(Errno::PERM)) => {
-                for (id, fd, in_place_of) in given {
-                    self.give(id, fd, *in_place_of)?;
+                for (place, (id, fd, in_place_of)) in given.iter().enumerate() {
+                    let one = self.give(id, fd, *in_place_of);
+                    if matches!(one, Ok(true)) {
+                        continue;
+                    }
+                    self.give_back(&given[..place]);
+                    one?;
+                    let problem = format!("others store under {id} meanwhile: try again");
+                    return Err(Failure::new(exit::DENIED, problem));
                 }
             }
             result => result?,
         }
         Ok(())
+    }
+
+    /// Has held again what stood in these places: it may be held nowhere else by now.
+    fn give_back(&mut self, given: &[(&Identifier, &OwnedFd, Option<&OwnedFd>)]) {
+        for (id, fd, in_place_of) in given.iter().rev() {
+            let given = in_place_of.map(|before| self.give(id, before, Some(fd)));
+            if let Some(Err(failure)) = given {
+                self.warn(&format!("{id} is not held any more as it was: {failure}"));
+            }
+        }
     }
 }
 

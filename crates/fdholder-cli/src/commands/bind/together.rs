@@ -124,7 +124,8 @@ impl Binding<'_> {
             let released = opened[..place].iter().try_for_each(|(id, ..)| self.delete(id));
             return match given {
                 Err(failure) if released.is_err() => {
-                    Err(failure.with("a part of the group may be held"))
+                    // So that no file goes.
+                    Err(failure.with("a part of the group may be held").not_only_refused())
                 }
                 given => released.and(given),
             };

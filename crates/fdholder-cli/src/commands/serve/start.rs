@@ -8,7 +8,7 @@ use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
 use fdholder_daemon::claim::{another_listens_by, claimant, Claimed};
 use fdholder_daemon::credentials::{self, Credentials};
-use fdholder_daemon::fdstore::{may_recover, recover, Past, Recovered};
+use fdholder_daemon::fdstore::{is_undecided, may_recover, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE, UNCLOSED_VARIABLE};
@@ -21,7 +21,7 @@ use std::fmt;
 use std::fs::Permissions;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::warn;
@@ -195,7 +195,8 @@ fn listen_or_take_over(
         let (mut pid, mut uid) = match listen_at(listen) {
             Ok(listener) => {
                 let uid = user.uid.unwrap_or_else(|| User::this_process().uid);
-                let made = made.insert(Made { listener: Some(listener), path });
+                let file = file_at(path);
+                let made = made.insert(Made { listener: Some(listener), path, file });
                 let is_last = Instant::now() >= give_up_at;
                 match made.living_daemon(uid, is_last) {
                     Ok(Some(who)) if listen.reuse => (who.pid, Some(who.user.uid)),
@@ -281,6 +282,13 @@ fn asked_to_end() -> Failure {
 struct Made<'a> {
     listener: Option<OwnedFd>,
     path: &'a Path,
+    /// Its device and inode.
+    file: Option<(u64, u64)>,
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    let file = std::fs::symlink_metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 impl Made<'_> {
@@ -322,7 +330,9 @@ impl Made<'_> {
     }
 
     fn remove(&mut self) {
-        if self.listener.take().is_some() {
+        // Somebody may have put another in its place since.
+        let is_own = self.file.is_none() || file_at(self.path) == self.file;
+        if self.listener.take().is_some() && is_own {
             // No daemon, no socket; if it cannot be removed, the next one will.
             let _ = std::fs::remove_file(self.path);
         }
@@ -358,6 +368,10 @@ fn whose(recovered: &Recovered, path: &Path, settings: &Settings) -> Result<Whos
         return Ok(if was_served && answers() { Whose::Anothers } else { Whose::Ours });
     };
     loop {
+        // Asked before it is ours: it may be the predecessor's again.
+        if is_undecided(roll) && answers() {
+            return Ok(Whose::Anothers);
+        }
         match may_recover(roll).map_err(|errno| Failure::system("see who may serve", errno))? {
             Some(true) => return Ok(Whose::Ours),
             Some(false) => return Ok(Whose::Nobodys),

@@ -76,7 +76,7 @@ fn primary_takes_lease_back_unless_another_served() {
     roll.let_go().unwrap();
     assert_eq!(another(&roll, dies), IS_GIVEN_UP);
     assert_eq!(another(&roll, next), HAS_IT);
-    Place::of(roll.file().try_clone().unwrap(), next).serve();
+    Place::of(roll.file().try_clone().unwrap(), next, None).serve();
     assert!(roll.is_handed_over(Handed::Serves) && !roll.take_back(next));
 }
 
@@ -95,9 +95,15 @@ fn one_of_predecessor_and_follower_gets_a_pending_place() {
     roll.let_go().unwrap();
     assert_eq!(another(&roll, next), HAS_IT);
     assert_eq!(succeed_in_pending(&pending(&roll, next)), Ok(Succession::Ours));
+    assert!(is_undecided(roll.file()) && !roll.is_handed_over(Handed::Serves));
+    let own = Roll::new().unwrap().file().try_clone().unwrap();
+    let place = Place::of(own, 1, Some(pending(&roll, next)));
+    assert_eq!(place.pending().number, next, "whom it follows may have that again");
+    place.serve();
     assert!(roll.is_handed_over(Handed::Serves) && !roll.take_back(next));
+    assert!(!is_undecided(roll.file()));
     for is_locked in [false, true] {
-        for state in [0, FOLLOWED, RECOVERED, KEPT, SERVES] {
+        for state in [0, FOLLOWED, RECOVERED, KEPT, SERVES, UNSETTLED] {
             let verdict = pending_verdict(is_locked, true, state);
             assert_eq!(verdict, Some(Succession::GivenUp));
         }
@@ -167,7 +173,7 @@ fn a_recovery_may_be_tried_again() {
     let file = roll.file().as_fd();
     assert_eq!(succeed(file, first, false), Ok(Succession::Ours));
     assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
-    Place::of(file.try_clone_to_owned().unwrap(), first).serve();
+    Place::of(file.try_clone_to_owned().unwrap(), first, None).serve();
     assert_eq!(try_recover(file), Ok(Some(Succession::Anothers)));
 }
 
@@ -183,6 +189,23 @@ fn a_keeper_has_not_followed_yet() {
     assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
     pwrite(file, &[KEPT], SUCCEEDED).unwrap();
     assert_eq!(succeed(file, second, true), Ok(Succession::Ours));
-    Place::of(file.try_clone_to_owned().unwrap(), second).follow().unwrap();
+    Place::of(file.try_clone_to_owned().unwrap(), second, None).follow().unwrap();
     assert_eq!(succeed(file, third, false), Ok(Succession::Anothers));
+}
+
+/// Followers may serve all the same; who gets it from systemd asks first.
+#[test]
+fn roll_of_a_primary_that_does_not_serve_yet_says_so() {
+    let mut roll = Roll::new().unwrap();
+    let first = roll.enter();
+    assert!(!is_undecided(roll.file()));
+    roll.settle(false);
+    assert!(is_undecided(roll.file()) && !roll.is_handed_over(Handed::Follows));
+    assert_eq!(another(&roll, first), WAITS);
+    roll.let_go().unwrap();
+    assert_eq!(another(&roll, first), HAS_IT);
+    let roll = Roll::new().unwrap();
+    roll.settle(false);
+    roll.settle(true);
+    assert!(!is_undecided(roll.file()));
 }

@@ -24,7 +24,7 @@ pub const MEMORY_TAKEN_MAX: usize = 16 << 20;
 pub const MEMORY_RESERVE_LEN: usize = 1 << 20;
 
 /// In how many parts.
-pub const MEMORY_RESERVE_PARTS: usize = 4;
+pub const MEMORY_RESERVE_PARTS: usize = 16;
 
 /// Bytes that an entry takes at most while a set is taken: its place in the tables when they
 /// double, and what is told of it to followers and in the log.
@@ -39,6 +39,10 @@ pub const CONNECTIONS_MAX_DEFAULT: usize = 256;
 
 /// Connections at once, whatever is asked for.
 pub const CONNECTIONS_MAX: usize = 65_536;
+
+/// Connections for which there is a place in memory at the start: what grows while memory is short
+/// takes what the reserve was. A place takes no page until it is used.
+pub const PEERS_PLACED_MAX: usize = 1024;
 
 /// Connections that nobody but root can take, besides all others, and as many for the daemon's own
 /// user: a few tools at once. Who has all others cannot keep an administrator from `list`, `upgrade`

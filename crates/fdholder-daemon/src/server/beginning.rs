@@ -21,7 +21,7 @@ use crate::fdstore::{Notifier, Past};
 use crate::hold::Hold;
 use crate::inheritance::Inheritance;
 use crate::launch::Launch;
-use crate::limits::{READ_LEN, SERIALS_SKIPPED};
+use crate::limits::{PEERS_PLACED_MAX, READ_LEN, SERIALS_SKIPPED};
 use crate::lookout::Lookout;
 use crate::replication::roll::Roll;
 use crate::replication::Mirrors;
@@ -180,7 +180,7 @@ impl Server {
             hold,
             rules,
             user,
-            peers: Slab::new(),
+            peers: Slab::with_capacity(room.connections_max.min(PEERS_PLACED_MAX)),
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),
             closing: Closing { waiting: BTreeSet::new(), bell, some_is_closed: false },

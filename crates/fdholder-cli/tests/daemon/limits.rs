@@ -72,7 +72,7 @@ fn getdump_raises_its_soft_limit() {
 /// everybody else goes on.
 #[test]
 fn a_set_that_does_not_fit_the_process_is_enfile() {
-    let (_folder, daemon) = serve_under("ulimit -n 808", &["-c", "4", "-n", "440"]);
+    let (_folder, daemon) = serve_under("ulimit -n 816", &["-c", "4", "-n", "440"]);
     let null = File::open("/dev/null").unwrap();
     let set = set_of(&null, 440);
     daemon.client().setdump(&set, deadline()).unwrap();

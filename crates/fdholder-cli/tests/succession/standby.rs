@@ -315,7 +315,7 @@ fn a_restarted_primary_takes_over_from_the_standby() {
 fn who_waits_for_room_is_not_forgotten() {
     let mut family = Family::new();
     let mut command = std::process::Command::new("sh");
-    let serve = "ulimit -n 808; exec \"$0\" serve -1 --standby -n 440 -c 10 \"$1\"";
+    let serve = "ulimit -n 816; exec \"$0\" serve -1 --standby -n 440 -c 10 \"$1\"";
     command.args(["-c", serve, env!("CARGO_BIN_EXE_fdholder")]).arg(&family.path);
     family.spawn(command);
     family.standby();

@@ -2,7 +2,7 @@
 //! takeover has answered.
 
 use crate::support::family::{is_alive, signal};
-use crate::support::{assert_exit, eventually, suite, Family, Installed};
+use crate::support::{assert_exit, eventually, open_files, suite, Family, Installed};
 use crate::{content, fill};
 use rustix::process::Signal;
 
@@ -66,4 +66,48 @@ fn takeover_that_ends_before_it_serves_is_undone() {
     assert_eq!(content(&mut idle), before);
     assert_eq!(family.primary(), next);
     assert_eq!(family.wait(old), Some(0));
+}
+
+/// Whether a process is in the middle of pwrite(2) to a roll's first byte: see proc(5), "syscall".
+fn writes_to_roll(pid: u32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let fields: Vec<_> = call.split(' ').collect();
+    let [_, fd, _, "0x1", "0x0", ..] = fields[..] else { return false };
+    let Ok(fd) = u32::from_str_radix(fd.trim_start_matches("0x"), 16) else { return false };
+    open_files(pid).get(&fd).is_some_and(|file| file.to_string_lossy().contains("fdholder roll"))
+}
+
+/// When its standby has everything, too, either that serves then or the predecessor does, and an
+/// upgrade that is asked for in this moment changes nothing of it.
+#[test]
+fn predecessor_and_standby_of_a_daemon_that_ends_before_it_serves_do_not_both_serve() {
+    for asks_for_upgrade in [false, true] {
+        let family = Family::with(&["-n", "500"]);
+        let old = family.primary();
+        fill(&mut family.client(), family.folder.path(), 50);
+        let before = content(&mut family.client());
+        // Each write to a roll takes long: also that which says that it serves.
+        let mut strace = std::process::Command::new("strace");
+        strace.args(["-D", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64"]);
+        strace.args(["-e", "inject=pwrite64:delay_enter=1000000"]);
+        strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "--standby", "-n", "500"]);
+        let log = std::fs::File::options().append(true).open(family.log_path()).unwrap();
+        let mut new = strace.arg(&family.path).stderr(log).spawn().unwrap();
+        eventually("it is about to say that it serves", || {
+            family.log().matches("a standby is started").count() == 1 && writes_to_roll(new.id())
+        });
+        let is_standby = |pid: &&u32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            ![old, new.id()].contains(pid) && name == "fdholder\n"
+        };
+        let standby = *family.alive().iter().find(is_standby).unwrap();
+        if asks_for_upgrade {
+            signal(new.id(), Signal::USR2);
+        }
+        signal(new.id(), Signal::KILL);
+        new.wait().unwrap();
+        eventually("one of them ends", || !is_alive(old) || !is_alive(standby));
+        assert!(is_alive(old) || is_alive(standby), "{}", family.log());
+        assert_eq!(content(&mut family.client()), before, "{}", family.log());
+    }
 }

@@ -23,7 +23,13 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:error={}:when={}", self.call, self.error, self.time)
+        let Self { call, error, time } = self;
+        match *call {
+            // It has no error but that the end of the heap stays where it is; libc takes a negative
+            // number for a higher end.
+            "brk" => write!(f, "brk:retval=0:when={time}"),
+            _ => write!(f, "{call}:error={error}:when={time}"),
+        }
     }
 }
 

@@ -75,8 +75,12 @@ pub fn attack(path: &Path, sent: &[u8]) -> BTreeSet<Identifier> {
 
 pub fn assert_works(path: &Path, expected: &BTreeSet<Identifier>, what: &str) {
     let list = || Client::connect(path, deadline()).ok()?.list(deadline()).ok();
-    eventually(&format!("{what}: it lists"), || list().is_some());
-    let held: BTreeSet<_> = list().unwrap().into_iter().collect();
+    let mut listed = None;
+    eventually(&format!("{what}: it lists"), || {
+        listed = list();
+        listed.is_some()
+    });
+    let held: BTreeSet<_> = listed.unwrap().into_iter().collect();
     let missing: Vec<_> = expected.difference(&held).collect();
     assert!(missing.is_empty(), "{what}: lost {missing:?}");
     eventually(&format!("{what}: it stores"), || try_store(path, &id("afterwards")));

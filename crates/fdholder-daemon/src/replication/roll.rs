@@ -320,7 +320,7 @@ impl Place {
     }
 
     /// From now on what the primary had is not what is held.
-    pub(crate) fn serve(&self) {
+    pub(crate) fn serve(&mut self) {
         let before = self.before.as_ref().map(|before| &before.roll);
         for roll in before.into_iter().chain([&self.roll]) {
             // Without it the predecessor waits for a while before it ends.
@@ -328,6 +328,8 @@ impl Place {
                 warn!("unable to write that this process serves: {errno}");
             }
         }
+        // Nobody asks for its lock any more.
+        self.before = None;
     }
 }
 

@@ -71,7 +71,7 @@ impl Server {
             }
         }
         if std::mem::take(&mut self.is_new) {
-            if let Some(place) = &self.place {
+            if let Some(place) = &mut self.place {
                 place.serve();
                 if let Some(roll) = &self.roll {
                     roll.settle(true);

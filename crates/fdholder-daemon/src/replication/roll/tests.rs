@@ -97,7 +97,7 @@ fn one_of_predecessor_and_follower_gets_a_pending_place() {
     assert_eq!(succeed_in_pending(&pending(&roll, next)), Ok(Succession::Ours));
     assert!(is_undecided(roll.file()) && !roll.is_handed_over(Handed::Serves));
     let own = Roll::new().unwrap().file().try_clone().unwrap();
-    let place = Place::of(own, 1, Some(pending(&roll, next)));
+    let mut place = Place::of(own, 1, Some(pending(&roll, next)));
     assert_eq!(place.pending().number, next, "whom it follows may have that again");
     place.serve();
     assert!(roll.is_handed_over(Handed::Serves) && !roll.take_back(next));

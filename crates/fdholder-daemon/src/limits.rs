@@ -1,6 +1,7 @@
 //! Every limit of the daemon on what a client can make grow, with its reason. Those of
 //! the protocol are in `fdholder::limits`.
 
+use fdholder::limits::{DUMP_ENTRY_LEN_MAX, MESSAGE_FDS_MAX};
 use std::time::Duration;
 
 /// Descriptors held at most, by default. s6's default; `-n` changes it.
@@ -23,8 +24,15 @@ pub const MEMORY_TAKEN_MAX: usize = 16 << 20;
 /// descriptors, some 300 KiB). They are not written to, so that they take address space only.
 pub const MEMORY_RESERVE_LEN: usize = 1 << 20;
 
-/// In how many parts.
-pub const MEMORY_RESERVE_PARTS: usize = 16;
+/// In how many parts: where no large piece is free, small ones can be had again. Each has room for
+/// the largest piece that is allocated without being asked for before: a message whose identifiers
+/// are as long as may be, where what it was before it grew is still there.
+pub const MEMORY_RESERVE_PARTS: usize = 8;
+
+const _: () = {
+    let message = MESSAGE_FDS_MAX * DUMP_ENTRY_LEN_MAX;
+    assert!(MEMORY_RESERVE_LEN / MEMORY_RESERVE_PARTS >= message + message / 2);
+};
 
 /// Bytes that an entry takes at most while a set is taken: its place in the tables when they
 /// double, and what is told of it to followers and in the log.
@@ -87,7 +95,7 @@ pub const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that may have come and are not held yet, besides as many as can be held: so many
 /// messages that ten users who each keep as many half-sent as they may leave one to the next. In
 /// a process that may open less it is less, but one message.
-pub const ARRIVING_SPARE: usize = 64 * fdholder::limits::MESSAGE_FDS_MAX;
+pub const ARRIVING_SPARE: usize = 64 * MESSAGE_FDS_MAX;
 
 /// Bytes that nobody but root can take, and as many for the daemon's own user, for each descriptor that can be
 /// held: a list of the longest identifiers, with all that is told of them …
@@ -305,8 +313,7 @@ pub const READ_LEN: usize = 64 * 1024;
 /// listener, epoll, timer, signals (about 24), files read for rules, followers and their roll,
 /// systemd, connections that are reserved, three for each courier, and a full message of
 /// descriptors that has been received but not yet stored or refused.
-pub const FDS_RESERVED: usize =
-    48 + 2 * CONNECTIONS_RESERVED + 3 * COURIERS_MAX + fdholder::limits::MESSAGE_FDS_MAX;
+pub const FDS_RESERVED: usize = 48 + 2 * CONNECTIONS_RESERVED + 3 * COURIERS_MAX + MESSAGE_FDS_MAX;
 
 /// Bytes of a file in a rules folder, as s6 reads them. A longer file is an error: cut
 /// short, a regular expression means something else.

@@ -258,26 +258,35 @@ fn waiting_client(path: &Path) -> UnixStream {
 #[test]
 fn clients_in_the_queues_of_both_sockets_are_served() {
     for what_happens in [None, Some(Signal::USR2), Some(Signal::KILL)] {
-        let mut family = Family::with(&["-c", "1", "--standby"]);
-        let mut only = family.client();
-        hold(&mut only, family.folder.path());
+        let mut family = Family::with(&["--standby"]);
+        let mut client = family.client();
+        hold(&mut client, family.folder.path());
         let (primary, _) = family.pair();
-        let at = |_| waiting_client(&family.path);
-        let mut waiting: Vec<_> = (0..3).map(at).collect();
-        fs::remove_file(&family.path).unwrap();
+        // Clients come by this name, too.
+        let former = family.folder.path().join("former");
+        fs::rename(&family.path, &former).unwrap();
         wait_until_made_again(&family);
-        waiting.extend((0..3).map(at));
         // The standby has been told when this is answered.
-        only.list(deadline()).unwrap();
+        client.list(deadline()).unwrap();
+        // A daemon that is stopped lets nobody in.
+        signal(primary, Signal::STOP);
+        let status = format!("/proc/{primary}/status");
+        eventually("it is stopped", || fs::read_to_string(&status).unwrap().contains("State:\tT"));
+        let queues = [&former, &family.path];
+        let waiting: Vec<_> =
+            queues.into_iter().cycle().take(6).map(|at| waiting_client(at)).collect();
         match what_happens {
-            None => {}
             Some(Signal::KILL) => family.kill(primary),
-            Some(other) => {
-                signal(primary, other);
-                eventually("it goes on", || family.log().matches(": ready on").count() == 2);
+            other => {
+                if let Some(other) = other {
+                    signal(primary, other);
+                }
+                signal(primary, Signal::CONT);
             }
         }
-        drop(only);
+        if what_happens == Some(Signal::USR2) {
+            eventually("it goes on", || family.log().matches(": ready on").count() == 2);
+        }
         for (number, mut waiting) in waiting.into_iter().enumerate() {
             let mut answer = Vec::new();
             let read = waiting.read_to_end(&mut answer);

@@ -319,6 +319,10 @@ impl Peer {
                     self.unread_fds += count;
                     self.connection.outbox().advance(sent);
                     *budget -= 1;
+                    if reserve::is_short() {
+                        // The next one might find nothing any more.
+                        *budget = 0;
+                    }
                     if !self.connection.outbox().is_empty() && clock::now() >= until {
                         *budget = 0;
                     }

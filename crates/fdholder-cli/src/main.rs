@@ -9,6 +9,7 @@ mod config;
 mod connect;
 mod endpoint;
 mod failure;
+mod group;
 mod log;
 mod look;
 mod options;
@@ -16,6 +17,7 @@ mod passing;
 mod program;
 mod show;
 mod sockopt;
+mod start;
 mod startup;
 mod users;
 

@@ -2,7 +2,6 @@
 //! already is as it was asked for.
 
 mod arrange;
-pub mod group;
 mod together;
 
 use crate::connect::{connect, connect_negotiated, identifier};
@@ -11,13 +10,13 @@ use crate::endpoint::{
     NotSettled, OpenError, Policy, Settled, Unasked,
 };
 use crate::failure::{exit, Failure};
+use crate::group::Group;
 use crate::options::{id_operand, path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use fdholder::{Cause, Client, Deadline, Entry, Errno, Identifier, Limit, Standby};
 use fdholder_daemon::credentials::of_peer;
 use fdholder_daemon::listen::is_bound;
-use group::Group;
 use rustix::fs::fstat;
 use rustix::process::geteuid;
 use std::io::Write;

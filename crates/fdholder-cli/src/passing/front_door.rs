@@ -101,6 +101,21 @@ impl FrontDoor {
         Ok(Self { service, address: address.into_os_string(), room })
     }
 
+    /// The door of a service that is open already, where programs are to send to another address.
+    ///
+    /// # Errors
+    ///
+    /// Those of asking the holder.
+    pub fn behind(
+        address: OsString,
+        holder: &mut Client,
+        service: &OsStr,
+        deadline: Deadline,
+    ) -> Result<Self, Failure> {
+        let room = holder.snapshot(false, deadline)?.capacity;
+        Ok(Self { service: service.as_bytes().to_vec(), address, room })
+    }
+
     /// What the service has stored, in the order of its identifiers, by the names that it
     /// has given.
     ///

@@ -86,6 +86,21 @@ impl Kept {
         Ok(kept)
     }
 
+    /// Keeps a number free for something else.
+    ///
+    /// # Errors
+    ///
+    /// When the number is taken.
+    pub fn reserve(&mut self, number: u32, why: &str) -> Result<(), Failure> {
+        match self.taken.insert(number, why.to_owned()) {
+            None => Ok(()),
+            Some(other) => {
+                let problem = format!("{number} cannot be two descriptors: {why}, and {other}");
+                Err(Failure::new(exit::USAGE, problem))
+            }
+        }
+    }
+
     /// Numbers that nothing else may get, and why.
     pub fn taken(&self) -> &BTreeMap<u32, String> {
         &self.taken

@@ -1,10 +1,10 @@
 //! Which held descriptor of a group belongs under which identifier, when the addresses are others
 //! than before or in another order.
 
-use super::group::Group;
 use super::Binding;
 use crate::endpoint::{is_reachable_at, Endpoint};
 use crate::failure::{exit, Failure};
+use crate::group::Group;
 use fdholder::{Cause, Entry, Errno, Identifier, Limit};
 use std::os::fd::OwnedFd;
 

@@ -1,9 +1,9 @@
-//! Where `exec` takes descriptors from, and how it waits for them, and for the holder.
+//! Where descriptors come from, and how to wait for them, and for the holder.
 
-use super::{Choice, Wanted};
-use crate::commands::bind::group::{group_of, in_words, may_have_clients, number_in};
+use super::choice::{Choice, Wanted};
 use crate::connect;
 use crate::failure::{exit, Failure};
+use crate::group::{group_of, in_words, may_have_clients, number_in};
 use crate::options::Milliseconds;
 use crate::passing::{front_door, natural, stand_in, Passed};
 use crate::program::Invocation;
@@ -50,11 +50,11 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// Whether it is a fdholder is only found out if that matters.
-    pub fn of(invocation: &'a Invocation, needs_fdholder: bool) -> Result<Self, Failure> {
+    pub fn of(invocation: &'a Invocation, path: PathBuf, needs_fdholder: bool) -> Self {
         let wait = invocation.optional("wait").and_then(|Milliseconds(wait)| wait);
-        Ok(Self {
+        Self {
             invocation,
-            path: invocation.required("path")?,
+            path,
             negotiates: wait.is_some(),
             needs_fdholder,
             holder: None,
@@ -62,7 +62,7 @@ impl<'a> Source<'a> {
             wait: Deadline::after(wait.unwrap_or_default()),
             missing_ok: invocation.matches.get_flag("missing-ok"),
             hangs_up_since: None,
-        })
+        }
     }
 
     /// What was chosen, in order.

@@ -1,0 +1,212 @@
+//! Starting a program with held descriptors: what `exec` does, and `run` for each generation.
+
+pub mod choice;
+pub mod options;
+mod source;
+
+use self::choice::choices;
+pub use self::source::Source;
+use crate::endpoint::set_nonblocking;
+use crate::failure::{exit, Failure};
+use crate::passing::activation;
+use crate::passing::becoming::become_program;
+use crate::passing::front_door::{self, FrontDoor};
+use crate::passing::inherited::take;
+use crate::passing::kept::{check_given, Kept};
+use crate::passing::{assign, is_for_others, leave, variables, Passed, Pids, FIRST};
+use crate::program::Invocation;
+use fdholder::environ::Variable;
+use fdholder::Identifier;
+use fdholder_daemon::privileges::raise_open_files;
+use rustix::process::{getrlimit, setrlimit, Resource};
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What `run` adds for one generation of PROG.
+#[derive(Debug, Default)]
+pub struct Generation {
+    /// Where the holder listens, if the command line does not say it.
+    pub holder: Option<PathBuf>,
+    /// The notify socket of this generation.
+    pub notify_socket: Option<OsString>,
+    /// A descriptor of this process, and the number that PROG is to have it under.
+    pub ready: Option<(u32, u32)>,
+    /// More variables for PROG.
+    pub variables: Vec<Variable>,
+}
+
+/// Becomes PROG, with everything that the command line says. Returns why that failed.
+pub fn start(invocation: &Invocation, generation: Option<&Generation>) -> Failure {
+    match prepare(invocation, generation) {
+        Ok(variables) => become_program(invocation, variables),
+        Err(failure) => failure,
+    }
+}
+
+/// Puts each descriptor where PROG expects it, and returns the variables that PROG gets.
+fn prepare(
+    invocation: &Invocation,
+    generation: Option<&Generation>,
+) -> Result<Vec<Variable>, Failure> {
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    // Before this process opens any descriptor.
+    let (mut kept, mut passed) = inherited(invocation)?;
+    let mut ready = None;
+    if let Some((from, to)) = generation.and_then(|generation| generation.ready) {
+        let fd = take(from).map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
+        kept.reserve(to, "it is --ready-fd")?;
+        ready = Some((fd, to));
+    }
+    // For a moment each descriptor has two numbers. PROG gets the limit of before.
+    let limit = getrlimit(Resource::Nofile);
+    raise_open_files();
+    let choices = choices(invocation);
+    let notify: Option<OsString> = invocation.optional("notify");
+    let mut told = others_variables();
+    if !choices.is_empty() || notify.is_some() {
+        let holder = holder_path(invocation, generation)?;
+        let mut source = Source::of(invocation, holder.clone(), notify.is_some());
+        if notify.is_some() {
+            // First, because no holder but a fdholder will do.
+            source.connected()?;
+        }
+        let mut chosen = source.get(choices)?;
+        set_blocking(invocation, &chosen)?;
+        for warning in source.parts_of_groups(&chosen) {
+            warn(invocation, warning);
+        }
+        passed.append(&mut chosen);
+        if let Some(service) = notify {
+            let (client, deadline) = source.connected()?;
+            let door = match generation.and_then(|it| it.notify_socket.clone()) {
+                Some(address) => FrontDoor::behind(address, client, &service, deadline)?,
+                None => open_door(invocation, &service, &holder, &mut source)?,
+            };
+            let (client, deadline) = source.connected()?;
+            let mut stored = door.stored(client, deadline)?;
+            // A descriptor that --fd has named is not passed on twice.
+            stored.retain(|one| passed.iter().all(|other| other.id != one.id));
+            passed.append(&mut stored);
+            told.extend(door.variables());
+        }
+    } else if passed.is_empty() && generation.is_none() {
+        let problem =
+            "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --notify NAME or --inherited";
+        return Err(Failure::new(exit::USAGE, problem));
+    }
+    let style = invocation.required("env-style")?;
+    let mut numbers = assign(&passed, kept.taken(), style)?;
+    let kept = kept.settle(&numbers)?;
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let own = (!flag("no-pid")).then(std::process::id);
+    let pids = Pids { own, parent: parent.unsigned_abs() };
+    told.extend(variables(&passed, &numbers, style, pids)?);
+    told.extend(kept.variables);
+    told.extend(generation.into_iter().flat_map(|it| it.variables.iter().cloned()));
+    if let Some((fd, number)) = ready {
+        let id = Identifier::new("ready").map_err(|bad| Failure::new(exit::SYSTEM, bad))?;
+        passed.push(Passed { fd, id, name: String::new(), number: Some(number) });
+        numbers.push(number);
+    }
+    leave(passed, &numbers, kept.numbers.as_deref())?;
+    setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
+    Ok(told)
+}
+
+/// What this process was started with and PROG gets, too: descriptors that stay where they are,
+/// and those that systemd has passed to this process.
+fn inherited(invocation: &Invocation) -> Result<(Kept, Vec<Passed<OwnedFd>>), Failure> {
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    let asked: Vec<u32> = many(invocation, "keep");
+    if !(flag("inherited") || flag("keep-all")) {
+        check_given(activation::count())?;
+    }
+    let inherited = if flag("inherited") { activation::passed_on()? } else { Vec::new() };
+    let given = FIRST..FIRST + inherited.len() as u32; // As many as can be open.
+    if let Some(number) = asked.iter().find(|number| given.contains(number)) {
+        let problem = format!("{number} is one of those that LISTEN_FDS tells of: it is passed on");
+        return Err(Failure::new(exit::USAGE, problem));
+    }
+    let kept = Kept::find(&asked, flag("keep-all"), &many(invocation, "prog"), given)?;
+    let mut passed = Vec::new();
+    for (name, fd) in inherited {
+        let id = Identifier::new(name.as_bytes()).or_else(|_| Identifier::new("unknown"));
+        let id = id.map_err(|bad| Failure::new(exit::SYSTEM, bad))?;
+        passed.push(Passed { fd, id, name, number: None });
+    }
+    Ok((kept, passed))
+}
+
+/// Where the holder listens.
+fn holder_path(
+    invocation: &Invocation,
+    generation: Option<&Generation>,
+) -> Result<PathBuf, Failure> {
+    let own = generation.and_then(|generation| generation.holder.clone());
+    own.or_else(|| invocation.optional("path"))
+        .ok_or_else(|| Failure::new(exit::USAGE, "no PATH: where does the holder listen?"))
+}
+
+/// The notify socket of a service, as the command line asks for it.
+///
+/// # Errors
+///
+/// Those of [`FrontDoor::open`].
+pub fn open_door(
+    invocation: &Invocation,
+    service: &OsStr,
+    holder: &Path,
+    source: &mut Source<'_>,
+) -> Result<FrontDoor, Failure> {
+    let wanted = front_door::Wanted {
+        path: invocation.optional("notify-socket"),
+        mode: invocation.optional("notify-mode"),
+        owner: invocation.optional("notify-owner"),
+    };
+    let (client, deadline) = source.connected()?;
+    let door = FrontDoor::open(client, service, &wanted, holder, deadline)?;
+    if let Some(owner) = wanted.owner {
+        if let Some(id) = door.refused(client, owner, deadline) {
+            warn(
+                invocation,
+                format_args!(
+                    "the holder's rules do not let the owner of the socket, {owner}, store under \
+                     {id}: what PROG sends as that user will be refused"
+                ),
+            );
+        }
+    }
+    Ok(door)
+}
+
+/// Sets or clears `O_NONBLOCK`, if that is asked for.
+fn set_blocking(invocation: &Invocation, passed: &[Passed<OwnedFd>]) -> Result<(), Failure> {
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    if !flag("nonblock") && !flag("blocking") {
+        return Ok(());
+    }
+    for Passed { fd, id, .. } in passed {
+        set_nonblocking(fd.as_fd(), flag("nonblock"))
+            .map_err(|errno| Failure::system(format!("set O_NONBLOCK of {id}"), errno))?;
+    }
+    Ok(())
+}
+
+fn warn(invocation: &Invocation, problem: impl std::fmt::Display) {
+    // Who cannot be told need not know.
+    let _ = writeln!(std::io::stderr(), "{}: warning: {problem}", invocation.called);
+}
+
+/// What the environment says of descriptors that were for somebody else, and is not said anew:
+/// unset first.
+fn others_variables() -> Vec<Variable> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| is_for_others(name)).map(|name| (name, None)).collect()
+}
+
+/// All values of an option or operand.
+fn many<T: Clone + Send + Sync + 'static>(invocation: &Invocation, id: &str) -> Vec<T> {
+    invocation.matches.get_many(id).into_iter().flatten().cloned().collect()
+}

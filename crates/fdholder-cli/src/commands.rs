@@ -9,8 +9,10 @@ mod getdump;
 mod list;
 mod metrics;
 mod pages;
+mod restart;
 mod retrieve;
 mod rules;
+mod run;
 mod serve;
 mod setdump;
 mod status;
@@ -27,6 +29,8 @@ pub const ALL: &[Program] = &[
     serve::DAEMON,
     serve::SERVER,
     bind::PROGRAM,
+    run::PROGRAM,
+    restart::PROGRAM,
     exec::PROGRAM,
     store::PROGRAM,
     retrieve::PROGRAM,

@@ -19,6 +19,7 @@ mod show;
 mod sockopt;
 mod start;
 mod startup;
+mod supervisor;
 mod users;
 
 use fdholder_daemon::memory::reserve::Reserving;

@@ -45,6 +45,32 @@ pub fn start(invocation: &Invocation, generation: Option<&Generation>) -> Failur
     }
 }
 
+/// Fails as [`start`] would by what this process was given.
+///
+/// # Errors
+///
+/// When PROG would lose what systemd has passed to this process.
+pub fn check(invocation: &Invocation) -> Result<(), Failure> {
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    if flag("inherited") || flag("keep-all") {
+        return Ok(());
+    }
+    check_given(activation::count())
+}
+
+/// The descriptors that the command line names, without anything else that PROG gets.
+///
+/// # Errors
+///
+/// Those of [`Source::get`].
+pub fn descriptors(
+    invocation: &Invocation,
+    mut source: Source<'_>,
+) -> Result<Vec<OwnedFd>, Failure> {
+    let passed = source.get(choices(invocation))?;
+    Ok(passed.into_iter().map(|one| one.fd).collect())
+}
+
 /// Puts each descriptor where PROG expects it, and returns the variables that PROG gets.
 fn prepare(
     invocation: &Invocation,

@@ -18,7 +18,7 @@ pub mod confinement;
 mod connection;
 mod courier;
 pub mod credentials;
-mod datagram;
+pub mod datagram;
 mod deadlines;
 mod delivery;
 pub mod embedded;

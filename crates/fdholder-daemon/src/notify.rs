@@ -15,7 +15,7 @@ pub(crate) mod names;
 pub(crate) mod status_file;
 
 pub use message::Message;
-pub use names::{fd_name, is_reserved, service_of, status_id};
+pub use names::{fd_name, is_reserved, run_id, run_of, service_of, status_id};
 
 use crate::access::Rights;
 use crate::audit::Operation;

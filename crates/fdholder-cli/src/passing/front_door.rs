@@ -116,6 +116,11 @@ impl FrontDoor {
         Ok(Self { service: service.as_bytes().to_vec(), address, room })
     }
 
+    /// Where the holder reads.
+    pub fn address(&self) -> &OsStr {
+        &self.address
+    }
+
     /// What the service has stored, in the order of its identifiers, by the names that it
     /// has given.
     ///

@@ -8,6 +8,9 @@ const DOOR: &[u8] = b"/.notify";
 /// What that of what a service says of itself ends in.
 const STATUS: &[u8] = b"/.status";
 
+/// What that of the socket ends in by which `run` is asked.
+const RUN: &[u8] = b"/.run";
+
 /// The service whose door is held under an identifier, if it is one.
 pub fn service_of(id: &Identifier) -> Option<&[u8]> {
     id.as_bytes().strip_suffix(DOOR).filter(|name| !name.is_empty())
@@ -18,9 +21,23 @@ pub fn status_id(service: &[u8]) -> Option<Identifier> {
     Identifier::new([service, STATUS].concat()).ok()
 }
 
-/// Whether something is held for the sake of a service, not by it: a door, or a status.
+/// Under which the socket of a service's `run` is held; `None` when its name is empty or too long.
+pub fn run_id(service: &[u8]) -> Option<Identifier> {
+    if service.is_empty() {
+        return None;
+    }
+    Identifier::new([service, RUN].concat()).ok()
+}
+
+/// The service whose `run` can be asked by what is held under an identifier.
+pub fn run_of(id: &Identifier) -> Option<&[u8]> {
+    id.as_bytes().strip_suffix(RUN).filter(|name| !name.is_empty())
+}
+
+/// Whether something is held for the sake of a service, not by it: a door, a status, or the socket
+/// of its `run`.
 pub fn is_reserved(id: &Identifier) -> bool {
-    id.as_bytes().ends_with(DOOR) || id.as_bytes().ends_with(STATUS)
+    [DOOR, STATUS, RUN].iter().any(|ending| id.as_bytes().ends_with(ending))
 }
 
 /// The FDNAME of something that is held for a service.

@@ -1,0 +1,423 @@
+//! `run`: one service under any supervisor, whose next generation starts beside the last one.
+//!
+//! [`machine`] decides, and makes no system call. What is here waits for events, tells the machine,
+//! and carries out what it says.
+
+pub mod child;
+pub mod control;
+mod demand;
+mod folder;
+pub mod machine;
+mod notify;
+mod output;
+mod process;
+pub mod report;
+pub mod signals;
+mod upward;
+
+use self::control::{Asker, Control};
+use self::demand::Demand;
+use self::folder::Folder;
+use self::machine::{Action, Event, Exit, Machine, Number, Outcome, Phase, Policy};
+use self::notify::NotifySocket;
+use self::process::{Ended, Launch, Process};
+use self::report::{in_words, GenerationReport, Report, RestartReport, State};
+use self::signals::{Asked, Signals};
+use self::upward::Upward;
+use crate::failure::{exit, Failure};
+use crate::passing::front_door::FrontDoor;
+use crate::program::Invocation;
+use crate::show::terminal::harmless;
+use crate::start::{self, Source};
+use fdholder_daemon::embedded::Holder;
+use nix::sys::signal::Signal;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::process::{wait, WaitOptions};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Clients that wait for a restart at most. Each has a descriptor.
+const ASKERS_MAX: usize = 64;
+
+/// Requests that are read before anything else is done again.
+const REQUESTS_PER_TURN: usize = 16;
+
+/// Datagrams of one generation, likewise.
+const DATAGRAMS_PER_TURN: usize = 64;
+
+/// The pause before the control socket is given to the holder again.
+const REGISTER_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the command line says of the supervisor.
+#[derive(Debug)]
+pub struct Settings {
+    pub name: OsString,
+    pub policy: Policy,
+    pub stop_signal: Signal,
+    pub ready_fd: Option<u32>,
+    pub ready_command: Option<OsString>,
+    /// The service whose FDSTORE goes into the holder.
+    pub notify: Option<OsString>,
+    /// The descriptor that gets a newline once the service is ready.
+    pub notify_fd: Option<u32>,
+}
+
+/// A service that is running.
+pub struct Supervisor<'a> {
+    invocation: &'a Invocation,
+    name: String,
+    machine: Machine<Asker>,
+    launch: Launch,
+    processes: BTreeMap<Number, Process>,
+    signals: Signals,
+    upward: Upward,
+    control: Option<Control>,
+    register_at: Option<Instant>,
+    /// Where the holder reads what PROG stores.
+    door: Option<(OsString, FrontDoor)>,
+    demand: Demand,
+    holder_path: PathBuf,
+    service: OsString,
+    askers: usize,
+    last_restart: Option<(RestartReport, Instant)>,
+    starts: BTreeMap<String, u64>,
+    time_to_ready: Duration,
+    end: Option<Exit>,
+    folder: Folder,
+    _holder: Option<Holder>,
+}
+
+/// What has something to read.
+#[derive(Debug, Clone, Copy)]
+enum Ready {
+    Signals,
+    Control,
+    Demand,
+    Notify(Number),
+    ReadyFd(Number),
+    Report(Number),
+}
+
+impl<'a> Supervisor<'a> {
+    /// Gets ready to start PROG.
+    ///
+    /// # Errors
+    ///
+    /// When the command line cannot be carried out, whatever happens later.
+    pub fn new(invocation: &'a Invocation, settings: Settings) -> Result<Self, Failure> {
+        start::check(invocation)?;
+        let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
+        let upward = Upward::of_environment(settings.notify_fd)?;
+        let folder = Folder::make()?;
+        let mut holder = None;
+        let holder_path = if let Some(path) = invocation.optional::<PathBuf>("path") {
+            path
+        } else {
+            let path = folder.path().join("holder");
+            let started = Holder::start(&path);
+            holder = Some(started.map_err(|error| Failure::system("start a holder", error))?);
+            path
+        };
+        let mut door = None;
+        if let Some(service) = &settings.notify {
+            let mut source = Source::of(invocation, holder_path.clone(), true);
+            let opened = start::open_door(invocation, service, &holder_path, &mut source)?;
+            door = Some((service.clone(), opened));
+        }
+        let launch = Launch {
+            stop_signal: settings.stop_signal as i32,
+            ready_fd: settings.ready_fd,
+            ready_command: settings.ready_command,
+            holder: holder.as_ref().map(|_| holder_path.clone()),
+            has_watchdog: upward.has_watchdog(),
+        };
+        Ok(Self {
+            invocation,
+            name: settings.name.to_string_lossy().into_owned(),
+            machine: Machine::new(settings.policy),
+            launch,
+            processes: BTreeMap::new(),
+            signals,
+            upward,
+            control: None,
+            register_at: Some(Instant::now()),
+            door,
+            demand: Demand::default(),
+            holder_path,
+            service: settings.name,
+            askers: 0,
+            last_restart: None,
+            starts: BTreeMap::new(),
+            time_to_ready: Duration::ZERO,
+            end: None,
+            folder,
+            _holder: holder,
+        })
+    }
+
+    /// Runs the service until it ends; returns how.
+    ///
+    /// # Errors
+    ///
+    /// When this process cannot wait for events any more.
+    pub fn run(mut self) -> Result<Exit, Failure> {
+        self.feed(Event::Begin);
+        loop {
+            if let Some(exit) = self.end.take() {
+                return Ok(exit);
+            }
+            for ready in self.wait()? {
+                self.hear(ready);
+            }
+            let now = Instant::now();
+            self.reap(now);
+            self.run_probes(now);
+            if self.register_at.is_some_and(|at| at <= now) {
+                self.register();
+            }
+            self.look_for_clients(now);
+            let mut actions = Vec::new();
+            self.machine.tick(now, &mut actions);
+            self.carry_out(actions);
+        }
+    }
+
+    /// Waits until something has come, or something is due.
+    fn wait(&mut self) -> Result<Vec<Ready>, Failure> {
+        let now = Instant::now();
+        let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at()]);
+        let due = due.chain([self.machine.timeout(), self.register_at, self.demand.due()]);
+        let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
+        let timeout = left.map(|left| {
+            // Not a little too early, which would be once more for nothing.
+            let left = left + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut awaited: Vec<(Ready, BorrowedFd<'_>, bool)> =
+            vec![(Ready::Signals, self.signals.as_fd(), false)];
+        awaited.extend(self.control.iter().map(|it| (Ready::Control, it.as_fd(), false)));
+        let wants_clients = self.machine.waits_for_clients();
+        awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
+        for (number, process) in &self.processes {
+            let (fd, is_for_writing) = process.notify.awaited();
+            awaited.push((Ready::Notify(*number), fd, is_for_writing));
+            let ready = process.ready.iter().map(|fd| (Ready::ReadyFd(*number), fd.as_fd(), false));
+            awaited.extend(ready);
+            let report = process.report.iter();
+            awaited.extend(report.map(|fd| (Ready::Report(*number), fd.as_fd(), false)));
+        }
+        let flags = |is_for_writing: bool| match is_for_writing {
+            true => PollFlags::OUT,
+            false => PollFlags::IN,
+        };
+        let mut polled: Vec<_> =
+            awaited.iter().map(|(_, fd, out)| PollFd::from_borrowed_fd(*fd, flags(*out))).collect();
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Failure::system("wait for events", errno)),
+        }
+        let has_come = |polled: &PollFd<'_>| !polled.revents().is_empty();
+        let ready = awaited.iter().zip(&polled).filter(|(_, polled)| has_come(polled));
+        Ok(ready.map(|((ready, _, _), _)| *ready).collect())
+    }
+
+    fn hear(&mut self, ready: Ready) {
+        match ready {
+            Ready::Signals => self.hear_signals(),
+            Ready::Control => self.hear_requests(),
+            Ready::Demand => self.feed(Event::Demand),
+            Ready::Notify(number) => self.hear_program(number),
+            Ready::ReadyFd(number) => {
+                if self.processes.get_mut(&number).is_some_and(Process::read_ready) {
+                    self.feed(Event::Ready(number));
+                }
+            }
+            Ready::Report(number) => {
+                if let Some(process) = self.processes.get_mut(&number) {
+                    process.read_report();
+                }
+            }
+        }
+    }
+
+    fn hear_signals(&mut self) {
+        for asked in self.signals.come() {
+            match asked {
+                Asked::Restart => self.feed(Event::Restart(None)),
+                // Ctrl-C for the second time.
+                Asked::Stop(Signal::SIGINT) if self.machine.is_stopping() => {
+                    self.feed(Event::Kill);
+                }
+                Asked::Stop(_) => self.feed(Event::Stop),
+                Asked::PassOn(signal) => {
+                    let speaker = self.machine.speaker();
+                    if let Some(process) = speaker.and_then(|it| self.processes.get(&it)) {
+                        process.signal(signal as i32);
+                    }
+                }
+                // Looked after each turn.
+                Asked::Child => {}
+            }
+        }
+    }
+
+    /// Takes note of all children that have ended, also those that this process was given as pid 1.
+    fn reap(&mut self, now: Instant) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            for process in self.processes.values_mut() {
+                match process.has_ended(pid, status, now) {
+                    Some(Ended::Probe(true)) => {
+                        let number = process.number;
+                        self.feed(Event::Ready(number));
+                        break;
+                    }
+                    Some(_) => break,
+                    None => {}
+                }
+            }
+        }
+        let numbers: Vec<_> = self.processes.keys().copied().collect();
+        for number in numbers {
+            let Some(process) = self.processes.get_mut(&number) else { continue };
+            let Some(exit) = process.exit(now) else { continue };
+            // What it has sent before its end counts.
+            self.hear_program(number);
+            let is_ready = self.processes.get_mut(&number).is_some_and(Process::read_ready);
+            if is_ready {
+                self.feed(Event::Ready(number));
+            }
+            self.feed(Event::Ended(number, exit));
+            self.processes.remove(&number);
+        }
+    }
+
+    fn run_probes(&mut self, now: Instant) {
+        let starting = self.machine.generations().iter();
+        let starting: Vec<_> = starting
+            .filter(|it| matches!(it.phase, Phase::Starting { .. }))
+            .map(|it| it.number)
+            .collect();
+        for (number, process) in &mut self.processes {
+            if starting.contains(number) {
+                process.run_probe(now);
+            } else {
+                process.end_probe();
+            }
+        }
+    }
+
+    fn feed(&mut self, event: Event<Asker>) {
+        let mut actions = Vec::new();
+        self.machine.handle(Instant::now(), event, &mut actions);
+        self.carry_out(actions);
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action<Asker>>) {
+        for action in actions {
+            match action {
+                Action::Start(number) => self.start(number),
+                Action::Stop(number) => self.stop(number),
+                Action::Kill(number) => {
+                    if let Some(process) = self.processes.get(&number) {
+                        self.warn(format_args!("generation {number} does not stop: killed"));
+                        process.kill();
+                    }
+                }
+                Action::Answer(asker, outcome) => self.answer(asker, &outcome),
+                Action::Note(outcome) => self.note(&outcome),
+                Action::Tell(told) => {
+                    let speaker = self.machine.speaker().and_then(|it| self.processes.get(&it));
+                    let status = speaker.and_then(|process| process.status.as_deref());
+                    self.upward.tell(told, status);
+                }
+                Action::End(exit) => self.end = Some(exit),
+            }
+        }
+    }
+
+    fn start(&mut self, number: Number) {
+        self.demand.forget();
+        let path = self.folder.path().join(format!("notify.{number}"));
+        let started = NotifySocket::make(path)
+            .map_err(io::Error::other)
+            .and_then(|notify| Process::start(&self.launch, number, notify, Instant::now()));
+        match started {
+            Ok(process) => {
+                let pid = process.pid.as_raw_nonzero();
+                self.info(format_args!("generation {number} (pid {pid}) is starting"));
+                self.processes.insert(number, process);
+            }
+            Err(error) => {
+                let why = format!("unable to start a process: {error}");
+                self.feed(Event::Ended(number, Exit::NotStarted { code: exit::SYSTEM, why }));
+            }
+        }
+    }
+
+    fn stop(&mut self, number: Number) {
+        if let Some(process) = self.processes.get_mut(&number) {
+            process.end_probe();
+            process.signal(self.launch.stop_signal);
+        }
+        self.info(format_args!("generation {number} is told to stop"));
+    }
+
+    fn answer(&mut self, asker: Asker, outcome: &Outcome) {
+        self.askers = self.askers.saturating_sub(1);
+        let report = self.restart_report(outcome);
+        asker.answer(&as_line(&report));
+    }
+
+    fn restart_report(&self, outcome: &Outcome) -> RestartReport {
+        let (result, text) = in_words(outcome);
+        let lines = match outcome {
+            Outcome::Failed { number, .. } => {
+                self.processes.get(number).map(Process::last_lines).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        RestartReport { result: result.to_owned(), text, lines, ago_ms: 0 }
+    }
+
+    /// Counts an outcome, and says it.
+    fn note(&mut self, outcome: &Outcome) {
+        let report = self.restart_report(outcome);
+        *self.starts.entry(report.result.clone()).or_default() += 1;
+        match outcome {
+            Outcome::Ready(number, took) => {
+                self.time_to_ready += *took;
+                self.info(&report.text);
+                self.look_at_listeners(*number);
+            }
+            Outcome::Asleep => self.info(&report.text),
+            _ => self.warn(&report.text),
+        }
+        self.last_restart = Some((report, Instant::now()));
+    }
+
+    fn info(&self, text: impl Display) {
+        self.say("info", text);
+    }
+
+    fn warn(&self, text: impl Display) {
+        self.say("warning", text);
+    }
+
+    fn say(&self, level: &str, text: impl Display) {
+        let line = harmless(format!("{}: {level}: {}: {text}", self.invocation.called, self.name));
+        // Who cannot be told need not know.
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+}
+
+fn as_line(value: &impl serde::Serialize) -> String {
+    // Maps with text as keys, numbers and text can always be written.
+    serde_json::to_string(value).unwrap_or_default() + "\n"
+}
+
+mod hearing;

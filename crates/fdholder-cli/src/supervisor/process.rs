@@ -1,0 +1,300 @@
+//! The process of one generation, and what belongs to it.
+
+use super::child::{read_report, Role, OWN_VARIABLES};
+use super::machine::{Exit, Number};
+use super::notify::NotifySocket;
+use super::output::Copier;
+use fdholder_daemon::launch::own_program;
+use rustix::io::{fcntl_setfd, read, Errno, FdFlags};
+use rustix::pipe::{pipe_with, PipeFlags};
+use rustix::process::{kill_process, kill_process_group, Pid, Signal, WaitStatus};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long to wait for the last lines of a program that has ended: something that it has started
+/// may still have its stderr.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_millis(200);
+
+/// The pause between two runs of `--ready-command`.
+const READY_COMMAND_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of a report at most.
+const REPORT_LEN_MAX: usize = 4096;
+
+/// What all generations are started with.
+#[derive(Debug)]
+pub struct Launch {
+    pub stop_signal: i32,
+    pub ready_fd: Option<u32>,
+    pub ready_command: Option<OsString>,
+    /// Where the supervisor's own holder listens, if it has one.
+    pub holder: Option<PathBuf>,
+    pub has_watchdog: bool,
+}
+
+/// A generation.
+#[derive(Debug)]
+pub struct Process {
+    pub number: Number,
+    pub pid: Pid,
+    pub notify: NotifySocket,
+    /// The end of the pipe for `--ready-fd`.
+    pub ready: Option<OwnedFd>,
+    /// The end of the pipe that tells why PROG does not start. It closes when PROG does.
+    pub report: Option<OwnedFd>,
+    reported: Vec<u8>,
+    output: Option<Copier>,
+    /// Nothing more comes on PROG's stderr.
+    output_has_ended: bool,
+    /// How it has ended, and when.
+    ended: Option<(WaitStatus, Instant)>,
+    /// The status line that it has sent.
+    pub status: Option<String>,
+    probe: Option<Probe>,
+}
+
+/// `--ready-command`, run again and again.
+#[derive(Debug)]
+struct Probe {
+    command: OsString,
+    running: Option<Pid>,
+    next_at: Instant,
+}
+
+impl Process {
+    /// Starts a generation.
+    ///
+    /// # Errors
+    ///
+    /// Those of pipe(2) and fork(2).
+    pub fn start(
+        launch: &Launch,
+        number: Number,
+        notify: NotifySocket,
+        now: Instant,
+    ) -> io::Result<Self> {
+        let (report, report_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let mut passed = vec![report_end];
+        let mut ready = None;
+        if launch.ready_fd.is_some() {
+            let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&ours, true)?;
+            passed.push(theirs);
+            ready = Some(ours);
+        }
+        let place = |fd: &OwnedFd| fd.as_raw_fd().unsigned_abs();
+        let role = Role {
+            parent: std::process::id(),
+            death_signal: launch.stop_signal,
+            generation: number,
+            report: place(&passed[0]),
+            ready: passed.get(1).map(place).zip(launch.ready_fd),
+            notify_socket: Some(notify.path().as_os_str().to_owned()),
+            holder: launch.holder.clone(),
+            has_watchdog: launch.has_watchdog,
+        };
+        let copier = Copier::start()?;
+        let mut command = own_command();
+        command.envs(role.variables()).process_group(0);
+        let mut output = None;
+        if let Some((copier, stderr)) = copier {
+            command.stderr(Stdio::from(stderr));
+            // It is the pipe that PROG would take for the journal.
+            command.env_remove("JOURNAL_STREAM");
+            output = Some(copier);
+        }
+        let child = with_inherited(&passed, || command.spawn())?;
+        let probe = launch.ready_command.clone().map(|command| Probe {
+            command,
+            running: None,
+            next_at: now,
+        });
+        Ok(Self {
+            number,
+            pid: Pid::from_child(&child),
+            notify,
+            ready,
+            report: Some(report),
+            reported: Vec::new(),
+            output,
+            output_has_ended: false,
+            ended: None,
+            status: None,
+            probe,
+        })
+    }
+
+    /// Sends a signal to PROG.
+    pub fn signal(&self, signal: i32) {
+        let signal = Signal::from_named_raw(signal).filter(|_| self.ended.is_none());
+        if let Some(signal) = signal {
+            // It may have ended just now.
+            let _ = kill_process(self.pid, signal);
+        }
+    }
+
+    /// Kills PROG and all in its process group.
+    pub fn kill(&self) {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        self.signal(Signal::KILL.as_raw());
+    }
+
+    /// Reads what the process says before it becomes PROG.
+    pub fn read_report(&mut self) {
+        let Some(report) = &self.report else { return };
+        let mut buffer = [0; 512];
+        match read(report, &mut buffer) {
+            Ok(0) => self.report = None,
+            Ok(len) if self.reported.len() + len <= REPORT_LEN_MAX => {
+                self.reported.extend_from_slice(&buffer[..len]);
+            }
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.report = None,
+        }
+    }
+
+    /// Whether a newline has come by `--ready-fd`. What comes without one, or the end of all that,
+    /// says nothing.
+    pub fn read_ready(&mut self) -> bool {
+        let Some(ready) = &self.ready else { return false };
+        let mut buffer = [0; 512];
+        loop {
+            match read(ready, &mut buffer) {
+                Ok(0) => self.ready = None,
+                Ok(len) if buffer[..len].contains(&b'\n') => {
+                    self.ready = None;
+                    return true;
+                }
+                Ok(_) | Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => {}
+                Err(_) => self.ready = None,
+            }
+            return false;
+        }
+    }
+
+    /// A child of this process has ended: whether it belongs here.
+    pub fn has_ended(&mut self, pid: Pid, status: WaitStatus, now: Instant) -> Option<Ended> {
+        if pid == self.pid {
+            self.ended = Some((status, now));
+            self.probe = None;
+            return Some(Ended::Program);
+        }
+        if self.output.as_ref().is_some_and(|copier| copier.pid == pid) {
+            self.output_has_ended = true;
+            return Some(Ended::Copier);
+        }
+        let probe = self.probe.as_mut().filter(|probe| probe.running == Some(pid))?;
+        probe.running = None;
+        probe.next_at = now + READY_COMMAND_PAUSE;
+        Some(Ended::Probe(status.exit_status() == Some(0)))
+    }
+
+    /// How PROG has ended, once its last words are known, or waiting for them takes too long.
+    pub fn exit(&mut self, now: Instant) -> Option<Exit> {
+        let (status, at) = self.ended?;
+        let patience = self.output.as_ref().map_or(Duration::ZERO, |_| LAST_WORDS_PATIENCE);
+        if !self.output_has_ended && now < at + patience {
+            return None;
+        }
+        // All that will ever come is there.
+        for _ in 0..REPORT_LEN_MAX {
+            let len = self.reported.len();
+            self.read_report();
+            if self.reported.len() == len {
+                break;
+            }
+        }
+        if let Some((code, why)) = read_report(&self.reported) {
+            return Some(Exit::NotStarted { code, why });
+        }
+        Some(match (status.exit_status(), status.terminating_signal()) {
+            (_, Some(signal)) => Exit::Signal(signal),
+            (code, None) => {
+                Exit::Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+            }
+        })
+    }
+
+    /// When to look again whether its last words are known.
+    pub fn last_words_at(&self) -> Option<Instant> {
+        self.ended.map(|(_, at)| at + LAST_WORDS_PATIENCE)
+    }
+
+    /// The last lines that PROG has written to stderr.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.output.as_ref().map(Copier::last_lines).unwrap_or_default()
+    }
+
+    /// When to run `--ready-command` next.
+    pub fn probe_at(&self) -> Option<Instant> {
+        self.probe.as_ref().filter(|probe| probe.running.is_none()).map(|probe| probe.next_at)
+    }
+
+    /// Runs `--ready-command`, if that is due.
+    pub fn run_probe(&mut self, now: Instant) {
+        let (pid, number) = (self.pid, self.number);
+        let Some(probe) = &mut self.probe else { return };
+        if probe.running.is_some() || now < probe.next_at {
+            return;
+        }
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(&probe.command).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env("FDHOLDER_GENERATION", number.to_string());
+        command.env("MAINPID", pid.as_raw_nonzero().to_string());
+        match command.spawn() {
+            Ok(child) => probe.running = Some(Pid::from_child(&child)),
+            // As if it had not succeeded.
+            Err(_) => probe.next_at = now + READY_COMMAND_PAUSE,
+        }
+    }
+
+    /// It is ready, or will not be.
+    pub fn end_probe(&mut self) {
+        if let Some(running) = self.probe.take().and_then(|probe| probe.running) {
+            let _ = kill_process_group(running, Signal::KILL);
+        }
+    }
+}
+
+/// What of a generation has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Program,
+    /// Nothing more comes on PROG's stderr.
+    Copier,
+    /// `--ready-command`, and whether it has succeeded.
+    Probe(bool),
+}
+
+/// This program once more, with the same arguments.
+pub fn own_command() -> Command {
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new(own_program());
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    for name in OWN_VARIABLES {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Starts something that inherits these descriptors. No other thread starts anything.
+pub fn with_inherited(
+    fds: &[OwnedFd],
+    spawn: impl FnOnce() -> io::Result<Child>,
+) -> io::Result<Child> {
+    for fd in fds {
+        fcntl_setfd(fd, FdFlags::empty())?;
+    }
+    let child = spawn();
+    for fd in fds {
+        fcntl_setfd(fd, FdFlags::CLOEXEC)?;
+    }
+    child
+}

@@ -16,6 +16,7 @@ mod options;
 mod passing;
 mod program;
 mod show;
+mod similar;
 mod sockopt;
 mod start;
 mod startup;

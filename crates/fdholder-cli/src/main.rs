@@ -4,6 +4,7 @@
 //! options, operands, environment, messages and exit codes. Called `fdholder`, it takes
 //! the same operations as subcommands.
 
+mod binding;
 mod commands;
 mod config;
 mod connect;

@@ -399,3 +399,38 @@ fn bind_waits_for_the_holder_and_no_longer_for_one_that_always_hangs_up() {
     let spent = since.elapsed();
     assert!(spent > Duration::from_secs(1) && spent < Duration::from_secs(50), "{spent:?}");
 }
+
+/// It has opened the socket, and the holder is another one when it stores it.
+#[test]
+fn bind_tries_again_when_the_holder_ends_amid_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holder");
+    let daemon = || {
+        let _ = fs::remove_file(&path);
+        let mut command = suite::fdholder(["serve", "-1", "-v0"]);
+        command.arg(&path);
+        Daemon::spawn(command, &path)
+    };
+    let address = format!("127.0.0.1:{}", free_port());
+    let bind = format!("web=tcp:{address}");
+    let first = daemon();
+    // What asks which holder it is, what asks for the socket, and what stores it.
+    let inject = "inject=sendmsg:delay_enter=1s:when=3";
+    let slow = Command::new("strace")
+        .args(["-qq", "-f", "-e", "trace=sendmsg", "-e", inject, "-o", "/dev/null"])
+        .arg(env!("CARGO_BIN_EXE_fdholder"))
+        .args(["exec", "--wait", "100000", "--bind", &bind, path.to_str().unwrap()])
+        .args(["--", "sh", "-c", LOOK])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(slow) = slow else {
+        return is_missing("strace");
+    };
+    eventually("it has opened the socket", || TcpStream::connect(&address).is_ok());
+    assert_eq!(ids(&first), [""; 0]);
+    drop(first);
+    let second = daemon();
+    let given = Given::of(&slow.wait_with_output().unwrap());
+    assert_eq!(given.sockets[&3], inode(&second, "web"));
+}

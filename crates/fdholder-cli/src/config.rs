@@ -3,6 +3,7 @@
 use crate::commands::Wishes;
 use crate::endpoint::{Endpoint, EndpointOptions};
 use crate::failure::{exit, Failure};
+use crate::similar;
 use fdholder::Identifier;
 use fdholder_daemon::confinement::advice;
 use rustix::fs::OFlags;
@@ -15,9 +16,6 @@ use std::path::Path;
 
 /// Bytes of a configuration at most: thousands of sockets.
 const LEN_MAX: u64 = 1 << 20;
-
-/// How alike a word must be for it to be what was meant.
-const ALIKE: f64 = 0.75;
 
 /// What a file says.
 #[derive(Debug)]
@@ -97,7 +95,7 @@ fn socket(id: &str, table: &toml::Value) -> Result<Socket, String> {
     let address = table.remove("address").ok_or("it has no address")?;
     let address = address.as_str().ok_or("its address is no text")?;
     let endpoint: Endpoint = address.parse().map_err(|problem| format!("address: {problem}"))?;
-    let options = EndpointOptions::of_toml(&table, suggestion)?;
+    let options = EndpointOptions::of_toml(&table, unknown_key)?;
     options.suit(&endpoint)?;
     let options = options.held_under(&id, &endpoint);
     Ok(Socket { id, endpoint, options })
@@ -121,24 +119,11 @@ fn with_suggestion(message: &str) -> String {
     let words: Vec<_> = message.split('`').skip(1).step_by(2).collect();
     let Some((unknown, known)) = words.split_first() else { return message.clone() };
     let known: Vec<_> = known.iter().map(|word| (*word, *word)).collect();
-    suggestion(unknown, &known)
+    unknown_key(unknown, &known)
 }
 
-/// That a key is unknown, and which was meant: of each that may be looked for, the first is
-/// compared and the second said.
-fn suggestion(unknown: &str, known: &[(&str, &str)]) -> String {
-    let plain = |word: &str| word.to_lowercase().replace('_', "-");
-    let alike = |word: &(&str, &str)| strsim::jaro_winkler(&plain(unknown), &plain(word.0));
-    match known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))) {
-        Some(best) if alike(best) >= ALIKE => {
-            format!("unknown key '{unknown}': did you mean '{}'?", best.1)
-        }
-        _ => {
-            let mut names: Vec<_> = known.iter().map(|(_, name)| *name).collect();
-            names.dedup();
-            format!("unknown key '{unknown}': there are {}", names.join(", "))
-        }
-    }
+fn unknown_key(key: &str, known: &[(&str, &str)]) -> String {
+    similar::unknown("key", key, known)
 }
 
 #[cfg(test)]

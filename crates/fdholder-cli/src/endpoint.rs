@@ -26,6 +26,7 @@ pub use settle::{
 pub use table::set_nonblocking;
 
 use crate::options::number;
+use crate::similar;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{socket_with, AddressFamily, SocketFlags, SocketType};
 use std::fmt;
@@ -115,10 +116,42 @@ impl Endpoint {
     }
 }
 
-/// The schemes, for a mistyped one.
-const SCHEMES: &str = "tcp:ADDRESS:PORT, mptcp:ADDRESS:PORT, udp:ADDRESS:PORT, unix:/PATH, \
-                       unix-dgram:/PATH, unix-seqpacket:/PATH, vsock:CID:PORT, fifo:/PATH or \
-                       memfd:NAME";
+/// What an address begins with.
+struct Scheme {
+    name: &'static str,
+    /// What follows the colon; empty for another name of the one before.
+    form: &'static str,
+    read: fn(&str) -> Result<Endpoint, String>,
+}
+
+#[rustfmt::skip]
+const SCHEMES: [Scheme; 10] = [
+    Scheme { name: "tcp", form: "ADDRESS:PORT", read: |text| ip("tcp", IpProtocol::Tcp, text) },
+    Scheme { name: "mptcp", form: "ADDRESS:PORT", read: |text| ip("mptcp", IpProtocol::Mptcp, text) },
+    Scheme { name: "udp", form: "ADDRESS:PORT", read: |text| ip("udp", IpProtocol::Udp, text) },
+    Scheme { name: "unix", form: "/PATH", read: |text| unix(UnixKind::Stream, text) },
+    Scheme { name: "unix-stream", form: "", read: |text| unix(UnixKind::Stream, text) },
+    Scheme { name: "unix-dgram", form: "/PATH", read: |text| unix(UnixKind::Datagram, text) },
+    Scheme { name: "unix-seqpacket", form: "/PATH", read: |text| unix(UnixKind::Seqpacket, text) },
+    Scheme { name: "vsock", form: "CID:PORT", read: vsock },
+    Scheme { name: "fifo", form: "/PATH", read: |text| absolute(text).map(Endpoint::Fifo) },
+    Scheme { name: "memfd", form: "NAME", read: memfd },
+];
+
+/// Whether an address may begin with this word and a colon.
+pub fn is_scheme(word: &[u8]) -> bool {
+    SCHEMES.iter().any(|scheme| scheme.name.as_bytes() == word)
+}
+
+/// All kinds of addresses, in words.
+fn forms() -> String {
+    let shown = SCHEMES.iter().filter(|scheme| !scheme.form.is_empty());
+    let forms: Vec<_> = shown.map(|scheme| format!("{}:{}", scheme.name, scheme.form)).collect();
+    match forms.split_last() {
+        Some((last, first)) => format!("{} or {last}", first.join(", ")),
+        None => String::new(),
+    }
+}
 
 /// Any address of this machine: `VMADDR_CID_ANY`.
 const CID_ANY: u32 = u32::MAX;
@@ -133,27 +166,33 @@ impl FromStr for Endpoint {
         if text.chars().any(char::is_control) {
             return Err("there are no control characters in it".to_owned());
         }
-        let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(format!("'{text}' does not say what it is: {SCHEMES}"));
+        let Some((name, rest)) = text.split_once(':') else {
+            return Err(format!("'{text}' does not say what it is: {}", forms()));
         };
-        let unix = |kind| Ok(Self::Unix { kind, address: unix_address(rest)? });
-        let ip = |protocol| Ok(Self::Ip { protocol, address: ip_address(scheme, rest)? });
-        match scheme {
-            "tcp" => ip(IpProtocol::Tcp),
-            "mptcp" => ip(IpProtocol::Mptcp),
-            "udp" => ip(IpProtocol::Udp),
-            "vsock" => vsock(rest),
-            "unix" | "unix-stream" => unix(UnixKind::Stream),
-            "unix-dgram" => unix(UnixKind::Datagram),
-            "unix-seqpacket" => unix(UnixKind::Seqpacket),
-            "fifo" => absolute(rest).map(Self::Fifo),
-            "memfd" if rest.is_empty() || rest.len() > MEMFD_NAME_MAX || rest.contains('\0') => {
-                Err(format!("the name of a memfd has 1 to {MEMFD_NAME_MAX} bytes"))
-            }
-            "memfd" => Ok(Self::Memfd(rest.to_owned())),
-            _ => Err(format!("'{scheme}:' is unknown: {SCHEMES}")),
+        if let Some(scheme) = SCHEMES.iter().find(|scheme| scheme.name == name) {
+            return (scheme.read)(rest);
         }
+        let names = SCHEMES.map(|scheme| (scheme.name, scheme.name));
+        Err(match similar::nearest(name, &names) {
+            Some(meant) => format!("'{name}:' is unknown: did you mean '{meant}:'?"),
+            None => format!("'{name}:' is unknown: {}", forms()),
+        })
     }
+}
+
+fn ip(scheme: &str, protocol: IpProtocol, text: &str) -> Result<Endpoint, String> {
+    Ok(Endpoint::Ip { protocol, address: ip_address(scheme, text)? })
+}
+
+fn unix(kind: UnixKind, text: &str) -> Result<Endpoint, String> {
+    Ok(Endpoint::Unix { kind, address: unix_address(text)? })
+}
+
+fn memfd(name: &str) -> Result<Endpoint, String> {
+    if name.is_empty() || name.len() > MEMFD_NAME_MAX || name.contains('\0') {
+        return Err(format!("the name of a memfd has 1 to {MEMFD_NAME_MAX} bytes"));
+    }
+    Ok(Endpoint::Memfd(name.to_owned()))
 }
 
 fn ip_address(scheme: &str, text: &str) -> Result<SocketAddr, String> {
@@ -273,7 +312,10 @@ mod tests {
     fn what_is_none_is_told_what_to_say() {
         for (text, says) in [
             ("web", "does not say what it is"),
-            ("http:80", "'http:' is unknown: tcp:ADDRESS:PORT"),
+            ("http:80", "'http:' is unknown: tcp:ADDRESS:PORT, mptcp:ADDRESS:PORT, udp:"),
+            ("http:80", "vsock:CID:PORT, fifo:/PATH or memfd:NAME"),
+            ("tpc:0.0.0.0:80", "'tpc:' is unknown: did you mean 'tcp:'?"),
+            ("unix_dgram:/x", "did you mean 'unix-dgram:'?"),
             ("tcp:80", "say tcp:0.0.0.0:80 (IPv4) or tcp:[::]:80 (both)"),
             ("tcp:*:80", "say tcp:0.0.0.0:80"),
             ("tcp:localhost:80", "names are not looked up"),

@@ -27,19 +27,24 @@ pub mod exit {
 pub struct Failure {
     code: u8,
     message: String,
-    /// A holder has answered, and the answer was no.
-    is_refusal: bool,
+    /// What became of the exchange with a holder, if it was that, and nothing else, that failed.
+    cause: Option<Cause>,
 }
 
 impl Failure {
     /// A failure with a message that reads behind "fatal: ".
     pub fn new(code: u8, message: impl Display) -> Self {
-        Self { code, message: message.to_string(), is_refusal: false }
+        Self { code, message: message.to_string(), cause: None }
     }
 
     /// Whether a holder has answered, and the answer was no.
     pub fn is_refusal(&self) -> bool {
-        self.is_refusal
+        matches!(self.cause, Some(Cause::Denied(_)))
+    }
+
+    /// What became of the exchange with a holder, if that failed.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause
     }
 
     /// The same with what there is to say besides.
@@ -52,7 +57,7 @@ impl Failure {
     /// The same, when more has come of it than that the answer was no.
     #[must_use]
     pub fn not_only_refused(self) -> Self {
-        Self { is_refusal: false, ..self }
+        Self { cause: None, ..self }
     }
 
     /// The exit code.
@@ -101,7 +106,7 @@ impl Failure {
         let besides: Vec<_> = advice.into_iter().chain(left.map(|left| left.to_string())).collect();
         let failure = Self::new(code, error);
         let failure = if besides.is_empty() { failure } else { failure.with(besides.join("; ")) };
-        Self { is_refusal: matches!(error.cause(), Cause::Denied(_)), ..failure }
+        Self { cause: Some(error.cause()), ..failure }
     }
 }
 

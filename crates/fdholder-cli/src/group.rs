@@ -76,8 +76,8 @@ impl Group {
         Ok(Self { surplus, held: found.len(), wanted: wanted.len() })
     }
 
-    /// That more is held than is wanted.
-    pub fn warning(&self) -> Option<String> {
+    /// That more is held than is wanted; `replace` is the option that releases it.
+    pub fn warning(&self, replace: &str) -> Option<String> {
         let (is, them) = match self.surplus.len() {
             0 => return None,
             1 => ("is", "it"),
@@ -85,8 +85,8 @@ impl Group {
         };
         let ids = in_words(&self.surplus);
         Some(format!(
-            "{ids} {is} held, too: clients wait there while no program has {them}; --replace or \
-             delete releases {them}"
+            "{ids} {is} held, too: clients wait there while no program has {them}; {replace} \
+             or delete releases {them}"
         ))
     }
 

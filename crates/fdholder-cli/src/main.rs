@@ -4,6 +4,7 @@
 //! options, operands, environment, messages and exit codes. Called `fdholder`, it takes
 //! the same operations as subcommands.
 
+mod binding;
 mod commands;
 mod config;
 mod connect;
@@ -16,6 +17,7 @@ mod options;
 mod passing;
 mod program;
 mod show;
+mod similar;
 mod sockopt;
 mod start;
 mod startup;

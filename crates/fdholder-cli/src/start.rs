@@ -4,7 +4,7 @@ pub mod choice;
 pub mod options;
 mod source;
 
-use self::choice::choices;
+use self::choice::{bind_specs, choices};
 pub use self::source::Source;
 use crate::endpoint::set_nonblocking;
 use crate::failure::{exit, Failure};
@@ -88,7 +88,8 @@ fn prepare(
     // For a moment each descriptor has two numbers. PROG gets the limit of before.
     let limit = getrlimit(Resource::Nofile);
     raise_open_files();
-    let choices = choices(invocation);
+    let specs = bind_specs(invocation)?;
+    let choices = choices(invocation, &specs);
     let notify: Option<OsString> = invocation.optional("notify");
     let mut told = others_variables();
     if !choices.is_empty() || notify.is_some() {
@@ -98,9 +99,10 @@ fn prepare(
             // First, because no holder but a fdholder will do.
             source.connected()?;
         }
+        source.bind(&specs)?;
         let mut chosen = source.get(choices)?;
         set_blocking(invocation, &chosen)?;
-        for warning in source.parts_of_groups(&chosen) {
+        for warning in source.parts_of_groups(&chosen, &specs) {
             warn(invocation, warning);
         }
         passed.append(&mut chosen);
@@ -118,8 +120,8 @@ fn prepare(
             told.extend(door.variables());
         }
     } else if passed.is_empty() && generation.is_none() {
-        let problem =
-            "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --notify NAME or --inherited";
+        let problem = "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --bind ID=ADDRESS, \
+                       --notify NAME or --inherited";
         return Err(Failure::new(exit::USAGE, problem));
     }
     let style = invocation.required("env-style")?;

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::options::EXIT_CODES_EXEC;
 use crate::program::{Invocation, Program};
 use crate::start;
+use crate::start::options::BIND_HELP;
 use clap::Command;
 use std::process::ExitCode;
 
@@ -23,7 +24,9 @@ fn define(command: Command) -> Command {
              unless --keep or --keep-all keeps it.\n\n\
              In LISTEN_FDNAMES a descriptor has its identifier as its name; a byte that cannot \
              stand there is written as % and two digits: tcp:80 is tcp%3A80.\n\n\
+             {BIND_HELP}\n\n\
              Examples:\n  \
+             fdholder exec --bind web=tcp:0.0.0.0:80 /run/holder -- gunicorn app\n  \
              fdholder exec --fd web /run/holder -- gunicorn app\n  \
              fdholder exec --fd web --env-style nginx /run/holder -- nginx\n  \
              fdholder exec --fd web=10 /run/holder -- my-server --listen-fd 10\n  \

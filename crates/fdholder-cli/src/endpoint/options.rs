@@ -34,6 +34,9 @@ pub enum Value {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mode(pub u32);
 
+/// The opposite of `nonblock`.
+const BLOCKING: &str = "blocking";
+
 /// An interface has a shorter name than this: `IFNAMSIZ`.
 const INTERFACE_NAME_LEN: usize = 16;
 
@@ -147,7 +150,7 @@ impl EndpointOptions {
             };
             options.0.extend(value.map(|value| (row.name, value)));
         }
-        if invocation.matches.get_flag("blocking") {
+        if invocation.matches.get_flag(BLOCKING) {
             options.0.insert("nonblock", Value::Flag(false));
         }
         options
@@ -174,6 +177,45 @@ impl EndpointOptions {
                 Value::of_toml(row.value, value).map_err(|problem| format!("{key}: {problem}"))?;
             if options.0.insert(row.name, value).is_some() {
                 return Err(format!("{key} is there twice"));
+            }
+        }
+        Ok(options)
+    }
+
+    /// What words say: `nonblock`, `backlog=5`.
+    ///
+    /// # Errors
+    ///
+    /// Which word is unknown or wrong. `suggest` gets an unknown one, and all that there are.
+    pub fn of_words(
+        words: &[(&str, Option<&str>)],
+        suggest: impl FnOnce(&str, &[(&str, &'static str)]) -> String,
+    ) -> Result<Self, String> {
+        let mut options = Self::default();
+        for &(word, value) in words {
+            let (name, value) = if word == BLOCKING {
+                if value.is_some() {
+                    return Err(format!("{word} takes no value"));
+                }
+                ("nonblock", Value::Flag(false))
+            } else {
+                let Some(row) = find(word) else {
+                    let known = ROWS.iter().map(|row| row.name).chain([BLOCKING]);
+                    return Err(suggest(word, &known.map(|name| (name, name)).collect::<Vec<_>>()));
+                };
+                let value = match (row.value, value) {
+                    (Kind::Flag, None) => Ok(Value::Flag(true)),
+                    (kind, None) => Err(format!("it takes a value, {word}={}", value_name(kind))),
+                    (kind, Some(value)) => Value::read(kind, value),
+                };
+                (row.name, value.map_err(|problem| format!("{word}: {problem}"))?)
+            };
+            match options.0.insert(name, value) {
+                Some(Value::Flag(before)) if options.get(name) != Some(&Value::Flag(before)) => {
+                    return Err(format!("{name} is both on and off"));
+                }
+                Some(_) => return Err(format!("{name} is there twice")),
+                None => {}
             }
         }
         Ok(options)
@@ -217,6 +259,13 @@ impl EndpointOptions {
             Some(Value::Owner(owner)) => Some(*owner),
             _ => None,
         }
+    }
+
+    /// The same, with `O_NONBLOCK` set or cleared; `None` when the opposite is said.
+    pub fn with_nonblock(&self, on: bool) -> Option<Self> {
+        let mut all = self.clone();
+        let said = all.0.entry("nonblock").or_insert(Value::Flag(on)).clone();
+        (said == Value::Flag(on)).then_some(all)
     }
 
     /// The same, with others on the same address.
@@ -289,8 +338,8 @@ pub fn arguments() -> Vec<Arg> {
         });
         if row.name == "nonblock" {
             arguments.push(
-                Arg::new("blocking")
-                    .long("blocking")
+                Arg::new(BLOCKING)
+                    .long(BLOCKING)
                     .action(ArgAction::SetTrue)
                     .conflicts_with("nonblock")
                     .help("Clear it, even when a running program has the socket"),

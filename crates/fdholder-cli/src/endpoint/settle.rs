@@ -396,8 +396,11 @@ fn open_beside(
             // What nobody has asked for is as it was: it may have been set by hand.
             let options = &stat(path).map_or_else(|_| options.clone(), |it| options.as_file(&it));
             let aside = aside(path);
-            rename(path, &aside)
-                .map_err(|errno| OpenError::of_file("put the socket's file aside", errno))?;
+            rename(path, &aside).map_err(|errno| match errno {
+                // Another process that does the same was faster.
+                Errno::NOENT => OpenError::InUse("its file was put aside just now".to_owned()),
+                _ => OpenError::of_file("put the socket's file aside", errno),
+            })?;
             if leads(&aside, held) != Leads::Here {
                 // Another one was put there just now.
                 let _ = rename(&aside, path);

@@ -1,5 +1,7 @@
-//! Which descriptors to pass on: `--fd` and `--fd-prefix`.
+//! Which descriptors to pass on: `--fd`, `--fd-prefix` and `--bind`.
 
+use crate::binding::BindSpec;
+use crate::failure::{exit, Failure};
 use crate::options::number;
 use crate::passing::is_fd_name;
 use crate::program::Invocation;
@@ -39,10 +41,35 @@ pub fn wanted(text: &OsStr) -> Result<Wanted, String> {
 pub enum Choice {
     One(Wanted),
     Prefix(OsString),
+    /// Bound by `--bind`. What another choice passes on is not passed on twice.
+    Bound(Identifier),
 }
 
-/// What was asked for, in the order it was.
-pub fn choices(invocation: &Invocation) -> Vec<Choice> {
+/// What `--bind` asks for, with the `--nonblock` or `--blocking` that is for all.
+///
+/// # Errors
+///
+/// Two of them that contradict each other, or one that contradicts the option for all.
+pub fn bind_specs(invocation: &Invocation) -> Result<Vec<BindSpec>, Failure> {
+    let usage = |problem| Failure::new(exit::USAGE, problem);
+    let flag = |id: &str| invocation.matches.get_flag(id);
+    let mut specs: Vec<BindSpec> = Vec::new();
+    for spec in invocation.matches.get_many::<BindSpec>("bind").into_iter().flatten().cloned() {
+        if let Some(problem) = specs.iter().find_map(|before| spec.contradicts(before)) {
+            return Err(usage(problem));
+        }
+        let for_all = flag("nonblock") || flag("blocking");
+        specs.push(if for_all {
+            spec.with_nonblock(flag("nonblock")).map_err(usage)?
+        } else {
+            spec
+        });
+    }
+    Ok(specs)
+}
+
+/// What was asked for, in the order it was; `specs` is what each `--bind` says.
+pub fn choices(invocation: &Invocation, specs: &[BindSpec]) -> Vec<Choice> {
     let matches = &invocation.matches;
     let places = |id: &str| matches.indices_of(id).into_iter().flatten();
     let ones = matches.get_many::<Wanted>("fd").into_iter().flatten().cloned().map(Choice::One);
@@ -50,6 +77,9 @@ pub fn choices(invocation: &Invocation) -> Vec<Choice> {
     let mut choices: Vec<_> = places("fd")
         .zip(ones)
         .chain(places("fd-prefix").zip(prefixes.map(Choice::Prefix)))
+        .chain(places("bind").zip(specs).flat_map(|(place, spec)| {
+            spec.ids().cloned().map(move |id| (place, Choice::Bound(id)))
+        }))
         .collect();
     choices.sort_by_key(|(place, _)| *place);
     choices.into_iter().map(|(_, choice)| choice).collect()

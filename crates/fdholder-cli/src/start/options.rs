@@ -1,6 +1,7 @@
 //! The options that `exec` and `run` share.
 
 use super::choice::wanted;
+use crate::binding::BindSpec;
 use crate::endpoint::Mode;
 use crate::options::{milliseconds_option, number, path_operand, timeout_option};
 use crate::passing::EnvStyle;
@@ -9,6 +10,18 @@ use clap::builder::{EnumValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+/// How `--bind` is written, for the help of `exec` and `run`.
+pub const BIND_HELP: &str =
+    "--bind takes the addresses and the long options of bind, separated by \
+    commas; an option is written without dashes. It opens the socket and stores it, unless it is \
+    held already. A held socket that differs is changed, or refused unless 'replace' is given, \
+    as bind does. It is passed on once; --fd ID=N still chooses its number. Of \
+    several addresses the first is ID/1, the second ID/2, and so on. A comma in a path is written \
+    \\, and a backslash \\\\. ID may contain =: it ends where an address follows.\n  \
+    --bind web=tcp:0.0.0.0:80,backlog=1024,nonblock\n  \
+    --bind web=tcp:0.0.0.0:80,tcp:[::]:80,ipv6only\n  \
+    --bind db=unix:/run/db.sock,mode=0660,owner=db:web";
 
 /// Adds the options that say what PROG gets, and the operands PATH and PROG.
 pub fn define(command: Command) -> Command {
@@ -24,6 +37,14 @@ pub fn define(command: Command) -> Command {
             many(text("fd-prefix", "PREFIX")).value_parser(clap::value_parser!(OsString)).help(
                 "Pass on all whose identifiers begin so, in their order (web/2 before web/10)",
             ),
+        )
+        .arg(
+            many(text("bind", "ID=ADDRESS[,OPTION]..."))
+                .value_parser(OsStringValueParser::new().try_map(|text| BindSpec::read(&text)))
+                .help(
+                    "Open ADDRESS and store it under ID, unless it is held already, as bind does; \
+                     then pass it on: see below",
+                ),
         )
         .arg(text("notify", "NAME").value_parser(clap::value_parser!(OsString)).help(
             "Set NOTIFY_SOCKET: what PROG stores by FDSTORE=1 is held under NAME/…, and passed \

@@ -1,6 +1,7 @@
 //! Where descriptors come from, and how to wait for them, and for the holder.
 
 use super::choice::{Choice, Wanted};
+use crate::binding::{bring_about, BindSpec, Holder};
 use crate::connect;
 use crate::failure::{exit, Failure};
 use crate::group::{group_of, in_words, may_have_clients, number_in};
@@ -65,9 +66,36 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Opens and stores what `--bind` asks for and is not held yet.
+    pub fn bind(&mut self, specs: &[BindSpec]) -> Result<(), Failure> {
+        // Only a holder that is known to be a fdholder stores a new group in one step.
+        self.negotiates |= specs.iter().any(BindSpec::is_group);
+        for spec in specs {
+            while let Err(failure) = self.bind_once(spec) {
+                let may = failure.cause().is_some_and(|cause| self.may_answer_later(cause));
+                if self.wait.passed() || !may {
+                    return Err(failure);
+                }
+                self.pause(PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_once(&mut self, spec: &BindSpec) -> Result<(), Failure> {
+        let (invocation, path) = (self.invocation, self.path.clone());
+        // That a connection can be made again is no answer.
+        let since = self.hangs_up_since;
+        let (client, deadline) = self.connected()?;
+        let bound = bring_about(spec, Holder { client, path: &path, deadline }, &invocation.called);
+        self.hangs_up_since = if bound.is_ok() { None } else { since };
+        bound
+    }
+
     /// What was chosen, in order.
     pub fn get(&mut self, choices: Vec<Choice>) -> Result<Vec<Passed<OwnedFd>>, Failure> {
         let mut passed = Vec::new();
+        let mut bound = Vec::new();
         for choice in choices {
             match choice {
                 Choice::One(Wanted { id, name, number }) => {
@@ -82,14 +110,41 @@ impl<'a> Source<'a> {
                         passed.push(Passed { fd, id, name, number: None });
                     }
                 }
+                Choice::Bound(id) => {
+                    let Some(fd) = self.one(&id)? else {
+                        let problem = format!("{id} was deleted as soon as it was bound");
+                        return Err(Failure::new(exit::DENIED, problem));
+                    };
+                    bound.push(passed.len());
+                    let name = stand_in(id.as_bytes());
+                    passed.push(Passed { fd, id, name, number: None });
+                }
+            }
+        }
+        // From the last on, so that the places before stay what they are.
+        for place in bound.into_iter().rev() {
+            if passed.iter().filter(|one| one.id == passed[place].id).count() > 1 {
+                passed.remove(place);
             }
         }
         Ok(passed)
     }
 
-    /// That only a part of a group is passed on: clients that come to the rest wait.
-    pub fn parts_of_groups(&mut self, passed: &[Passed<OwnedFd>]) -> Vec<String> {
-        let groups: BTreeSet<_> = passed.iter().filter_map(|one| group_of(&one.id)).collect();
+    /// That only a part of a group is passed on: clients that come to the rest wait. Of a group
+    /// that was bound this was said then.
+    pub fn parts_of_groups(
+        &mut self,
+        passed: &[Passed<OwnedFd>],
+        bound: &[BindSpec],
+    ) -> Vec<String> {
+        let is_bound = |group: &&[u8]| {
+            bound.iter().any(|spec| spec.is_group() && spec.id().as_bytes() == *group)
+        };
+        let groups: BTreeSet<_> = passed
+            .iter()
+            .filter_map(|one| group_of(&one.id))
+            .filter(|group| !is_bound(group))
+            .collect();
         if groups.is_empty() {
             return Vec::new();
         }

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bind;
+mod bind_and_pass;
 mod blame;
 mod config;
 mod confined;

@@ -1,8 +1,9 @@
 //! New members of a group: who waits for the group gets all of them.
 
-use super::{not_settled, Binding, ATTEMPTS};
+use super::{Binding, ATTEMPTS};
 use crate::endpoint::{leads, limits, Endpoint, Leads, NotSettled, OpenError};
 use crate::failure::Failure;
+use crate::group::in_words;
 use fdholder::{Cause, Entry, Errno, Identifier, Limit};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -53,7 +54,7 @@ impl Binding<'_> {
                         break;
                     }
                     Err(error) => {
-                        return Err(not_settled(id, endpoint, None, &NotSettled::Open(error)))
+                        return Err(self.not_settled(id, endpoint, None, &NotSettled::Open(error)))
                     }
                 }
             }
@@ -71,7 +72,7 @@ impl Binding<'_> {
         match in_use {
             Some((id, endpoint, problem)) => {
                 let problem = NotSettled::Open(OpenError::InUse(problem));
-                Err(not_settled(id, endpoint, None, &problem))
+                Err(self.not_settled(id, endpoint, None, &problem))
             }
             // Others change them all the time.
             None => members.iter().try_for_each(|(id, endpoint)| self.bring_about(id, endpoint)),
@@ -109,7 +110,11 @@ impl Binding<'_> {
                 Cause::Denied(Errno::EXIST) => Ok(false),
                 // Who may not give a set, or not to such a holder, stores them one after another.
                 Cause::Denied(Errno::PERM | Errno::OPNOTSUPP) => self.give_in_turn(opened),
-                _ => Err(Failure::asking_why(error, self.holder, self.deadline)),
+                _ => {
+                    let ids: Vec<_> = opened.iter().map(|(id, ..)| Identifier::clone(id)).collect();
+                    let failure = Failure::asking_why(error, self.holder, self.deadline);
+                    Err(failure.with(format_args!("for {}", in_words(&ids))))
+                }
             },
         }
     }

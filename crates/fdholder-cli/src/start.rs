@@ -71,7 +71,7 @@ fn prepare(
     raise_open_files();
     let choices = choices(invocation);
     let notify: Option<OsString> = invocation.optional("notify");
-    let mut told = others_variables(&kept, style);
+    let mut told = others_variables(&kept);
     if !choices.is_empty() || notify.is_some() {
         let holder = holder_path(invocation, generation)?;
         let mut source = Source::of(invocation, holder.clone(), notify.is_some());
@@ -216,13 +216,11 @@ fn warn(invocation: &Invocation, problem: impl std::fmt::Display) {
 
 /// What the environment says of descriptors that were for somebody else, and is not said anew:
 /// unset first.
-fn others_variables(kept: &Kept, style: EnvStyle) -> Vec<Variable> {
-    let is_for_others = |name: &String| {
-        let is_stale = is_of_servers(name) && !kept.is_named_by(name);
-        is_for_others(name) || style.replaces(name) || is_stale
-    };
+fn others_variables(kept: &Kept) -> Vec<Variable> {
+    let is_stale = |name: &String| is_of_servers(name) && !kept.is_named_by(name);
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    names.filter(is_for_others).map(|name| (name, None)).collect()
+    let names = names.filter(|name| is_for_others(name) || is_stale(name));
+    names.map(|name| (name, None)).collect()
 }
 
 /// All values of an option or operand.

@@ -78,7 +78,7 @@ fn servers_are_told_of_a_held_listener_and_of_nothing_else() {
         ("php-fpm", vec![format!("FPM_SOCKETS={address}=3")]),
     ] {
         // What others were told, open or not, is not mixed with it.
-        let before = "export ANGIE=9; NGINX=9; PUMA_INHERIT_1=39:tcp://x FPM_SOCKETS_1=x=39 \
+        let before = "export ANGIE=9 NGINX=9 PUMA_INHERIT_1=39:tcp://x FPM_SOCKETS_1=x=39 \
                       UNICORN_FD=39 SERVER_STARTER_PORT=1=39";
         let script = format!("{before}; \"$F\" exec --env-style {style} --fd web \"$H\" -- env");
         assert_eq!(told(&bash(&script, &daemon, folder.path())), expected, "{style}");

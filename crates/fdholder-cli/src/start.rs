@@ -9,11 +9,14 @@ pub use self::source::Source;
 use crate::endpoint::set_nonblocking;
 use crate::failure::{exit, Failure};
 use crate::passing::activation;
-use crate::passing::becoming::become_program;
+use crate::passing::becoming::{become_program, check_program, words};
 use crate::passing::front_door::{self, FrontDoor};
 use crate::passing::inherited::take;
 use crate::passing::kept::{check_given, Kept};
-use crate::passing::{assign, is_for_others, leave, variables, Passed, Pids, FIRST};
+use crate::passing::placeholders::{fill_in, known};
+use crate::passing::{
+    assign, is_for_others, is_of_servers, leave, variables, EnvStyle, Passed, Pids, FIRST,
+};
 use crate::program::Invocation;
 use fdholder::environ::Variable;
 use fdholder::Identifier;
@@ -23,6 +26,8 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+const STDERR: u32 = 2;
 
 /// What `run` adds for one generation of PROG.
 #[derive(Debug, Default)]
@@ -40,7 +45,7 @@ pub struct Generation {
 /// Becomes PROG, with everything that the command line says. Returns why that failed.
 pub fn start(invocation: &Invocation, generation: Option<&Generation>) -> Failure {
     match prepare(invocation, generation) {
-        Ok(variables) => become_program(invocation, variables),
+        Ok((words, variables)) => become_program(&words, variables),
         Err(failure) => failure,
     }
 }
@@ -67,18 +72,22 @@ pub fn descriptors(
     invocation: &Invocation,
     mut source: Source<'_>,
 ) -> Result<Vec<OwnedFd>, Failure> {
-    let passed = source.get(choices(invocation))?;
+    let specs = bind_specs(invocation)?;
+    source.bind(&specs)?;
+    let passed = source.get(choices(invocation, &specs))?;
     Ok(passed.into_iter().map(|one| one.fd).collect())
 }
 
-/// Puts each descriptor where PROG expects it, and returns the variables that PROG gets.
+/// Puts each descriptor where PROG expects it, and returns PROG with its arguments, and the
+/// variables that it gets.
 fn prepare(
     invocation: &Invocation,
     generation: Option<&Generation>,
-) -> Result<Vec<Variable>, Failure> {
+) -> Result<(Vec<OsString>, Vec<Variable>), Failure> {
     let flag = |id: &str| invocation.matches.get_flag(id);
+    let style = invocation.required("env-style")?;
     // Before this process opens any descriptor.
-    let (mut kept, mut passed) = inherited(invocation)?;
+    let (mut kept, mut passed) = inherited(invocation, style)?;
     let mut ready = None;
     if let Some((from, to)) = generation.and_then(|generation| generation.ready) {
         let fd = take(from).map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
@@ -91,7 +100,7 @@ fn prepare(
     let specs = bind_specs(invocation)?;
     let choices = choices(invocation, &specs);
     let notify: Option<OsString> = invocation.optional("notify");
-    let mut told = others_variables();
+    let mut told = others_variables(&kept);
     if !choices.is_empty() || notify.is_some() {
         let holder = holder_path(invocation, generation)?;
         let mut source = Source::of(invocation, holder.clone(), notify.is_some());
@@ -124,7 +133,6 @@ fn prepare(
                        --notify NAME or --inherited";
         return Err(Failure::new(exit::USAGE, problem));
     }
-    let style = invocation.required("env-style")?;
     let mut numbers = assign(&passed, kept.taken(), style)?;
     let kept = kept.settle(&numbers)?;
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
@@ -133,19 +141,28 @@ fn prepare(
     told.extend(variables(&passed, &numbers, style, pids)?);
     told.extend(kept.variables);
     told.extend(generation.into_iter().flat_map(|it| it.variables.iter().cloned()));
+    let words = fill_in(words(invocation), &known(&passed, &numbers));
     if let Some((fd, number)) = ready {
         let id = Identifier::new("ready").map_err(|bad| Failure::new(exit::SYSTEM, bad))?;
-        passed.push(Passed { fd, id, name: String::new(), number: Some(number) });
+        let (name, is_named) = (String::new(), false);
+        passed.push(Passed { fd, id, name, is_named, number: Some(number) });
         numbers.push(number);
+    }
+    if numbers.contains(&STDERR) {
+        // Afterwards nobody could be told.
+        check_program(&words)?;
     }
     leave(passed, &numbers, kept.numbers.as_deref())?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
-    Ok(told)
+    Ok((words, told))
 }
 
 /// What this process was started with and PROG gets, too: descriptors that stay where they are,
 /// and those that systemd has passed to this process.
-fn inherited(invocation: &Invocation) -> Result<(Kept, Vec<Passed<OwnedFd>>), Failure> {
+fn inherited(
+    invocation: &Invocation,
+    style: EnvStyle,
+) -> Result<(Kept, Vec<Passed<OwnedFd>>), Failure> {
     let flag = |id: &str| invocation.matches.get_flag(id);
     let asked: Vec<u32> = many(invocation, "keep");
     if !(flag("inherited") || flag("keep-all")) {
@@ -157,12 +174,12 @@ fn inherited(invocation: &Invocation) -> Result<(Kept, Vec<Passed<OwnedFd>>), Fa
         let problem = format!("{number} is one of those that LISTEN_FDS tells of: it is passed on");
         return Err(Failure::new(exit::USAGE, problem));
     }
-    let kept = Kept::find(&asked, flag("keep-all"), &many(invocation, "prog"), given)?;
+    let kept = Kept::find(&asked, flag("keep-all"), &words(invocation), given, style)?;
     let mut passed = Vec::new();
     for (name, fd) in inherited {
         let id = Identifier::new(name.as_bytes()).or_else(|_| Identifier::new("unknown"));
         let id = id.map_err(|bad| Failure::new(exit::SYSTEM, bad))?;
-        passed.push(Passed { fd, id, name, number: None });
+        passed.push(Passed { fd, id, name, is_named: false, number: None });
     }
     Ok((kept, passed))
 }
@@ -229,9 +246,11 @@ fn warn(invocation: &Invocation, problem: impl std::fmt::Display) {
 
 /// What the environment says of descriptors that were for somebody else, and is not said anew:
 /// unset first.
-fn others_variables() -> Vec<Variable> {
+fn others_variables(kept: &Kept) -> Vec<Variable> {
+    let is_stale = |name: &String| is_of_servers(name) && !kept.is_named_by(name);
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    names.filter(|name| is_for_others(name)).map(|name| (name, None)).collect()
+    let names = names.filter(|name| is_for_others(name) || is_stale(name));
+    names.map(|name| (name, None)).collect()
 }
 
 /// All values of an option or operand.

@@ -25,11 +25,19 @@ fn define(command: Command) -> Command {
              In LISTEN_FDNAMES a descriptor has its identifier as its name; a byte that cannot \
              stand there is written as % and two digits: tcp:80 is tcp%3A80.\n\n\
              {BIND_HELP}\n\n\
+             In PROG's arguments {{ID}}, or {{NAME}} with --fd ID=NAME, stands for the number of \
+             that descriptor. Other braces stay as they are, and so does ${{ID}}, a shell's \
+             variable; {{{{ID}}}} stands for {{ID}}.\n\n\
+             Descriptor 0, 1 or 2 (--fd web=0) replaces standard input, output or error; no \
+             variable lists it. The styles server-starter, puma and php-fpm name descriptors by \
+             address: PROG's configuration must have the same one. php-fpm deletes the file of a \
+             Unix socket when it exits: use TCP.\n\n\
              Examples:\n  \
              fdholder exec --bind web=tcp:0.0.0.0:80 /run/holder -- gunicorn app\n  \
              fdholder exec --fd web /run/holder -- gunicorn app\n  \
              fdholder exec --fd web --env-style nginx /run/holder -- nginx\n  \
-             fdholder exec --fd web=10 /run/holder -- my-server --listen-fd 10\n  \
+             fdholder exec --fd web /run/holder -- my-server --listen-fd {{web}}\n  \
+             fdholder exec --fd web=0 /run/holder -- inetd-style-server\n  \
              fdholder exec --fd web /run/holder -- su www -c 'fdholder exec --inherited …'\n  \
              fdholder exec --notify db /run/holder -- made-for-systemd\n\n\
              {EXIT_CODES_EXEC}"

@@ -4,7 +4,7 @@
 use crate::connect::connect_negotiated;
 use crate::failure::Failure;
 use crate::options::{path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
-use crate::passing::becoming::become_program;
+use crate::passing::becoming::{become_program, words};
 use crate::program::{Invocation, Program};
 use clap::Command;
 use fdholder::{environ, Entry};
@@ -61,5 +61,5 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         let fd = fd.as_raw_fd().unsigned_abs(); // A descriptor is never negative.
         numbers.push(Entry { id: id.clone(), limit: *limit, fd });
     }
-    Err(become_program(invocation, environ::variables(&numbers)))
+    Err(become_program(&words(invocation), environ::variables(&numbers)))
 }

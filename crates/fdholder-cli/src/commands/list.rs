@@ -32,9 +32,9 @@ fn define(command: Command) -> Command {
             "Name what is held, an identifier a line, other than printable ASCII as \\n or \\0xHH",
         )
         .after_help(format!(
-            "--long shows what a descriptor is to who may retrieve it, or take a dump. QUEUE is \
-             how many clients wait to be accepted, of how many at most, or how many bytes to be \
-             read. s6's daemon does not tell owners and ages.\n\n{EXIT_CODES}"
+            "--long shows what a descriptor is to who may retrieve it, or take a dump. QUEUE \
+             shows how many clients wait to be accepted, of how many at most, and for how long \
+             nobody has accepted one; or how many bytes wait to be read. s6's daemon does not tell owners and ages.\n\n{EXIT_CODES}"
         ))
         .arg(
             flag("long")

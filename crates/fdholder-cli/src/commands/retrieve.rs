@@ -4,7 +4,7 @@ use crate::connect::connect;
 use crate::connect::identifier;
 use crate::failure::Failure;
 use crate::options::{id_operand, path_operand, prog_operands, timeout_option, EXIT_CODES_EXEC};
-use crate::passing::becoming::{become_program, check_program};
+use crate::passing::becoming::{become_program, check_program, words};
 use crate::program::{Invocation, Program};
 use clap::{Arg, ArgAction, Command};
 use fdholder::Limit;
@@ -38,14 +38,14 @@ fn define(command: Command) -> Command {
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let delete = invocation.matches.get_flag("delete");
     if delete {
-        check_program(invocation)?;
+        check_program(&words(invocation))?;
     }
     let (mut holder, deadline) = connect(invocation)?;
     let id = identifier(invocation, "retrieve fd")?;
     let fd = holder.retrieve_maybe_delete(&id, delete, deadline);
     let fd = fd.map_err(|error| Failure::asking_why(error, &mut holder, deadline))?;
     rustix::stdio::dup2_stdin(&fd).map_err(|errno| Failure::system("move fd", errno))?;
-    let failure = become_program(invocation, []);
+    let failure = become_program(&words(invocation), []);
     if !delete {
         return Err(failure);
     }

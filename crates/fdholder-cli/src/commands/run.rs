@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::options::{milliseconds, number, Milliseconds, EXIT_CODES_EXEC};
 use crate::program::{Invocation, Program};
 use crate::start;
+use crate::start::options::BIND_HELP;
 use crate::supervisor::child;
 use crate::supervisor::machine::{Exit, Policy};
 use crate::supervisor::signals::read_signal;
@@ -41,6 +42,7 @@ fn define(command: Command) -> Command {
              SIGTERM, SIGINT and SIGQUIT stop PROG and run. SIGUSR1, SIGUSR2, SIGWINCH, SIGTTIN \
              and SIGTTOU are passed on to PROG. When PROG ends by itself, run ends with its exit \
              code (128 + N after signal N), unless --respawn.\n\n\
+             {BIND_HELP}\n\n\
              READY=1, RELOADING=1 and the like go to the NOTIFY_SOCKET that run was started with \
              (Type=notify, Type=notify-reload).\n\n\
              Examples:\n  \

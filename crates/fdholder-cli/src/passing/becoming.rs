@@ -12,14 +12,19 @@ use std::ffi::{CString, NulError, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Becomes the program on the command line, with these variables set or unset. Everything else that
-/// execve(2) keeps is as this process found it, which `std::process::Command` would not leave so.
+/// PROG and its arguments, as the command line has them.
+pub fn words(invocation: &Invocation) -> Vec<OsString> {
+    invocation.matches.get_many("prog").into_iter().flatten().cloned().collect()
+}
+
+/// Becomes this program, with these variables set or unset. Everything else that execve(2) keeps is as
+/// this process found it, which `std::process::Command` would not leave so.
 pub fn become_program(
-    invocation: &Invocation,
+    words: &[OsString],
     variables: impl IntoIterator<Item = Variable>,
 ) -> Failure {
-    let words = invocation.matches.get_many::<OsString>("prog").into_iter().flatten();
-    let words = words.map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>();
+    let words =
+        words.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>();
     let (Ok(words), Ok(environment)) = (words, merged(variables)) else {
         return Failure::new(exit::USAGE, "an argument or a variable has a NUL inside");
     };
@@ -35,9 +40,9 @@ pub fn become_program(
 
 /// Fails as [`become_program`] would where the program is not there, or is none that this user may
 /// execute: for a command that changes something before it becomes that.
-pub fn check_program(invocation: &Invocation) -> Result<(), Failure> {
-    let name: OsString = invocation.optional("prog").unwrap_or_default();
-    find(&name).map_err(|errno| failed(&name, errno))
+pub fn check_program(words: &[OsString]) -> Result<(), Failure> {
+    let name = words.first().map(OsString::as_os_str).unwrap_or_default();
+    find(name).map_err(|errno| failed(name, errno))
 }
 
 /// Looks where execvp(3) does.

@@ -151,7 +151,7 @@ impl FrontDoor {
                 Err(error) => return Err(error.into()),
             };
             let name = fd_name(&self.service, &id).unwrap_or_default();
-            passed.push(Passed { fd, name: own_name(name), id, number: None });
+            passed.push(Passed { fd, name: own_name(name), id, is_named: false, number: None });
         }
         Ok(passed)
     }

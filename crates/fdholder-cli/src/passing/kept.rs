@@ -2,7 +2,7 @@
 //! told to keep, and what arguments or the environment name.
 
 use super::mentions::{in_arguments, in_paths, in_variable, path_of, renumbered, Mention};
-use super::{inherited, is_for_others, FIRST};
+use super::{inherited, is_for_others, EnvStyle, FIRST};
 use crate::failure::{exit, Failure};
 use fdholder::environ::Variable;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,8 @@ pub struct Settled {
 }
 
 impl Kept {
-    /// Looks what is open and named. `given` are those that are passed on as they are.
+    /// Looks what is open and named, other than by what PROG is told in its style. `given` are those
+    /// that are passed on as they are.
     ///
     /// # Errors
     ///
@@ -44,6 +45,7 @@ impl Kept {
         all: bool,
         arguments: &[OsString],
         given: std::ops::Range<u32>,
+        style: EnvStyle,
     ) -> Result<Self, Failure> {
         let mut kept = Self { all, ..Self::default() };
         for &number in asked {
@@ -65,7 +67,8 @@ impl Kept {
         }
         kept.perhaps.extend(in_arguments(arguments).into_iter().filter(|number| is_open(*number)));
         for (name, value) in std::env::vars_os() {
-            let Some(name) = name.to_str().filter(|name| !is_for_others(name)) else { continue };
+            let is_kept = |name: &&str| !is_for_others(name) && !style.replaces(name);
+            let Some(name) = name.to_str().filter(is_kept) else { continue };
             for mention in open(in_paths(value.as_bytes(), pid)) {
                 let why = format!("{name} names {}", path_of(value.as_bytes(), &mention));
                 kept.taken.entry(mention.number).or_insert(why);
@@ -104,6 +107,11 @@ impl Kept {
     /// Numbers that nothing else may get, and why.
     pub fn taken(&self) -> &BTreeMap<u32, String> {
         &self.taken
+    }
+
+    /// Whether this variable names something that is open.
+    pub fn is_named_by(&self, variable: &str) -> bool {
+        self.named.iter().any(|(name, _, _)| name == variable)
     }
 
     fn mentions(&self) -> impl Iterator<Item = &Mention> {

@@ -31,7 +31,10 @@ pub fn define(command: Command) -> Command {
         .arg(
             many(text("fd", "ID[=N|=NAME]"))
                 .value_parser(OsStringValueParser::new().try_map(|text| wanted(&text)))
-                .help("Pass on what is held under ID; as number N, or under another NAME"),
+                .help(
+                    "Pass on what is held under ID; as number N (0: standard input), or under \
+                     another NAME",
+                ),
         )
         .arg(
             many(text("fd-prefix", "PREFIX")).value_parser(clap::value_parser!(OsString)).help(
@@ -105,7 +108,7 @@ pub fn define(command: Command) -> Command {
                 .required(true)
                 .last(true)
                 .value_parser(clap::value_parser!(OsString))
-                .help("Program to become, and its arguments"),
+                .help("Program to become, and its arguments, in which {ID} stands for a number"),
         )
 }
 

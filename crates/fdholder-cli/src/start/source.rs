@@ -100,14 +100,15 @@ impl<'a> Source<'a> {
             match choice {
                 Choice::One(Wanted { id, name, number }) => {
                     let Some(fd) = self.one(&id)? else { continue };
+                    let is_named = name.is_some();
                     let name = name.unwrap_or_else(|| stand_in(id.as_bytes()));
-                    passed.push(Passed { fd, id, name, number });
+                    passed.push(Passed { fd, id, name, is_named, number });
                 }
                 Choice::Prefix(prefix) => {
                     for id in self.ids(prefix.as_bytes())? {
                         let Some(fd) = self.one(&id)? else { continue };
                         let name = stand_in(id.as_bytes());
-                        passed.push(Passed { fd, id, name, number: None });
+                        passed.push(Passed { fd, id, name, is_named: false, number: None });
                     }
                 }
                 Choice::Bound(id) => {
@@ -117,7 +118,7 @@ impl<'a> Source<'a> {
                     };
                     bound.push(passed.len());
                     let name = stand_in(id.as_bytes());
-                    passed.push(Passed { fd, id, name, number: None });
+                    passed.push(Passed { fd, id, name, is_named: false, number: None });
                 }
             }
         }

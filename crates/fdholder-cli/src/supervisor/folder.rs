@@ -33,7 +33,7 @@ impl Folder {
             Failure::system(format!("make a folder for sockets in {}", base.display()), error)
         };
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&base).map_err(failed)?;
-        let lock = lock(folder.path()).map_err(failed)?;
+        let lock = lock(folder.path(), OFlags::CREATE).map_err(failed)?;
         if geteuid().is_root() {
             // PROG may be another user by the time it sends something.
             fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).map_err(failed)?;
@@ -56,9 +56,10 @@ fn base() -> PathBuf {
     own.filter(is_own).or_else(run).unwrap_or_else(std::env::temp_dir)
 }
 
-fn lock(folder: &Path) -> std::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = retried(|| open(folder, flags, Mode::empty()))?;
+/// Locks a file in the folder: the folder itself is locked for a moment by whoever binds a socket.
+fn lock(folder: &Path, flags: OFlags) -> std::io::Result<OwnedFd> {
+    let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = retried(|| open(folder.join("lock"), flags, Mode::RUSR | Mode::WUSR))?;
     flock(&opened, FlockOperation::NonBlockingLockExclusive)?;
     Ok(opened)
 }
@@ -69,9 +70,8 @@ fn remove_abandoned(base: &Path) {
     for entry in entries.flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
             && entry.metadata().is_ok_and(|it| it.is_dir() && it.uid() == geteuid().as_raw());
-        // One that is being made is empty, and not locked yet.
-        let has_files = || fs::read_dir(entry.path()).is_ok_and(|mut files| files.next().is_some());
-        if is_ours && has_files() && lock(&entry.path()).is_ok() {
+        // One that is being made has no lock yet.
+        if is_ours && lock(&entry.path(), OFlags::empty()).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

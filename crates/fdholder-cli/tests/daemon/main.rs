@@ -28,6 +28,7 @@ mod reload;
 mod rights;
 mod signals;
 mod stopped;
+mod styles;
 #[path = "../support/mod.rs"]
 mod support;
 mod texts;

@@ -62,15 +62,23 @@ fn queue_of_a_held_listener_is_told_by_status_metrics_and_list() {
             serde_json::from_str(&run(&daemon, &["list", "--long", "--json"])).unwrap();
         assert_eq!((&list[0]["queue"], &list[1]["queue"]), (&3.into(), &2.into()));
         assert!(list[1]["waiting_seconds"].is_u64(), "{list}");
+        assert!(list[1]["unattended"].is_boolean(), "{list}");
         assert!(run(&daemon, &["status"]).contains("LISTENER"));
         // They are told for how long, from the first look on.
         eventually("it is said for how long", || {
             queue(&daemon, "tcp").1 > 0 && queue(&daemon, "unix").1 > 0
         });
-        assert!(run(&daemon, &["list", "--long"]).contains(" for "));
+        let marks = || run(&daemon, &["list", "--long"]).matches(", nobody accepts for ").count();
+        let marked = || {
+            let list = run(&daemon, &["list", "--long", "--json"]);
+            let list: Value = serde_json::from_str(&list).unwrap();
+            [0, 1].map(|at| list[at]["unattended"].clone())
+        };
+        assert_eq!((marks(), marked()), (2, [true, true].map(Value::from)));
         assert!(run(&daemon, &["status"]).contains("for "));
         drop((tcp.accept().unwrap(), unix.accept().unwrap()));
         assert_eq!((queue(&daemon, "tcp"), queue(&daemon, "unix")), ((2, 0), (1, 0)));
+        assert_eq!((marks(), marked()), (0, [false, false].map(Value::from)));
         // What is deleted is not kept open to be looked at.
         let address = tcp.local_addr().unwrap();
         drop((tcp, clients));

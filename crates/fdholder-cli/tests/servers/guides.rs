@@ -1,7 +1,7 @@
 //! What the guides and the README tell to run works as pasted, and while it runs nobody is
 //! refused.
 
-use crate::load::Load;
+use crate::load::{ask, Load};
 use crate::support::{eventually, Suite};
 use crate::{example, folders};
 use rustix::process::{kill_process_group, Pid, Signal};
@@ -88,7 +88,7 @@ impl Script {
             eventually("somebody listens", || {
                 self.ended().is_some() || TcpStream::connect(address).is_ok()
             });
-            loads.push(Load::on(address));
+            loads.push(Load::on(address, ask));
         }
         eventually("the script ends", || self.ended().is_some());
         let status = self.ended().unwrap();

@@ -16,17 +16,22 @@ pub struct Load {
     clients: Vec<JoinHandle<()>>,
 }
 
+/// One connection, one request, the whole answer.
+pub type Ask = fn(SocketAddr) -> std::io::Result<()>;
+
 struct Shared {
     address: SocketAddr,
+    ask: Ask,
     stop: AtomicBool,
     answered: AtomicUsize,
     failed: Mutex<Vec<String>>,
 }
 
 impl Load {
-    pub fn on(address: SocketAddr) -> Self {
+    pub fn on(address: SocketAddr, ask: Ask) -> Self {
         let shared = Arc::new(Shared {
             address,
+            ask,
             stop: AtomicBool::new(false),
             answered: AtomicUsize::new(0),
             failed: Mutex::default(),
@@ -66,7 +71,7 @@ impl Load {
 impl Shared {
     fn ask_and_ask(&self) {
         while !self.stop.load(Ordering::Relaxed) {
-            match ask(self.address) {
+            match (self.ask)(self.address) {
                 Ok(()) => drop(self.answered.fetch_add(1, Ordering::Relaxed)),
                 Err(error) => self.failed.lock().unwrap().push(error.to_string()),
             }
@@ -74,7 +79,7 @@ impl Shared {
     }
 }
 
-/// One connection, one request, the whole answer.
+/// By HTTP.
 pub fn ask(address: SocketAddr) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;

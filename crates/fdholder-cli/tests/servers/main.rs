@@ -3,6 +3,7 @@
 //! ignored, unless `FDHOLDER_REQUIRE_PEERS` is set.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod fastcgi;
 mod guides;
 mod load;
 mod restarts;
@@ -25,6 +26,9 @@ fn main() {
         trial("gunicorn_asgi", &["gunicorn"], gunicorn_asgi),
         trial("uvicorn", &["uvicorn"], uvicorn),
         trial("uvicorn_by_its_variable", &["uvicorn"], uvicorn_by_its_variable),
+        trial("unicorn", &["unicorn"], unicorn),
+        trial("puma", &["puma"], puma),
+        trial("php_fpm", &["php-fpm"], php_fpm),
         trial("node", &["node"], node),
         trial("rust_listenfd", &["listenfd"], rust_listenfd),
         trial("go", &["go"], go),
@@ -74,7 +78,19 @@ fn folders() -> Vec<PathBuf> {
 }
 
 fn program(name: &str) -> Option<PathBuf> {
-    folders().into_iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+    let is_it = |path: &PathBuf| path.is_file();
+    let found = folders().into_iter().map(|folder| folder.join(name)).find(is_it);
+    found.or_else(|| with_version(name))
+}
+
+/// A program whose name ends in its version: Debian has php-fpm8.2.
+fn with_version(name: &str) -> Option<PathBuf> {
+    let files = folders().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+    let is_it = |path: &PathBuf| {
+        let version = path.file_name().and_then(|it| it.to_str()?.strip_prefix(name));
+        version.is_some_and(|it| it.parse::<f32>().is_ok()) && path.is_file()
+    };
+    files.flatten().map(|file| file.path()).find(is_it)
 }
 
 fn found(name: &str) -> String {
@@ -145,6 +161,52 @@ fn uvicorn() {
 fn uvicorn_by_its_variable() {
     let server = [&found("uvicorn"), "--app-dir", &example("python"), "app:asgi"];
     Site::new(&[]).starts_again(&["web", "--env-style", "uvicorn-fd"], &server, Signal::TERM);
+}
+
+/// An application of Ruby's Rack, as unicorn and Puma serve it.
+fn rack(site: &Site) {
+    let app = "run ->(_) { [200, { 'content-type' => 'text/plain' }, [\"hello\\n\"]] }\n";
+    fs::write(site.folder().join("config.ru"), app).unwrap();
+}
+
+fn log(site: &Site) -> String {
+    fs::read_to_string(site.folder().join("server.log")).unwrap()
+}
+
+fn unicorn() {
+    let site = Site::new(&[]);
+    rack(&site);
+    let server = [&found("unicorn"), "--no-default-middleware", "config.ru"];
+    site.restarts(&["web", "--env-style", "unicorn"], &server, Signal::QUIT);
+    let says = format!("addr={} fd=3", site.address);
+    assert!(log(&site).contains(&says), "{says} in {}", log(&site));
+}
+
+fn puma() {
+    let site = Site::new(&[]);
+    rack(&site);
+    let bind = format!("tcp://{}", site.address);
+    let server = [&found("puma"), "--bind", &bind, "config.ru"];
+    site.restarts(&["web", "--env-style", "puma"], &server, Signal::TERM);
+    let says = format!("Inherited {bind}");
+    assert!(log(&site).contains(&says), "{says} in {}", log(&site));
+}
+
+fn php_fpm() {
+    let mut site = Site::new(&[]);
+    site.ask = fastcgi::ping;
+    let user = if rustix::process::geteuid().is_root() { "user = nobody\n" } else { "" };
+    let pool = format!(
+        "[global]\nerror_log = /proc/self/fd/2\nprocess_control_timeout = 10s\n[web]\n{user}\
+         listen = {}\npm = static\npm.max_children = 2\nping.path = /ping\n\
+         ping.response = hello\n",
+        site.address
+    );
+    fs::write(site.folder().join("fpm.conf"), pool).unwrap();
+    let server = [&found("php-fpm"), "--nodaemonize", "--fpm-config", "fpm.conf"];
+    site.restarts(&["web", "--env-style", "php-fpm"], &server, Signal::QUIT);
+    let says = format!("using inherited socket fd=3, \"{}\"", site.address);
+    assert!(log(&site).contains(&says), "{says} in {}", log(&site));
 }
 
 fn node() {

@@ -1,6 +1,6 @@
 //! A server on a socket that is held, and its restarts under load.
 
-use crate::load::Load;
+use crate::load::{ask, Ask, Load};
 use crate::support::family::signal;
 use crate::support::{assert_exit, deadline, eventually, id, suite, Family, Installed};
 use rustix::process::{kill_process_group, Pid, Signal};
@@ -20,6 +20,8 @@ pub struct Site {
     family: Family,
     installed: Installed,
     pub address: SocketAddr,
+    /// How clients ask.
+    pub ask: Ask,
 }
 
 impl Site {
@@ -34,7 +36,7 @@ impl Site {
         let listener: TcpListener =
             family.client().retrieve(&id("web"), deadline()).unwrap().into();
         let address = listener.local_addr().unwrap();
-        Self { family, installed, address }
+        Self { family, installed, address, ask }
     }
 
     pub fn folder(&self) -> &Path {
@@ -52,7 +54,7 @@ impl Site {
     /// holder in the middle of it. Nobody is refused, or left without an answer.
     pub fn restarts<S: AsRef<OsStr>>(&self, options: &[&str], server: &[S], stop: Signal) {
         let mut running = self.start(options, server);
-        let load = Load::on(self.address);
+        let load = Load::on(self.address, self.ask);
         load.wait_for(IN_BETWEEN);
         for number in 0..RESTARTS {
             if number == RESTARTS / 2 {
@@ -70,7 +72,7 @@ impl Site {
     pub fn starts_again<S: AsRef<OsStr>>(&self, options: &[&str], server: &[S], stop: Signal) {
         for _ in 0..RESTARTS {
             let mut running = self.start(options, server);
-            let load = Load::on(self.address);
+            let load = Load::on(self.address, self.ask);
             load.wait_for(IN_BETWEEN);
             load.finish();
             running.stop(stop);

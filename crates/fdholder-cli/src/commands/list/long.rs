@@ -64,16 +64,24 @@ fn address(what: Option<&Description>) -> Cell {
 fn queue(seen: &Seen) -> Cell {
     match seen.what.as_ref().map(|what| what.queue) {
         Some(Some(queue @ Queue::Clients(AcceptQueue { len, max }))) => {
-            let secs = seen.waiting.filter(|&secs| secs > 0 && len > 0);
+            let secs = unattended(seen);
             let is_full = len >= max && max > 0;
             let style = if is_full || secs.is_some() { Style::Soon } else { Style::Plain };
-            let since = secs.map(|secs| format!(" for {}", brief(Duration::from_secs(secs))));
+            let since = secs
+                .map(|secs| format!(", nobody accepts for {}", brief(Duration::from_secs(secs))));
             Cell::styled(format!("{queue}{}", since.unwrap_or_default()), style)
         }
         Some(Some(queue)) => queue.to_string().into(),
         Some(None) => NOTHING.into(),
         None => UNKNOWN.into(),
     }
+}
+
+/// For how many seconds nobody has accepted from a listener at which clients wait.
+fn unattended(seen: &Seen) -> Option<u64> {
+    let queue = seen.what.as_ref().and_then(|what| what.queue);
+    let is_waited_at = matches!(queue, Some(Queue::Clients(AcceptQueue { len: 1.., .. })));
+    seen.waiting.filter(|&secs| secs > 0 && is_waited_at)
 }
 
 fn expiry(limit: Option<Limit>, now: Timestamp) -> Cell {
@@ -136,6 +144,7 @@ fn as_json(seen: &Seen) -> Value {
     value["queue"] = json!(queue);
     value["queue_max"] = json!(queue_max);
     value["waiting_seconds"] = json!(seen.waiting);
+    value["unattended"] = json!(seen.waiting.map(|_| unattended(seen).is_some()));
     value["owner_uid"] = json!(seen.origin.map(|origin| origin.owner));
     value["held_since"] = json!(seen.origin.and_then(|origin| unix(origin.tenure.since())));
     value["expires_at"] = json!(seen.limit.and_then(Limit::moment).and_then(unix));

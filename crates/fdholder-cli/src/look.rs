@@ -2,4 +2,5 @@
 
 pub mod contents;
 pub mod describe;
+pub mod runs;
 pub mod status;

@@ -13,6 +13,7 @@ mod output;
 mod process;
 pub mod report;
 pub mod signals;
+mod strays;
 mod upward;
 
 use self::control::{Asker, Control};
@@ -53,6 +54,9 @@ const DATAGRAMS_PER_TURN: usize = 64;
 /// The pause before the control socket is given to the holder again.
 const REGISTER_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a program that is ready may take to open what it listens on.
+const STRAYS_AFTER: Duration = Duration::from_secs(2);
+
 /// What the command line says of the supervisor.
 #[derive(Debug)]
 pub struct Settings {
@@ -87,6 +91,8 @@ pub struct Supervisor<'a> {
     last_restart: Option<(RestartReport, Instant)>,
     starts: BTreeMap<String, u64>,
     time_to_ready: Duration,
+    /// When to look at how a generation uses its sockets.
+    strays_at: Option<(Number, Instant)>,
     end: Option<Exit>,
     folder: Folder,
     _holder: Option<Holder>,
@@ -99,7 +105,7 @@ enum Ready {
     Control,
     Demand,
     Notify(Number),
-    ReadyFd(Number),
+    Newline(Number),
     Report(Number),
 }
 
@@ -154,6 +160,7 @@ impl<'a> Supervisor<'a> {
             last_restart: None,
             starts: BTreeMap::new(),
             time_to_ready: Duration::ZERO,
+            strays_at: None,
             end: None,
             folder,
             _holder: holder,
@@ -181,6 +188,7 @@ impl<'a> Supervisor<'a> {
                 self.register();
             }
             self.look_for_clients(now);
+            self.look_for_strays(now);
             let mut actions = Vec::new();
             self.machine.tick(now, &mut actions);
             self.carry_out(actions);
@@ -191,7 +199,9 @@ impl<'a> Supervisor<'a> {
     fn wait(&mut self) -> Result<Vec<Ready>, Failure> {
         let now = Instant::now();
         let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at()]);
-        let due = due.chain([self.machine.timeout(), self.register_at, self.demand.due()]);
+        let strays_at = self.strays_at.map(|(_, at)| at);
+        let due =
+            due.chain([self.machine.timeout(), self.register_at, self.demand.due(), strays_at]);
         let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let timeout = left.map(|left| {
             // Not a little too early, which would be once more for nothing.
@@ -206,15 +216,12 @@ impl<'a> Supervisor<'a> {
         for (number, process) in &self.processes {
             let (fd, is_for_writing) = process.notify.awaited();
             awaited.push((Ready::Notify(*number), fd, is_for_writing));
-            let ready = process.ready.iter().map(|fd| (Ready::ReadyFd(*number), fd.as_fd(), false));
+            let ready = process.ready.iter().map(|fd| (Ready::Newline(*number), fd.as_fd(), false));
             awaited.extend(ready);
             let report = process.report.iter();
             awaited.extend(report.map(|fd| (Ready::Report(*number), fd.as_fd(), false)));
         }
-        let flags = |is_for_writing: bool| match is_for_writing {
-            true => PollFlags::OUT,
-            false => PollFlags::IN,
-        };
+        let flags = |is_for_writing| if is_for_writing { PollFlags::OUT } else { PollFlags::IN };
         let mut polled: Vec<_> =
             awaited.iter().map(|(_, fd, out)| PollFd::from_borrowed_fd(*fd, flags(*out))).collect();
         match poll(&mut polled, timeout.as_ref()) {
@@ -232,7 +239,7 @@ impl<'a> Supervisor<'a> {
             Ready::Control => self.hear_requests(),
             Ready::Demand => self.feed(Event::Demand),
             Ready::Notify(number) => self.hear_program(number),
-            Ready::ReadyFd(number) => {
+            Ready::Newline(number) => {
                 if self.processes.get_mut(&number).is_some_and(Process::read_ready) {
                     self.feed(Event::Ready(number));
                 }
@@ -308,6 +315,15 @@ impl<'a> Supervisor<'a> {
             } else {
                 process.end_probe();
             }
+        }
+    }
+
+    fn look_for_strays(&mut self, now: Instant) {
+        let Some((number, _)) = self.strays_at.filter(|(_, at)| *at <= now) else { return };
+        self.strays_at = None;
+        let Some(process) = self.processes.get(&number) else { return };
+        if let Some(problem) = strays::look(process.pid.as_raw_nonzero().get().unsigned_abs()) {
+            self.warn(problem);
         }
     }
 
@@ -392,7 +408,7 @@ impl<'a> Supervisor<'a> {
             Outcome::Ready(number, took) => {
                 self.time_to_ready += *took;
                 self.info(&report.text);
-                self.look_at_listeners(*number);
+                self.strays_at = Some((*number, Instant::now() + STRAYS_AFTER));
             }
             Outcome::Asleep => self.info(&report.text),
             _ => self.warn(&report.text),

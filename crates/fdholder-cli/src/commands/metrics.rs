@@ -1,13 +1,16 @@
 //! `metrics`: how a holder is, for Prometheus.
 
+mod runs;
+
 use crate::connect::deadline;
 use crate::failure::{exit, Failure};
+use crate::look::runs::runs;
 use crate::look::status::{look, Known};
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
 use crate::show::output::print;
 use clap::{Arg, Command};
-use fdholder::{Errno, Listening, Standby, Status};
+use fdholder::{Deadline, Errno, Listening, Standby, Status};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -44,7 +47,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let path: PathBuf = invocation.required("path")?;
     let known = look(&path, deadline(invocation));
     let text = match &known {
-        Ok(known) => told(known, &path),
+        Ok(known) => told(known, &path, deadline(invocation)),
         Err(failure) => Metrics::of(&path).up(failure.is_refusal()).0,
     };
     match invocation.optional::<PathBuf>("output") {
@@ -87,8 +90,8 @@ fn replace(file: &Path, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn told(known: &Known, path: &Path) -> String {
-    let metrics = Metrics::of(path).up(true);
+fn told(known: &Known, path: &Path, deadline: Deadline) -> String {
+    let metrics = Metrics::of(path).up(true).runs(&runs(path, deadline));
     match known {
         Known::All(status) => metrics.status(status).0,
         Known::LittleOf { held, .. } => match held {

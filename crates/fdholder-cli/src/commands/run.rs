@@ -133,7 +133,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let exit = Supervisor::new(invocation, settings(invocation)?)?.run()?;
     Ok(ExitCode::from(match exit {
         Exit::Code(code) | Exit::NotStarted { code, .. } => code,
-        Exit::Signal(signal) => 128_u8.wrapping_add(signal as u8), // There are 64.
+        Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX), // There are 64.
     }))
 }
 

@@ -1,7 +1,10 @@
 //! `status`: how a holder is.
 
+mod runs;
+
 use crate::connect::deadline;
 use crate::failure::Failure;
+use crate::look::runs::{runs as ask_runs, Run};
 use crate::look::status::{look, Known};
 use crate::options::{path_operand, timeout_option, EXIT_CODES};
 use crate::program::{Invocation, Program};
@@ -37,16 +40,22 @@ fn define(command: Command) -> Command {
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let path: PathBuf = invocation.required("path")?;
     let known = look(&path, deadline(invocation))?;
+    let running = ask_runs(&path, deadline(invocation));
     let text = if invocation.matches.get_flag("json") {
-        format!("{}\n", as_json(&known))
+        format!("{}\n", as_json(&known, &running))
     } else {
         let screen = Screen::stdout();
-        match &known {
+        let mut text = match &known {
             Known::All(status) => text(status, &path, screen),
             Known::LittleOf { pid, uid, held } => {
                 little(&path, *pid, *uid, held.as_ref().ok().copied())
             }
+        };
+        if !running.is_empty() {
+            text.push('\n');
+            text.push_str(&runs::text(&running, screen));
         }
+        text
     };
     print(&text)?;
     match known {
@@ -153,12 +162,15 @@ fn little(path: &Path, pid: Option<i32>, uid: u32, held: Option<usize>) -> Strin
     text
 }
 
-fn as_json(known: &Known) -> Value {
+fn as_json(known: &Known, running: &[Run]) -> Value {
+    let running = runs::as_json(running);
     let status = match known {
         Known::All(status) => status,
         Known::LittleOf { pid, uid, held } => {
             let held = held.as_ref().ok();
-            return json!({ "is_fdholder": false, "pid": pid, "uid": uid, "held": held });
+            return json!({
+                "is_fdholder": false, "pid": pid, "uid": uid, "held": held, "runs": running,
+            });
         }
     };
     let (standby, standby_pid) = match status.standby {
@@ -187,6 +199,7 @@ fn as_json(known: &Known) -> Value {
         "fdstore": status.fdstore,
         "counts": status.counts,
         "services": status.services.iter().map(service).collect::<Vec<_>>(),
+        "runs": running,
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }

@@ -24,7 +24,7 @@ const HOLDER: &str = "FDHOLDER_RUN_HOLDER";
 
 /// The number of a generation, as `run` counts from 1.
 const GENERATION: &str = "FDHOLDER_GENERATION";
-/// The same for programs made for Server::Starter.
+/// The same for programs made for `Server::Starter`.
 const SERVER_STARTER_GENERATION: &str = "SERVER_STARTER_GENERATION";
 
 /// What a child of `run` is to do.

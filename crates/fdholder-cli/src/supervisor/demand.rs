@@ -1,6 +1,6 @@
 //! Clients that wait for a program that does not run, and those of one that does.
 
-use super::machine::{Event, Number};
+use super::machine::Event;
 use super::Supervisor;
 use crate::start::{self, Source};
 use rustix::event::epoll;
@@ -111,7 +111,4 @@ impl Supervisor<'_> {
             self.demand.look_at = None;
         }
     }
-
-    /// Says what seems wrong with how a program uses what it was given.
-    pub(super) fn look_at_listeners(&mut self, _number: Number) {}
 }

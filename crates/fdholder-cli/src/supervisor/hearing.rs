@@ -9,7 +9,8 @@ use super::{
 };
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,8 @@ impl Supervisor<'_> {
         let phase = generations.filter(|it| it.number == number).map(|it| it.phase).next();
         let mut passed_on = said.passed_on.clone();
         if let Some(status) = &said.status {
-            passed_on.push_str(&format!("STATUS={status}\n"));
+            // Writing to a string does not fail.
+            let _ = writeln!(passed_on, "STATUS={status}");
         }
         if said.is_ready && phase == Some(Phase::Ready) {
             // It has loaded its configuration again.

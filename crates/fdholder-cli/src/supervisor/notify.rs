@@ -205,7 +205,7 @@ fn is_of(generation: u32, user: User, pid: Option<i32>) -> bool {
 }
 
 /// Whether a process is another one, in its process group, or was started by one that is.
-fn descends_from(ancestor: u32, mut pid: u32) -> bool {
+pub fn descends_from(ancestor: u32, mut pid: u32) -> bool {
     for _ in 0..PARENTS_MAX {
         if pid == ancestor {
             return true;

@@ -46,14 +46,14 @@ impl Signals {
     /// Those of socketpair(2) and sigaction(2).
     pub fn take() -> io::Result<Self> {
         use Signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-        let (wakes, waker) = UnixStream::pair()?;
+        let (wakes, sender) = UnixStream::pair()?;
         wakes.set_nonblocking(true)?;
         let mut caught = Vec::new();
         for signal in [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().chain(PASSED_ON) {
             let flag = Arc::new(AtomicBool::new(false));
             // The flag is set before the wake-up, as they are carried out in this order.
             signal_hook::flag::register(signal as i32, Arc::clone(&flag))?;
-            signal_hook::low_level::pipe::register(signal as i32, waker.try_clone()?)?;
+            signal_hook::low_level::pipe::register(signal as i32, sender.try_clone()?)?;
             caught.push((signal, flag));
         }
         Ok(Self { wakes, caught })

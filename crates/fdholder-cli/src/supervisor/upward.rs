@@ -84,7 +84,7 @@ impl Upward {
     }
 }
 
-/// As sd_notify(3) wants it with RELOADING=1.
+/// As `sd_notify(3)` wants it with RELOADING=1.
 fn monotonic_usec() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000)

@@ -120,7 +120,10 @@ pub fn verified() {
     let mut verify = holder.manager.command("systemd-analyze");
     let verified = verify.args(["verify", "--man=no"]).args(files).output().unwrap();
     assert_exit(&verified, 0);
-    assert!(verified.stderr.is_empty(), "{verified:?}");
+    // Other units of this machine may have mistakes.
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    let own = file("systemd").display().to_string();
+    assert!(!said.lines().any(|line| line.contains(&own)), "{said}");
 }
 
 /// The unit says how safe it is.

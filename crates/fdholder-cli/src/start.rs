@@ -1,12 +1,16 @@
 //! Starting a program with held descriptors: what `exec` does, and `run` for each generation.
 
 pub mod choice;
+pub mod folder;
+pub mod notify;
 pub mod options;
+pub mod relay;
 mod source;
 
 use self::choice::{bind_specs, choices};
+use self::relay::Relay;
 pub use self::source::Source;
-use crate::endpoint::set_nonblocking;
+use crate::endpoint::{set_nonblocking, Mode};
 use crate::failure::{exit, Failure};
 use crate::passing::activation;
 use crate::passing::becoming::{become_program, check_program, words};
@@ -101,6 +105,7 @@ fn prepare(
     let choices = choices(invocation, &specs);
     let notify: Option<OsString> = invocation.optional("notify");
     let mut told = others_variables(&kept);
+    let mut door = None;
     if !choices.is_empty() || notify.is_some() {
         let holder = holder_path(invocation, generation)?;
         let mut source = Source::of(invocation, holder.clone(), notify.is_some());
@@ -117,18 +122,18 @@ fn prepare(
         passed.append(&mut chosen);
         if let Some(service) = notify {
             let (client, deadline) = source.connected()?;
-            let door = match generation.and_then(|it| it.notify_socket.clone()) {
+            let opened = match generation.and_then(|it| it.notify_socket.clone()) {
                 Some(address) => FrontDoor::behind(address, client, &service, deadline)?,
                 None => open_door(invocation, &service, &holder, &mut source)?,
             };
             let (client, deadline) = source.connected()?;
-            let mut stored = door.stored(client, deadline)?;
+            let mut stored = opened.stored(client, deadline)?;
             // A descriptor that --fd has named is not passed on twice.
             stored.retain(|one| passed.iter().all(|other| other.id != one.id));
             passed.append(&mut stored);
-            told.extend(door.variables());
+            door = Some(opened);
         }
-    } else if passed.is_empty() && generation.is_none() {
+    } else if passed.is_empty() && generation.is_none() && notify_fd(invocation).is_none() {
         let problem = "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --bind ID=ADDRESS, \
                        --notify NAME or --inherited";
         return Err(Failure::new(exit::USAGE, problem));
@@ -140,6 +145,9 @@ fn prepare(
     let pids = Pids { own, parent: parent.unsigned_abs() };
     told.extend(variables(&passed, &numbers, style, pids)?);
     told.extend(kept.variables);
+    let relayed = if generation.is_none() { relay(invocation, door.as_ref())? } else { None };
+    told.extend(door.into_iter().flat_map(FrontDoor::variables));
+    told.extend(relayed.map(|address| ("NOTIFY_SOCKET".to_owned(), Some(address))));
     told.extend(generation.into_iter().flat_map(|it| it.variables.iter().cloned()));
     let words = fill_in(words(invocation), &known(&passed, &numbers));
     if let Some((fd, number)) = ready {
@@ -155,6 +163,29 @@ fn prepare(
     leave(passed, &numbers, kept.numbers.as_deref())?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Ok((words, told))
+}
+
+/// The descriptor that is to get a newline once PROG is ready.
+pub fn notify_fd(invocation: &Invocation) -> Option<u32> {
+    invocation.optional("notify-fd")
+}
+
+/// Starts a process that tells whoever has started this one what PROG says, if anybody wants to
+/// know. Returns where PROG is to send then.
+fn relay(invocation: &Invocation, door: Option<&FrontDoor>) -> Result<Option<OsString>, Failure> {
+    let newline = notify_fd(invocation).map(|number| {
+        take(number).map_err(|errno| {
+            Failure::system(format!("use descriptor {number} (--notify-fd)"), errno)
+        })
+    });
+    let newline = newline.transpose()?;
+    let upward = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
+    if newline.is_none() && (door.is_none() || upward.is_none()) {
+        return Ok(None);
+    }
+    let mode = invocation.optional("notify-mode").map(|Mode(mode)| mode);
+    let door = door.map(|door| door.address().to_owned());
+    Relay { upward, door, newline, mode }.start().map(Some)
 }
 
 /// What this process was started with and PROG gets, too: descriptors that stay where they are,

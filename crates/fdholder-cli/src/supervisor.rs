@@ -6,9 +6,7 @@
 pub mod child;
 pub mod control;
 mod demand;
-mod folder;
 pub mod machine;
-mod notify;
 mod output;
 mod process;
 pub mod report;
@@ -18,9 +16,7 @@ mod upward;
 
 use self::control::{Asker, Control};
 use self::demand::Demand;
-use self::folder::Folder;
 use self::machine::{Action, Event, Exit, Machine, Number, Outcome, Phase, Policy};
-use self::notify::NotifySocket;
 use self::process::{Ended, Launch, Process};
 use self::report::{in_words, GenerationReport, Report, RestartReport, State};
 use self::signals::{Asked, Signals};
@@ -29,6 +25,8 @@ use crate::failure::{exit, Failure};
 use crate::passing::front_door::FrontDoor;
 use crate::program::Invocation;
 use crate::show::terminal::harmless;
+use crate::start::folder::Folder;
+use crate::start::notify::NotifySocket;
 use crate::start::{self, Source};
 use fdholder_daemon::embedded::Holder;
 use nix::sys::signal::Signal;
@@ -95,7 +93,7 @@ pub struct Supervisor<'a> {
     strays_at: Option<(Number, Instant)>,
     end: Option<Exit>,
     folder: Folder,
-    _holder: Option<Holder>,
+    own_holder: Option<Holder>,
 }
 
 /// What has something to read.
@@ -163,7 +161,7 @@ impl<'a> Supervisor<'a> {
             strays_at: None,
             end: None,
             folder,
-            _holder: holder,
+            own_holder: holder,
         })
     }
 
@@ -359,9 +357,10 @@ impl<'a> Supervisor<'a> {
     fn start(&mut self, number: Number) {
         self.demand.forget();
         let path = self.folder.path().join(format!("notify.{number}"));
-        let started = NotifySocket::make(path)
-            .map_err(io::Error::other)
-            .and_then(|notify| Process::start(&self.launch, number, notify, Instant::now()));
+        let started = NotifySocket::make(path, None).map_err(io::Error::other).and_then(|notify| {
+            let notify = if self.own_holder.is_some() { notify.unjudged() } else { notify };
+            Process::start(&self.launch, number, notify, Instant::now())
+        });
         match started {
             Ok(process) => {
                 let pid = process.pid.as_raw_nonzero();

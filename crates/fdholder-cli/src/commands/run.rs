@@ -63,7 +63,7 @@ fn span(id: &'static str) -> Arg {
         .value_parser(OsStringValueParser::new().try_map(|text| milliseconds(&text)))
 }
 
-fn supervision() -> [Arg; 10] {
+fn supervision() -> [Arg; 9] {
     let flag = |id: &'static str| Arg::new(id).long(id).action(ArgAction::SetTrue);
     let count = |id: &'static str| {
         Arg::new(id)
@@ -101,10 +101,6 @@ fn supervision() -> [Arg; 10] {
         span("idle-stop")
             .requires("on-demand")
             .help("Stop PROG when no client has come for so long; the next one starts it again"),
-        count("notify-fd").help(
-            "Write a newline to descriptor N when the service is ready: the notification fd of s6, \
-             dinit or OpenRC",
-        ),
         count("ready-fd")
             .help("PROG is ready when it writes a newline to descriptor N, which it is given"),
     ]
@@ -167,6 +163,6 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
         ready_fd,
         ready_command,
         notify,
-        notify_fd: invocation.optional("notify-fd"),
+        notify_fd: start::notify_fd(invocation),
     })
 }

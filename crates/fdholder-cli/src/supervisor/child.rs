@@ -92,9 +92,6 @@ impl Role {
     }
 }
 
-/// The variables that `run` keeps from what it starts, for another process to set.
-pub const OWN_VARIABLES: [&str; 3] = [ROLE, NOTIFY, HOLDER];
-
 /// Does what this process was started for, if that is to be a child of `run`.
 pub fn act(invocation: &Invocation) -> Option<Result<ExitCode, Failure>> {
     if output::is_copier() {

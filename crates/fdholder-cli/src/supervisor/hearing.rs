@@ -2,16 +2,15 @@
 
 use super::control::{Asker, Control, Request};
 use super::machine::{Event, Number, Phase};
-use super::notify::Said;
 use super::{
     as_line, GenerationReport, Report, State, Supervisor, ASKERS_MAX, DATAGRAMS_PER_TURN,
     REGISTER_PAUSE, REQUESTS_PER_TURN,
 };
+use crate::start::notify::Datagram;
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 impl Supervisor<'_> {
@@ -25,12 +24,13 @@ impl Supervisor<'_> {
             if let Err(errno) = passed {
                 self.lose_door(errno);
             }
-            let Some((said, bytes, fds)) = next else { return };
-            self.obey(number, &said, bytes, fds);
+            let Some(datagram) = next else { return };
+            self.obey(number, datagram);
         }
     }
 
-    fn obey(&mut self, number: Number, said: &Said, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    fn obey(&mut self, number: Number, datagram: Datagram) {
+        let said = datagram.said.clone();
         if let Some(by) = said.extends {
             self.feed(Event::Extend(number, by));
         }
@@ -54,17 +54,17 @@ impl Supervisor<'_> {
         if is_speaker && !passed_on.is_empty() {
             self.upward.pass_on(&passed_on);
         }
-        if said.stores || (said.is_for_holder && (is_speaker || !fds.is_empty())) {
-            self.pass_to_holder(number, said, bytes, fds);
+        if said.stores || (said.is_for_holder && is_speaker) {
+            self.pass_to_holder(number, datagram);
         }
         if said.is_ready && matches!(phase, Some(Phase::Starting { .. })) {
             self.feed(Event::Ready(number));
         }
     }
 
-    fn pass_to_holder(&mut self, number: Number, said: &Said, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    fn pass_to_holder(&mut self, number: Number, datagram: Datagram) {
         let Some((_, door)) = &self.door else {
-            if said.stores {
+            if datagram.said.stores {
                 self.warn(format_args!(
                     "generation {number} stores descriptors (FDSTORE=1), which takes --notify: \
                      they are not held"
@@ -74,7 +74,7 @@ impl Supervisor<'_> {
         };
         let address = door.address().to_owned();
         let Some(process) = self.processes.get_mut(&number) else { return };
-        if let Err(errno) = process.notify.pass_to_holder(&address, bytes, fds) {
+        if let Err(errno) = process.notify.pass_to_holder(&address, datagram) {
             self.lose_door(errno);
         }
     }

@@ -1,11 +1,11 @@
 //! The process of one generation, and what belongs to it.
 
-use super::child::{read_report, Role, OWN_VARIABLES};
+use super::child::{read_report, Role};
 use super::machine::{Exit, Number};
-use super::notify::NotifySocket;
 use super::output::Copier;
-use fdholder_daemon::launch::own_program;
-use rustix::io::{fcntl_setfd, read, Errno, FdFlags};
+use crate::start::notify::NotifySocket;
+use crate::start::relay::{own_command, with_inherited};
+use rustix::io::{read, Errno};
 use rustix::pipe::{pipe_with, PipeFlags};
 use rustix::process::{kill_process, kill_process_group, Pid, Signal, WaitStatus};
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long to wait for the last lines of a program that has ended: something that it has started
@@ -271,30 +271,4 @@ pub enum Ended {
     Copier,
     /// `--ready-command`, and whether it has succeeded.
     Probe(bool),
-}
-
-/// This program once more, with the same arguments.
-pub fn own_command() -> Command {
-    let mut arguments = std::env::args_os();
-    let mut command = Command::new(own_program());
-    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
-    for name in OWN_VARIABLES {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// Starts something that inherits these descriptors. No other thread starts anything.
-pub fn with_inherited(
-    fds: &[OwnedFd],
-    spawn: impl FnOnce() -> io::Result<Child>,
-) -> io::Result<Child> {
-    for fd in fds {
-        fcntl_setfd(fd, FdFlags::empty())?;
-    }
-    let child = spawn();
-    for fd in fds {
-        fcntl_setfd(fd, FdFlags::CLOEXEC)?;
-    }
-    child
 }

@@ -1,9 +1,9 @@
 //! What `run` tells whoever has started it: by `NOTIFY_SOCKET`, and a newline on `--notify-fd`.
 
 use super::machine::Told;
-use super::notify::tell;
 use crate::failure::Failure;
 use crate::passing::inherited;
+use crate::start::notify::tell;
 use nix::time::{clock_gettime, ClockId};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -79,7 +79,7 @@ impl Upward {
     pub fn pass_on(&self, text: &str) {
         if let Some(socket) = &self.socket {
             // It may have gone, and the program is to go on.
-            let _ = tell(socket, text);
+            let _ = tell(socket, text, None);
         }
     }
 }

@@ -1,17 +1,23 @@
-//! The notify socket of one generation: `sd_notify(3)`, and what is to go into the holder.
+//! A notify socket in front of the holder's: what programs say by `sd_notify(3)` goes to whoever has
+//! started this process, and what they store goes to the holder.
 
 use fdholder::limits::MESSAGE_FDS_MAX;
-use fdholder::transport::{self, Wait};
 use fdholder::Errno;
 use fdholder_daemon::access::User;
-use fdholder_daemon::datagram::{receive, Datagram};
+use fdholder_daemon::credentials::Credentials;
+use fdholder_daemon::datagram::receive;
 use fdholder_daemon::listen::{listen_at, Listen};
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::geteuid;
+use rustix::net::{
+    connect, sendmsg, socket_with, AddressFamily, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred,
+};
+use rustix::process::{geteuid, Gid, Pid, Uid};
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +25,9 @@ use std::time::Duration;
 
 /// Bytes of one datagram at most: what systemd takes.
 const LEN_MAX: usize = 4096;
+
+/// Bytes of the control messages of one datagram.
+const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX), ScmCredentials(1));
 
 /// Levels of parents that are looked at to find the generation that a sender belongs to.
 const PARENTS_MAX: usize = 64;
@@ -28,12 +37,25 @@ const PARENTS_MAX: usize = 64;
 pub struct NotifySocket {
     socket: OwnedFd,
     path: PathBuf,
+    /// It is removed with this.
+    file: Option<SocketFile>,
+    /// Whether datagrams go to the holder as if their senders had sent them there.
+    is_judged: bool,
     /// A datagram that the holder could not take yet: nothing more is read until it does.
-    pending: Option<(Vec<u8>, Vec<OwnedFd>, OwnedFd)>,
+    pending: Option<(Datagram, OwnedFd)>,
+}
+
+/// What a process of the program has sent.
+#[derive(Debug)]
+pub struct Datagram {
+    pub said: Said,
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    sender: Credentials,
 }
 
 /// What a program has said.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     pub is_ready: bool,
     /// `EXTEND_TIMEOUT_USEC`.
@@ -44,6 +66,8 @@ pub struct Said {
     pub stores: bool,
     /// The status line.
     pub status: Option<String>,
+    /// `MAINPID`.
+    pub main_pid: Option<String>,
     /// What is for whoever has started `run`, without what that says itself.
     pub passed_on: String,
 }
@@ -67,8 +91,9 @@ impl Said {
                     said.stores |= name == "FDSTORE" && value == "1";
                     said.is_for_holder = true;
                 }
-                // Of the store; of this process; and what waits until the datagram is read.
-                "FDNAME" | "FDPOLL" | "MAINPID" | "MAINPIDFDID" | "BARRIER" => {}
+                "MAINPID" => said.main_pid = Some(value.to_owned()),
+                // Of the store; of a process that is not told; and what waits until this is read.
+                "FDNAME" | "FDPOLL" | "MAINPIDFDID" | "BARRIER" => {}
                 "EXTEND_TIMEOUT_USEC" => {
                     said.extends = value.parse().ok().map(Duration::from_micros);
                     said.pass_on(line);
@@ -77,6 +102,21 @@ impl Said {
             }
         }
         said
+    }
+
+    /// What is for whoever has started this process, with what `run` would say itself.
+    pub fn for_supervisor(&self) -> String {
+        let mut text = self.passed_on.clone();
+        if self.is_ready {
+            text.push_str("READY=1\n");
+        }
+        for (name, value) in [("STATUS", &self.status), ("MAINPID", &self.main_pid)] {
+            if let Some(value) = value {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "{name}={value}");
+            }
+        }
+        text
     }
 
     fn pass_on(&mut self, line: &str) {
@@ -92,56 +132,75 @@ impl NotifySocket {
     /// # Errors
     ///
     /// When it cannot be bound.
-    pub fn make(path: PathBuf) -> Result<Self, String> {
-        let mode = if geteuid().is_root() { 0o666 } else { 0o600 };
+    pub fn make(path: PathBuf, mode: Option<u32>) -> Result<Self, String> {
+        let mode = mode.unwrap_or(if geteuid().is_root() { 0o666 } else { 0o600 });
         let listen = Listen { mode, kind: SocketType::DGRAM, ..Listen::stream_at(&path) };
         let socket = listen_at(&listen).map_err(|error| error.to_string())?;
         set_socket_passcred(&socket, true).map_err(fdholder::strerror)?;
-        Ok(Self { socket, path, pending: None })
+        let file = Some(SocketFile(path.clone()));
+        Ok(Self { socket, path, file, is_judged: true, pending: None })
+    }
+
+    /// The same, where the holder is this process's own: what it stores there is its own to allow.
+    #[must_use]
+    pub fn unjudged(self) -> Self {
+        Self { is_judged: false, ..self }
+    }
+
+    /// One that this process was started with.
+    pub fn of(socket: OwnedFd, path: PathBuf) -> Self {
+        Self { socket, path, file: None, is_judged: true, pending: None }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The socket alone: its file stays.
+    pub fn into_inner(self) -> OwnedFd {
+        let Self { socket, file, .. } = self;
+        std::mem::forget(file);
+        socket
+    }
+
     /// What to wait for: a datagram, or that the holder can take one.
     pub fn awaited(&self) -> (BorrowedFd<'_>, bool) {
         match &self.pending {
-            Some((_, _, holder)) => (holder.as_fd(), true),
+            Some((_, holder)) => (holder.as_fd(), true),
             None => (self.socket.as_fd(), false),
         }
     }
 
-    /// The next datagram that a process of the generation has sent.
-    pub fn next(&mut self, generation: u32) -> Option<(Said, Vec<u8>, Vec<OwnedFd>)> {
+    /// The next datagram that `program`, a process that it has started, or this user has sent.
+    pub fn next(&mut self, program: u32) -> Option<Datagram> {
         if self.pending.is_some() {
             return None;
         }
         let mut buffer = [0; LEN_MAX];
         loop {
-            let datagram: Datagram = receive(&self.socket, &mut buffer).ok()?;
-            let sender = datagram.sender.map(|sender| (sender.user, sender.pid));
-            let is_ours = sender.is_some_and(|(user, pid)| is_of(generation, user, pid));
-            if is_ours && !datagram.is_cut {
+            let datagram = receive(&self.socket, &mut buffer).ok()?;
+            let Some(sender) = datagram.sender.filter(|_| !datagram.is_cut) else { continue };
+            if is_of(program, sender.user, sender.pid) {
                 let bytes = buffer[..datagram.len].to_vec();
-                return Some((Said::parse(&bytes), bytes, datagram.fds));
+                return Some(Datagram {
+                    said: Said::parse(&bytes),
+                    bytes,
+                    fds: datagram.fds,
+                    sender,
+                });
             }
         }
     }
 
-    /// Sends a datagram on to the holder; it is kept if that cannot take it yet.
+    /// Sends a datagram on to the holder, as its sender where that is possible; it is kept if the
+    /// holder cannot take it yet.
     ///
     /// # Errors
     ///
     /// When the holder does not read there any more; the descriptors are closed.
-    pub fn pass_to_holder(
-        &mut self,
-        address: &OsStr,
-        bytes: Vec<u8>,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), Errno> {
+    pub fn pass_to_holder(&mut self, address: &OsStr, datagram: Datagram) -> Result<(), Errno> {
         let holder = connected(address)?;
-        self.try_to_pass(bytes, fds, holder)
+        self.try_to_pass(datagram, holder)
     }
 
     /// Tries again.
@@ -151,22 +210,18 @@ impl NotifySocket {
     /// The same.
     pub fn pass_pending(&mut self) -> Result<(), Errno> {
         match self.pending.take() {
-            Some((bytes, fds, holder)) => self.try_to_pass(bytes, fds, holder),
+            Some((datagram, holder)) => self.try_to_pass(datagram, holder),
             None => Ok(()),
         }
     }
 
-    fn try_to_pass(
-        &mut self,
-        bytes: Vec<u8>,
-        fds: Vec<OwnedFd>,
-        holder: OwnedFd,
-    ) -> Result<(), Errno> {
-        let borrowed: Vec<_> = fds.iter().take(MESSAGE_FDS_MAX).map(AsFd::as_fd).collect();
-        match transport::send(&holder, &bytes, &borrowed, Wait::No) {
-            Ok(_) => Ok(()),
+    fn try_to_pass(&mut self, datagram: Datagram, holder: OwnedFd) -> Result<(), Errno> {
+        let Datagram { bytes, fds, sender, .. } = &datagram;
+        let fds: Vec<_> = fds.iter().take(MESSAGE_FDS_MAX).map(AsFd::as_fd).collect();
+        match send_as(&holder, bytes, &fds, self.is_judged.then_some(*sender)) {
+            Ok(()) => Ok(()),
             Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS) => {
-                self.pending = Some((bytes, fds, holder));
+                self.pending = Some((datagram, holder));
                 Ok(())
             }
             Err(errno) => Err(errno),
@@ -174,9 +229,40 @@ impl NotifySocket {
     }
 }
 
-impl Drop for NotifySocket {
+/// Sends a datagram as if its sender had: root may do that. A user may only speak for itself.
+fn send_as(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    sender: Option<Credentials>,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_LEN];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let sender = sender.filter(|_| geteuid().is_root());
+    let pid = sender.and_then(|sender| Pid::from_raw(sender.pid?));
+    if let (Some(Credentials { user, .. }), Some(pid)) = (sender, pid) {
+        let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        control.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
+    }
+    let parts = [IoSlice::new(bytes)];
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    match sendmsg(socket, &parts, &mut control, flags) {
+        // It has ended, or this root is one of a user namespace.
+        Err(Errno::SRCH | Errno::PERM) if sender.is_some() => send_as(socket, bytes, fds, None),
+        result => result.map(drop),
+    }
+}
+
+/// The file of a socket.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -227,15 +313,14 @@ fn parent_and_group(pid: u32) -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Tells whoever has started this process, if that listens.
+/// Tells whoever has started this process, if that listens, as if a sender had.
 ///
 /// # Errors
 ///
 /// Those of sending.
-pub fn tell(address: &OsStr, text: &str) -> io::Result<()> {
+pub fn tell(address: &OsStr, text: &str, sender: Option<&Datagram>) -> Result<(), Errno> {
     let socket = connected(address)?;
-    transport::send(&socket, text.as_bytes(), &[], Wait::No)?;
-    Ok(())
+    send_as(&socket, text.as_bytes(), &[], sender.map(|datagram| datagram.sender))
 }
 
 #[cfg(test)]

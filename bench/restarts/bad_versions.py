@@ -12,9 +12,10 @@ import time
 import ways
 from document import ms, table
 from servers import Server
-from support import SERVERS, Holder, Load, until_it_answers
+from support import SERVERS, Holder, Load, regularly, until_it_answers
 
 START_TIMEOUT_MS = 3000
+EVERY_S = 2
 
 GOOD = f'#!/bin/sh\nexec /usr/bin/python3 {SERVERS}/slow.py --start 0.2 "$@"\n'
 
@@ -69,7 +70,7 @@ def measure(bench, holder, kind, good):
     way = Deployment(bench, holder, server, options)
     with ways.started(way):
         load, said, wrong = Load.open(bench, bench.options.rate), "", 0
-        for _ in range(bench.options.restarts):
+        for _ in regularly(bench.options.restarts, EVERY_S):
             result = way.deploy(bad)
             said = result.stderr.strip() or result.stdout.strip()
             wrong += result.returncode != code

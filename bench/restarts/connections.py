@@ -2,6 +2,7 @@
 
 import selectors
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from collections import deque
 import ways
 from document import ms, table
 from servers import Server
-from support import HOST, PORT, SERVERS, Holder, regularly, until
+from support import HOST, PORT, SERVERS, Holder, end, regularly, until
 
 KEEPER = Server("keeper", ["/usr/bin/python3", str(SERVERS / "keeper.py")])
 FDS_MAX = 16_000
@@ -28,14 +29,14 @@ class StopThenStart(ways.StopThenStart):
     def launch(self):
         command = [self.holder.program, "exec", "--fd", "listener", "--notify", SERVICE]
         command += [self.holder.path, "--", *self.server.held]
-        self.process = ways.subprocess.Popen(command)
+        self.process = subprocess.Popen(command)
 
     def restart(self):
-        ways.end(self.process, self.server.stop)
+        end(self.process, self.server.stop)
         self.launch()
 
     def stop(self):
-        ways.end(self.process, self.server.stop)
+        end(self.process, self.server.stop)
 
 
 class Run(ways.Run):
@@ -46,13 +47,13 @@ class Run(ways.Run):
         command = [self.holder.program, "run", "--stop-first", "--name", "keeper"]
         command += ["--fd", "listener", "--notify", SERVICE]
         command += [self.holder.path, "--", *self.server.held]
-        self.process = ways.subprocess.Popen(command)
+        self.process = subprocess.Popen(command)
 
     def restart(self):
         self.holder.run("restart", "keeper")
 
     def stop(self):
-        ways.end(self.process)
+        end(self.process)
 
 
 class Crowd:
@@ -74,18 +75,18 @@ class Crowd:
 
     def play(self, stop):
         """Until `stop` is set and every line is answered, or for 30 s more."""
-        start, number, end = time.monotonic(), 0, None
+        start, number, last = time.monotonic(), 0, None
         while self.due:
             now = time.monotonic()
             if stop.is_set():
-                end = end or now + 30
-                if now > end or not any(self.due.values()):
+                last = last or now + 30
+                if now > last or not any(self.due.values()):
                     break
             elif (due := start + number / self.rate) <= now:
                 self.send(self.clients[number % len(self.clients)], due)
                 number += 1
                 continue
-            wait = 0.1 if end else max(0, start + number / self.rate - now)
+            wait = 0.1 if last else max(0, start + number / self.rate - now)
             for key, _ in self.selector.select(wait):
                 self.read(key.fileobj)
         self.wrong += sum(len(due) for due in self.due.values())
@@ -124,22 +125,23 @@ class Crowd:
 def measure(bench, way):
     options = bench.options
     way.start()
-    until(listens, "the server accepts")
-    crowd, stop = Crowd(options.clients, options.rate), threading.Event()
-    player = threading.Thread(target=crowd.play, args=(stop,))
-    player.start()
-    durations = []
-    for _ in regularly(options.restarts, options.seconds / options.restarts):
-        begin = time.monotonic()
-        way.restart()
-        durations.append(time.monotonic() - begin)
-    time.sleep(options.seconds / options.restarts)
-    stop.set()
-    player.join()
-    for client in list(crowd.due):
-        client.close()
-    way.stop()
-    return crowd
+    try:
+        until(listens, "the server accepts")
+        crowd, stop = Crowd(options.clients, options.rate), threading.Event()
+        player = threading.Thread(target=crowd.play, args=(stop,))
+        player.start()
+        try:
+            for _ in regularly(options.restarts, options.seconds / options.restarts):
+                way.restart()
+            time.sleep(options.seconds / options.restarts)
+        finally:
+            stop.set()
+            player.join()
+            for client in list(crowd.due):
+                client.close()
+        return crowd
+    finally:
+        way.stop()
 
 
 def listens():

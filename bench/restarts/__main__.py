@@ -49,7 +49,7 @@ def arguments():
     )  # fmt: skip
     for path in ("fdholder", "generator", "peers", "document"):
         parser.add_argument(path, type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("part", nargs="*", help=f"only these: {', '.join(PARTS)}")
+    parser.add_argument("part", nargs="*", default=[], help=f"only these: {', '.join(PARTS)}")
     parser.add_argument("--write", action="store_true", help="write the tables of these parts")
     parser.add_argument("--seconds", type=int, help="how long a row takes, at least [60]")
     parser.add_argument("--rate", type=int, help="requests or lines a second [500]")

@@ -22,7 +22,8 @@ WEB = """\
 #!/bin/sh
 set -e
 FOLDER/fdholder bind --nonblock FOLDER/holder web tcp:ADDRESS
-exec FOLDER/fdholder COMMAND --fd web --wait 5000 FOLDER/holder -- /usr/bin/python3 SERVERS/slow.py --start 0.1
+exec FOLDER/fdholder COMMAND --fd web --wait 5000 FOLDER/holder -- \\
+    /usr/bin/python3 SERVERS/slow.py --start 0.1
 """
 
 

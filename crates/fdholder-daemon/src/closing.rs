@@ -60,7 +60,7 @@ impl ClientFd {
         }
         // What cannot be asked is compared with all others.
         let Ok(stat) = fstat(self) else { return 0 };
-        let (device, inode) = (u64::from(stat.st_dev), u64::from(stat.st_ino));
+        let (device, inode) = (stat.st_dev, stat.st_ino);
         let mixed = (inode ^ device.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let hash = ((mixed >> 32) as u32).max(1);
         self.file.store(hash, Ordering::Relaxed);

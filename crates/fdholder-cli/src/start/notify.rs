@@ -60,10 +60,10 @@ pub struct Said {
     pub is_ready: bool,
     /// `EXTEND_TIMEOUT_USEC`.
     pub extends: Option<Duration>,
-    /// What is for the holder: descriptors to store or to remove, readiness and status.
-    pub is_for_holder: bool,
     /// Descriptors to store.
     pub stores: bool,
+    /// For the holder alone: descriptors to store, to remove, or to close when that is done.
+    pub is_for_store: bool,
     /// The status line.
     pub status: Option<String>,
     /// `MAINPID`.
@@ -79,21 +79,17 @@ impl Said {
         for line in String::from_utf8_lossy(bytes).lines() {
             let Some((name, value)) = line.split_once('=') else { continue };
             match name {
-                "READY" => {
-                    said.is_ready |= value == "1";
-                    said.is_for_holder = true;
-                }
-                "STATUS" => {
-                    said.status = Some(value.to_owned());
-                    said.is_for_holder = true;
-                }
+                "READY" => said.is_ready |= value == "1",
+                "STATUS" => said.status = Some(value.to_owned()),
                 "FDSTORE" | "FDSTOREREMOVE" => {
                     said.stores |= name == "FDSTORE" && value == "1";
-                    said.is_for_holder = true;
+                    said.is_for_store = true;
                 }
                 "MAINPID" => said.main_pid = Some(value.to_owned()),
-                // Of the store; of a process that is not told; and what waits until this is read.
-                "FDNAME" | "FDPOLL" | "MAINPIDFDID" | "BARRIER" => {}
+                // The holder closes what comes with it once it has done what came before.
+                "BARRIER" => said.is_for_store = true,
+                // Of the store, and of a process that is not told.
+                "FDNAME" | "FDPOLL" | "MAINPIDFDID" => {}
                 "EXTEND_TIMEOUT_USEC" => {
                     said.extends = value.parse().ok().map(Duration::from_micros);
                     said.pass_on(line);
@@ -102,6 +98,11 @@ impl Said {
             }
         }
         said
+    }
+
+    /// Readiness or status, which the holder shows.
+    pub fn is_state(&self) -> bool {
+        self.is_ready || self.status.is_some()
     }
 
     /// What is for whoever has started this process, with what `run` would say itself.
@@ -332,14 +333,14 @@ mod tests {
         let said = Said::parse(
             b"READY=1\nSTATUS=up\nMAINPID=7\nWATCHDOG=1\nEXTEND_TIMEOUT_USEC=5000000\n",
         );
-        assert!(said.is_ready && said.is_for_holder && !said.stores);
+        assert!(said.is_ready && said.is_state() && !said.stores);
         assert_eq!(said.extends, Some(Duration::from_secs(5)));
         assert_eq!(said.status.as_deref(), Some("up"));
         assert_eq!(said.passed_on, "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=5000000\n");
         let said = Said::parse(b"FDSTORE=1\nFDNAME=x\nFDPOLL=0");
-        assert!(said.stores && said.is_for_holder && said.passed_on.is_empty());
+        assert!(said.stores && said.is_for_store && said.passed_on.is_empty());
         let said = Said::parse(b"STOPPING=1\nERRNO=2\nEXIT_STATUS=3");
-        assert!(!said.is_for_holder);
+        assert!(!said.is_state());
         assert_eq!(said.passed_on, "STOPPING=1\nERRNO=2\nEXIT_STATUS=3\n");
         assert_eq!(
             Said::parse(b"\xff=\n=\nREADY"),

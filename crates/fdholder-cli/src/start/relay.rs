@@ -209,7 +209,7 @@ impl Relayed {
             // It may have gone, and the program goes on.
             let _ = tell(upward, &text, Some(&datagram));
         }
-        let door = self.door.as_deref().filter(|_| said.is_for_holder);
+        let door = self.door.as_deref().filter(|_| said.is_for_store || said.is_state());
         if let Some(Err(errno)) = door.map(|door: &OsStr| socket.pass_to_holder(door, datagram)) {
             lost(errno);
         }

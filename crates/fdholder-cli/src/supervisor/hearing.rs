@@ -54,7 +54,7 @@ impl Supervisor<'_> {
         if is_speaker && !passed_on.is_empty() {
             self.upward.pass_on(&passed_on);
         }
-        if said.stores || (said.is_for_holder && is_speaker) {
+        if said.is_for_store || (said.is_state() && is_speaker) {
             self.pass_to_holder(number, datagram);
         }
         if said.is_ready && matches!(phase, Some(Phase::Starting { .. })) {

@@ -24,6 +24,7 @@ mod notify;
 mod programs;
 mod readme;
 mod rebind;
+mod relay;
 mod reload;
 mod rights;
 mod signals;

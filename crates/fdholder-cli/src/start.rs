@@ -23,8 +23,10 @@ use crate::passing::{
 };
 use crate::program::Invocation;
 use fdholder::environ::Variable;
-use fdholder::Identifier;
+use fdholder::{Errno, Identifier};
 use fdholder_daemon::privileges::raise_open_files;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::fs::{fstat, FileType};
 use rustix::process::{getrlimit, setrlimit, Resource};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -82,6 +84,35 @@ pub fn descriptors(
     Ok(passed.into_iter().map(|one| one.fd).collect())
 }
 
+/// Waits until a client has come by one of the descriptors that PROG would get.
+fn wait_for_clients(invocation: &Invocation, holder: &Path) -> Result<(), Failure> {
+    loop {
+        // The connection ends here, and what is held may change while no client comes.
+        let source = Source::of(invocation, holder.to_owned(), false);
+        let mut fds = descriptors(invocation, source)?;
+        fds.retain(clients_come_by);
+        if fds.is_empty() {
+            let problem = "--on-demand: no client can come by what PROG would get";
+            return Err(Failure::new(exit::USAGE, problem));
+        }
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, Some(&LOOK_AGAIN)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(Failure::system("wait for clients", errno)),
+        }
+    }
+}
+
+/// How long to wait for clients before it is looked whether something else is held.
+pub const LOOK_AGAIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Whether clients come there: a file could be read at any time.
+pub fn clients_come_by(fd: &OwnedFd) -> bool {
+    let kind = fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    matches!(kind, Ok(FileType::Socket | FileType::Fifo))
+}
+
 /// Puts each descriptor where PROG expects it, and returns PROG with its arguments, and the
 /// variables that it gets.
 fn prepare(
@@ -114,6 +145,9 @@ fn prepare(
             source.connected()?;
         }
         source.bind(&specs)?;
+        if flag("on-demand") && generation.is_none() {
+            wait_for_clients(invocation, &holder)?;
+        }
         let mut chosen = source.get(choices)?;
         set_blocking(invocation, &chosen)?;
         for warning in source.parts_of_groups(&chosen, &specs) {

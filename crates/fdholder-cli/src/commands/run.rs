@@ -63,7 +63,7 @@ fn span(id: &'static str) -> Arg {
         .value_parser(OsStringValueParser::new().try_map(|text| milliseconds(&text)))
 }
 
-fn supervision() -> [Arg; 9] {
+fn supervision() -> [Arg; 8] {
     let flag = |id: &'static str| Arg::new(id).long(id).action(ArgAction::SetTrue);
     let count = |id: &'static str| {
         Arg::new(id)
@@ -97,7 +97,6 @@ fn supervision() -> [Arg; 9] {
             "Start PROG again when it ends by itself after it was ready, with a pause that grows \
              from 0.1 s to 30 s",
         ),
-        flag("on-demand").help("Start PROG when the first client waits"),
         span("idle-stop")
             .requires("on-demand")
             .help("Stop PROG when no client has come for so long; the next one starts it again"),

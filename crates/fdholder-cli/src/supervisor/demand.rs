@@ -4,12 +4,14 @@ use super::machine::Event;
 use super::Supervisor;
 use crate::start::{self, Source};
 use rustix::event::epoll;
-use rustix::fs::{fstat, FileType};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How often clients of a running program are looked for, at most.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long to wait for clients before it is looked whether something else is held.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The pause before descriptors are asked for again, where the holder did not give them.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -71,12 +73,6 @@ impl Demand {
 const ONCE: epoll::EventFlags =
     epoll::EventFlags::IN.union(epoll::EventFlags::ET).union(epoll::EventFlags::ONESHOT);
 
-/// Whether clients come there: of a file one could always read.
-fn has_clients(fd: &OwnedFd) -> bool {
-    let kind = fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    matches!(kind, Ok(FileType::Socket | FileType::Fifo))
-}
-
 impl Supervisor<'_> {
     /// Gets what clients come by, if that matters, and looks whether a running program has any.
     pub(super) fn look_for_clients(&mut self, now: Instant) {
@@ -88,11 +84,11 @@ impl Supervisor<'_> {
         if self.demand.look_at.is_some_and(|at| now < at) {
             return;
         }
-        if self.demand.fds.is_empty() {
+        if self.demand.fds.is_empty() || self.machine.waits_for_clients() {
             let source = Source::of(self.invocation, self.holder_path.clone(), false);
             match start::descriptors(self.invocation, source) {
                 Ok(mut fds) => {
-                    fds.retain(has_clients);
+                    fds.retain(start::clients_come_by);
                     self.demand.fds = fds;
                 }
                 Err(failure) => {
@@ -108,7 +104,7 @@ impl Supervisor<'_> {
                 self.feed(Event::Active);
             }
         } else {
-            self.demand.look_at = None;
+            self.demand.look_at = Some(now + LOOK_AGAIN);
         }
     }
 }

@@ -21,6 +21,7 @@ mod logging;
 mod looking;
 mod lost;
 mod notify;
+mod on_demand;
 mod programs;
 mod readme;
 mod rebind;

@@ -64,7 +64,7 @@ pub struct Settings {
     pub policy: Policy,
     pub stop_signal: Signal,
     pub ready_fd: Option<u32>,
-    pub ready_command: Option<OsString>,
+    pub has_ready_command: bool,
     /// The service whose FDSTORE goes into the holder.
     pub notify: Option<OsString>,
     /// The descriptor that gets a newline once the service is ready.
@@ -138,7 +138,7 @@ impl<'a> Supervisor<'a> {
         let launch = Launch {
             stop_signal: settings.stop_signal as i32,
             ready_fd: settings.ready_fd,
-            ready_command: settings.ready_command,
+            has_ready_command: settings.has_ready_command,
             holder: holder.as_ref().map(|_| holder_path.clone()),
             has_watchdog: upward.has_watchdog(),
         };

@@ -5,6 +5,7 @@
 
 use super::output;
 use crate::failure::{exit, Failure};
+use crate::passing::becoming::become_program;
 use crate::passing::inherited;
 use crate::program::Invocation;
 use crate::start::{self, Generation};
@@ -21,6 +22,9 @@ const ROLE: &str = "FDHOLDER_RUN_ROLE";
 const NOTIFY: &str = "FDHOLDER_RUN_NOTIFY";
 /// Where the supervisor's own holder listens.
 const HOLDER: &str = "FDHOLDER_RUN_HOLDER";
+
+/// Says to the same program that it is to become `--ready-command`, and whose child it is.
+pub const PROBE: &str = "FDHOLDER_RUN_PROBE";
 
 /// The number of a generation, as `run` counts from 1.
 const GENERATION: &str = "FDHOLDER_GENERATION";
@@ -93,31 +97,50 @@ impl Role {
 }
 
 /// The variables that `run` keeps from what it starts, for another process to set.
-pub const OWN_VARIABLES: [&str; 3] = [ROLE, NOTIFY, HOLDER];
+pub const OWN_VARIABLES: [&str; 4] = [ROLE, NOTIFY, HOLDER, PROBE];
 
 /// Does what this process was started for, if that is to be a child of `run`.
 pub fn act(invocation: &Invocation) -> Option<Result<ExitCode, Failure>> {
     if output::is_copier() {
         return Some(output::copy());
     }
+    if let Ok(parent) = std::env::var(PROBE) {
+        return Some(Err(become_probe(invocation, &parent)));
+    }
     let role = std::env::var(ROLE).ok()?;
     let Some(role) = Role::read(&role) else {
         return Some(Err(Failure::new(exit::USAGE, format_args!("{ROLE} is for run alone"))));
     };
-    Some(Err(become_generation(invocation, &role)))
+    Some(become_generation(invocation, &role))
 }
 
-fn become_generation(invocation: &Invocation, role: &Role) -> Failure {
-    let report = inherited::take(role.report);
+/// Has the kernel send a signal to this process, and to what it becomes, when `run` ends.
+fn follow(run: u32, signal: Option<Signal>) -> Result<(), Failure> {
     // Before the look at the parent: it may end between the two.
-    let signal = Signal::from_named_raw(role.death_signal);
-    if let Err(errno) = set_parent_process_death_signal(signal) {
-        return Failure::system("follow the end of run", errno);
-    }
+    set_parent_process_death_signal(signal)
+        .map_err(|errno| Failure::system("follow the end of run", errno))?;
     let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-    if parent != role.parent {
-        return Failure::new(exit::SYSTEM, "run has ended");
+    if parent == run {
+        Ok(())
+    } else {
+        Err(Failure::new(exit::SYSTEM, "run has ended"))
     }
+}
+
+/// Becomes the shell that carries out `--ready-command`. One that hangs ends with `run`.
+fn become_probe(invocation: &Invocation, run: &str) -> Failure {
+    if let Err(failure) = follow(run.parse().unwrap_or(0), Some(Signal::KILL)) {
+        return failure;
+    }
+    let command: Option<OsString> = invocation.optional("ready-command");
+    let words = ["/bin/sh".into(), "-c".into(), command.unwrap_or_default()];
+    become_program(&words, [(PROBE.to_owned(), None)])
+}
+
+/// Becomes PROG. Who has started this process is told why not, and says it.
+fn become_generation(invocation: &Invocation, role: &Role) -> Result<ExitCode, Failure> {
+    let report = inherited::take(role.report);
+    follow(role.parent, Signal::from_named_raw(role.death_signal))?;
     let generation = Generation {
         holder: role.holder.clone(),
         notify_socket: role.notify_socket.clone(),
@@ -125,12 +148,12 @@ fn become_generation(invocation: &Invocation, role: &Role) -> Failure {
         variables: role.told(),
     };
     let failure = start::start(invocation, Some(&generation));
-    if let Ok(report) = report {
-        // Without a reader the exit code says that it failed.
-        let text = format!("{} {failure}", failure.code());
-        let _ = std::fs::File::from(report).write_all(text.as_bytes());
+    let text = format!("{} {failure}", failure.code());
+    let told = report.map(|report| std::fs::File::from(report).write_all(text.as_bytes()));
+    if matches!(told, Ok(Ok(()))) {
+        return Ok(ExitCode::from(failure.code()));
     }
-    failure
+    Err(failure)
 }
 
 /// What a generation that did not become PROG has reported: its exit code and why.

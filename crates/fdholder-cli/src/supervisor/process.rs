@@ -1,6 +1,6 @@
 //! The process of one generation, and what belongs to it.
 
-use super::child::{read_report, Role, OWN_VARIABLES};
+use super::child::{read_report, Role, OWN_VARIABLES, PROBE};
 use super::machine::{Exit, Number};
 use super::notify::NotifySocket;
 use super::output::Copier;
@@ -8,7 +8,6 @@ use fdholder_daemon::launch::own_program;
 use rustix::io::{fcntl_setfd, read, Errno, FdFlags};
 use rustix::pipe::{pipe_with, PipeFlags};
 use rustix::process::{kill_process, kill_process_group, Pid, Signal, WaitStatus};
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -31,7 +30,7 @@ const REPORT_LEN_MAX: usize = 4096;
 pub struct Launch {
     pub stop_signal: i32,
     pub ready_fd: Option<u32>,
-    pub ready_command: Option<OsString>,
+    pub has_ready_command: bool,
     /// Where the supervisor's own holder listens, if it has one.
     pub holder: Option<PathBuf>,
     pub has_watchdog: bool,
@@ -61,7 +60,6 @@ pub struct Process {
 /// `--ready-command`, run again and again.
 #[derive(Debug)]
 struct Probe {
-    command: OsString,
     running: Option<Pid>,
     next_at: Instant,
 }
@@ -109,11 +107,7 @@ impl Process {
             output = Some(copier);
         }
         let child = with_inherited(&passed, || command.spawn())?;
-        let probe = launch.ready_command.clone().map(|command| Probe {
-            command,
-            running: None,
-            next_at: now,
-        });
+        let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });
         Ok(Self {
             number,
             pid: Pid::from_child(&child),
@@ -182,7 +176,7 @@ impl Process {
     pub fn has_ended(&mut self, pid: Pid, status: WaitStatus, now: Instant) -> Option<Ended> {
         if pid == self.pid {
             self.ended = Some((status, now));
-            self.probe = None;
+            self.end_probe();
             return Some(Ended::Program);
         }
         if self.output.as_ref().is_some_and(|copier| copier.pid == pid) {
@@ -243,8 +237,8 @@ impl Process {
         if probe.running.is_some() || now < probe.next_at {
             return;
         }
-        let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(&probe.command).process_group(0);
+        let mut command = own_command();
+        command.env(PROBE, std::process::id().to_string()).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.env("FDHOLDER_GENERATION", number.to_string());
         command.env("MAINPID", pid.as_raw_nonzero().to_string());

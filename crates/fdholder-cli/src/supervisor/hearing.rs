@@ -157,6 +157,7 @@ impl Supervisor<'_> {
             pid: std::process::id(),
             generations: self.machine.generations().iter().map(generation).collect(),
             waits_for_clients: self.machine.waits_for_clients(),
+            askers: self.askers,
             last_restart: last,
             starts: self.starts.clone(),
             time_to_ready_ms: millis(self.time_to_ready),

@@ -2,7 +2,10 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bad;
+mod ending;
 mod ready;
+mod restarts;
 mod scene;
+mod stopping;
 #[path = "../support/mod.rs"]
 mod support;

@@ -71,8 +71,9 @@ impl Scene {
         &self.holder.as_ref().unwrap().1
     }
 
-    pub fn holder_mut(&mut self) -> &mut Daemon {
-        &mut self.holder.as_mut().unwrap().1
+    /// With another holder from now on.
+    pub fn replace_holder(&mut self, holder: Daemon) {
+        self.holder = Some((tempfile::tempdir().unwrap(), holder));
     }
 
     /// What the service's program does from its next start on, in Python.

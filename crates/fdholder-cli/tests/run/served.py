@@ -66,6 +66,8 @@ def serve(number=3, code=0):
         thread.start()
         threads.append(thread)
     listener.close()
+    print("last words", file=sys.stderr, flush=True)
+    note(f"closed.{generation}")
     for thread in threads:
         thread.join()
     note(f"stopped.{generation}")

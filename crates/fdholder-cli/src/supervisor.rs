@@ -9,6 +9,7 @@ mod demand;
 mod folder;
 pub mod machine;
 mod notify;
+mod origin;
 mod output;
 mod process;
 pub mod report;
@@ -21,6 +22,7 @@ use self::demand::Demand;
 use self::folder::Folder;
 use self::machine::{Action, Event, Exit, Machine, Number, Outcome, Phase, Policy};
 use self::notify::NotifySocket;
+use self::origin::Origin;
 use self::process::{Ended, Launch, Process};
 use self::report::{in_words, GenerationReport, Report, RestartReport, State};
 use self::signals::{Asked, Signals};
@@ -117,7 +119,7 @@ impl<'a> Supervisor<'a> {
     /// When the command line cannot be carried out, whatever happens later.
     pub fn new(invocation: &'a Invocation, settings: Settings) -> Result<Self, Failure> {
         start::check(invocation)?;
-        let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
+        let origin = Origin::take();
         let upward = Upward::of_environment(settings.notify_fd)?;
         let folder = Folder::make()?;
         let mut holder = None;
@@ -135,12 +137,15 @@ impl<'a> Supervisor<'a> {
             let opened = start::open_door(invocation, service, &holder_path, &mut source)?;
             door = Some((service.clone(), opened));
         }
+        // No sooner: until then a signal ends this process, which may wait for a holder.
+        let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
         let launch = Launch {
             stop_signal: settings.stop_signal as i32,
             ready_fd: settings.ready_fd,
             has_ready_command: settings.has_ready_command,
             holder: holder.as_ref().map(|_| holder_path.clone()),
             has_watchdog: upward.has_watchdog(),
+            origin,
         };
         Ok(Self {
             invocation,

@@ -3,6 +3,7 @@
 //! So PROG gets its descriptors from the code that `exec` uses, and what fails there is reported
 //! through a pipe. PROG gets none of the variables that tell this process what it is.
 
+use super::origin::Origin;
 use super::output;
 use crate::failure::{exit, Failure};
 use crate::passing::becoming::become_program;
@@ -48,15 +49,19 @@ pub struct Role {
     pub holder: Option<PathBuf>,
     /// Whether this process was to tell systemd that it lives.
     pub has_watchdog: bool,
+    pub origin: Origin,
 }
 
 impl Role {
     /// The variables that tell a child what it is.
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
         let Self { parent, death_signal, generation, report, ready, has_watchdog, .. } = self;
+        let origin = self.origin.in_words();
         let (from, to) = ready.unwrap_or_default();
         let watchdog = u8::from(*has_watchdog);
-        let role = format!("{parent} {death_signal} {generation} {report} {from} {to} {watchdog}");
+        let role = format!(
+            "{parent} {death_signal} {generation} {report} {from} {to} {watchdog} {origin}"
+        );
         let mut all = vec![(ROLE, role.into())];
         all.extend(self.notify_socket.iter().map(|path| (NOTIFY, path.clone())));
         all.extend(self.holder.iter().map(|path| (HOLDER, path.clone().into_os_string())));
@@ -74,6 +79,7 @@ impl Role {
             ready: Some((next()?.parse().ok()?, next()?.parse().ok()?))
                 .filter(|(from, _): &(u32, u32)| *from != 0),
             has_watchdog: next()? == "1",
+            origin: Origin::read(next)?,
             notify_socket: std::env::var_os(NOTIFY),
             holder: std::env::var_os(HOLDER).map(PathBuf::from),
         })
@@ -141,6 +147,7 @@ fn become_probe(invocation: &Invocation, run: &str) -> Failure {
 fn become_generation(invocation: &Invocation, role: &Role) -> Result<ExitCode, Failure> {
     let report = inherited::take(role.report);
     follow(role.parent, Signal::from_named_raw(role.death_signal))?;
+    role.origin.restore();
     let generation = Generation {
         holder: role.holder.clone(),
         notify_socket: role.notify_socket.clone(),
@@ -182,7 +189,7 @@ mod tests {
             let variables = role.variables();
             assert_eq!(Role::read(variables[0].1.to_str().unwrap()), Some(role));
         }
-        for text in ["", "1 2 3", "1 2 3 4 5 x 0", "- - - - - - -"] {
+        for text in ["", "1 2 3", "1 2 3 4 5 x 0 0 0 0", "1 2 3 4 5 6 0 0 0", "- - - - - - -"] {
             assert_eq!(Role::read(text), None, "{text}");
         }
     }

@@ -3,6 +3,7 @@
 use super::child::{read_report, Role, OWN_VARIABLES, PROBE};
 use super::machine::{Exit, Number};
 use super::notify::NotifySocket;
+use super::origin::Origin;
 use super::output::Copier;
 use fdholder_daemon::launch::own_program;
 use rustix::io::{fcntl_setfd, read, Errno, FdFlags};
@@ -34,6 +35,7 @@ pub struct Launch {
     /// Where the supervisor's own holder listens, if it has one.
     pub holder: Option<PathBuf>,
     pub has_watchdog: bool,
+    pub origin: Origin,
 }
 
 /// A generation.
@@ -95,6 +97,7 @@ impl Process {
             notify_socket: Some(notify.path().as_os_str().to_owned()),
             holder: launch.holder.clone(),
             has_watchdog: launch.has_watchdog,
+            origin: launch.origin,
         };
         let copier = Copier::start()?;
         let mut command = own_command();

@@ -5,6 +5,7 @@ mod bad;
 mod ending;
 mod ready;
 mod restarts;
+mod same_as_exec;
 mod scene;
 mod stopping;
 #[path = "../support/mod.rs"]

@@ -106,6 +106,7 @@ enum Ready {
     Signals,
     Control,
     Demand,
+    Upward,
     Notify(Number),
     Newline(Number),
     Report(Number),
@@ -194,6 +195,7 @@ impl<'a> Supervisor<'a> {
             }
             self.look_for_clients(now);
             self.look_for_strays(now);
+            self.upward.keep_watchdog_quiet(self.machine.is_serving(), now);
             let mut actions = Vec::new();
             self.machine.tick(now, &mut actions);
             self.carry_out(actions);
@@ -203,10 +205,11 @@ impl<'a> Supervisor<'a> {
     /// Waits until something has come, or something is due.
     fn wait(&mut self) -> Result<Vec<Ready>, Failure> {
         let now = Instant::now();
-        let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at()]);
+        let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at(now)]);
         let strays_at = self.strays_at.map(|(_, at)| at);
-        let due =
-            due.chain([self.machine.timeout(), self.register_at, self.demand.due(), strays_at]);
+        let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
+        let due = due.chain([self.machine.timeout(), self.register_at, self.demand.due()]);
+        let due = due.chain([strays_at, watchdog_at]);
         let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let timeout = left.map(|left| {
             // Not a little too early, which would be once more for nothing.
@@ -217,6 +220,7 @@ impl<'a> Supervisor<'a> {
             vec![(Ready::Signals, self.signals.as_fd(), false)];
         awaited.extend(self.control.iter().map(|it| (Ready::Control, it.as_fd(), false)));
         let wants_clients = self.machine.waits_for_clients();
+        awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
         for (number, process) in &self.processes {
             let (fd, is_for_writing) = process.notify.awaited();
@@ -243,7 +247,10 @@ impl<'a> Supervisor<'a> {
             Ready::Signals => self.hear_signals(),
             Ready::Control => self.hear_requests(),
             Ready::Demand => self.feed(Event::Demand),
-            Ready::Notify(number) => self.hear_program(number),
+            Ready::Notify(number) => {
+                self.hear_program(number);
+            }
+            Ready::Upward => self.upward.send_waiting(),
             Ready::Newline(number) => {
                 if self.processes.get_mut(&number).is_some_and(Process::read_ready) {
                     self.feed(Event::Ready(number));
@@ -298,7 +305,11 @@ impl<'a> Supervisor<'a> {
             let Some(process) = self.processes.get_mut(&number) else { continue };
             let Some(exit) = process.exit(now) else { continue };
             // What it has sent before its end counts.
-            self.hear_program(number);
+            let is_all = self.hear_program(number);
+            let waits = self.processes.get(&number).is_some_and(|it| it.may_be_heard(now));
+            if !is_all && waits {
+                continue;
+            }
             let is_ready = self.processes.get_mut(&number).is_some_and(Process::read_ready);
             if is_ready {
                 self.feed(Event::Ready(number));

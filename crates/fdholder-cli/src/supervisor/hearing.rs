@@ -15,19 +15,21 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 impl Supervisor<'_> {
-    /// Reads what a generation has sent to its notify socket.
-    pub(super) fn hear_program(&mut self, number: Number) {
+    /// Reads what a generation has sent to its notify socket. Returns whether that was all.
+    pub(super) fn hear_program(&mut self, number: Number) -> bool {
         for _ in 0..DATAGRAMS_PER_TURN {
-            let Some(process) = self.processes.get_mut(&number) else { return };
+            let Some(process) = self.processes.get_mut(&number) else { return true };
             let passed = process.notify.pass_pending();
             let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
             let next = process.notify.next(pid);
+            let is_pending = process.notify.is_pending();
             if let Err(errno) = passed {
                 self.lose_door(errno);
             }
-            let Some((said, bytes, fds)) = next else { return };
+            let Some((said, bytes, fds)) = next else { return !is_pending };
             self.obey(number, &said, bytes, fds);
         }
+        false
     }
 
     fn obey(&mut self, number: Number, said: &Said, bytes: Vec<u8>, fds: Vec<OwnedFd>) {

@@ -104,6 +104,11 @@ impl<A> Machine<A> {
         self.idle_at().is_some()
     }
 
+    /// Whether a generation is ready.
+    pub fn is_serving(&self) -> bool {
+        self.ready().is_some()
+    }
+
     /// Whether everything is being stopped.
     pub fn is_stopping(&self) -> bool {
         self.mode != Mode::Running

@@ -11,7 +11,6 @@ use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFla
 use rustix::process::geteuid;
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,9 @@ use std::time::Duration;
 
 /// Bytes of one datagram at most: what systemd takes.
 const LEN_MAX: usize = 4096;
+
+/// Datagrams of others that are dropped before anything else is done again.
+const STRANGERS_PER_TURN: usize = 64;
 
 /// Levels of parents that are looked at to find the generation that a sender belongs to.
 const PARENTS_MAX: usize = 64;
@@ -118,7 +120,7 @@ impl NotifySocket {
             return None;
         }
         let mut buffer = [0; LEN_MAX];
-        loop {
+        for _ in 0..STRANGERS_PER_TURN {
             let datagram: Datagram = receive(&self.socket, &mut buffer).ok()?;
             let sender = datagram.sender.map(|sender| (sender.user, sender.pid));
             let is_ours = sender.is_some_and(|(user, pid)| is_of(generation, user, pid));
@@ -127,6 +129,12 @@ impl NotifySocket {
                 return Some((Said::parse(&bytes), bytes, datagram.fds));
             }
         }
+        None
+    }
+
+    /// Whether something waits for the holder.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Sends a datagram on to the holder; it is kept if that cannot take it yet.
@@ -225,17 +233,6 @@ fn parent_and_group(pid: u32) -> Option<(u32, u32)> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(1);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-}
-
-/// Tells whoever has started this process, if that listens.
-///
-/// # Errors
-///
-/// Those of sending.
-pub fn tell(address: &OsStr, text: &str) -> io::Result<()> {
-    let socket = connected(address)?;
-    transport::send(&socket, text.as_bytes(), &[], Wait::No)?;
-    Ok(())
 }
 
 #[cfg(test)]

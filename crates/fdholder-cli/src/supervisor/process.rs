@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// may still have its stderr.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_millis(200);
 
+/// How long a holder may take to take what a program that has ended has stored.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The pause between two runs of `--ready-command`.
 const READY_COMMAND_PAUSE: Duration = Duration::from_millis(100);
 
@@ -219,8 +222,15 @@ impl Process {
     }
 
     /// When to look again whether its last words are known.
-    pub fn last_words_at(&self) -> Option<Instant> {
-        self.ended.map(|(_, at)| at + LAST_WORDS_PATIENCE)
+    pub fn last_words_at(&self, now: Instant) -> Option<Instant> {
+        let (_, at) = self.ended?;
+        let times = [at + LAST_WORDS_PATIENCE, at + HOLDER_PATIENCE];
+        times.into_iter().find(|it| *it > now)
+    }
+
+    /// Whether to wait until the holder has taken what it has stored.
+    pub fn may_be_heard(&self, now: Instant) -> bool {
+        self.ended.is_some_and(|(_, at)| now < at + HOLDER_PATIENCE)
     }
 
     /// The last lines that PROG has written to stderr.

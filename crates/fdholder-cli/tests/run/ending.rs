@@ -60,10 +60,10 @@ fn respawn_is_for_what_was_ready() {
 #[test]
 fn program_that_ends_during_a_restart_is_replaced() {
     let scene = Scene::new();
-    scene.version("notify('READY=1'); serve()");
+    scene.version("up()");
     let mut run = scene.ready(&["--notify", "web"]);
     let (_, pid) = scene.ask();
-    scene.version("note('second'); wait_for('go'); notify('READY=1'); serve(code=4)");
+    scene.version("note('second'); wait_for('go'); up(code=4)");
     let mut restart = scene.restart_command(&[]).spawn().unwrap();
     scene.wait_for("second");
     // A client waits meanwhile, and is answered.

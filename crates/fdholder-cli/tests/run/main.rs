@@ -1,6 +1,7 @@
 //! `fdholder run` and `fdholder restart` as processes: services that restart, fail and are killed.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod alone;
 mod bad;
 mod ending;
 mod ready;
@@ -10,3 +11,4 @@ mod scene;
 mod stopping;
 #[path = "../support/mod.rs"]
 mod support;
+mod upward;

@@ -39,7 +39,7 @@ fn check_silent(options: &[&str], good: &str, silent: &str) {
 
 #[test]
 fn notify_socket_makes_ready() {
-    let good = "notify('READY=1'); serve()";
+    let good = "up()";
     check(&["--notify", "web"], good);
     // What says nothing of it, or something else, is not ready.
     let silent = "notify('STATUS=READY=1\\nREADY=0\\nREADY=11\\nREADY=1 \\nXREADY=1'); serve()";
@@ -146,14 +146,14 @@ fn ready_after_makes_ready() {
 fn ready_that_nobody_asked_for_counts() {
     // It is no mistake to say it early: the time is for those that do not.
     let scene = Scene::new();
-    scene.version("notify('READY=1'); serve()");
+    scene.version("up()");
     let run = scene.ready(&["--ready-after", "600000"]);
     assert_exit(&scene.restart(), 0);
     assert_eq!(run.count("is ready after"), 2);
     // Also where something else was asked for: it says so itself.
     for options in [["--ready-fd", "4"], ["--ready-command", "false"]] {
         let scene = Scene::new();
-        scene.version("notify('READY=1'); serve()");
+        scene.version("up()");
         let _run = scene.ready(&options);
     }
 }
@@ -161,10 +161,10 @@ fn ready_that_nobody_asked_for_counts() {
 #[test]
 fn start_timeout_is_extended() {
     let scene = Scene::new();
-    scene.version("notify('READY=1'); serve()");
+    scene.version("up()");
     let run = scene.ready(&["--notify", "web", "--start-timeout", "3000"]);
     let wait = "notify('EXTEND_TIMEOUT_USEC=100000000'); barrier(); note('said'); wait_for('go'); \
-                notify('READY=1'); serve()";
+                up()";
     scene.version(wait);
     let mut restart = scene.restart_command(&[]).spawn().unwrap();
     scene.wait_for("said");

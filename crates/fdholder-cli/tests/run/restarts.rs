@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 
 /// A version that is ready when the test says so, once for each generation.
 const SLOW: &str = "note(f'started.{generation}'); wait_for(f'go.{generation}'); \
-                    notify('READY=1'); serve()";
+                    up()";
 
 fn begin(scene: &Scene) -> Child {
     let mut command = scene.restart_command(&[]);

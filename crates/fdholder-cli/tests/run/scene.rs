@@ -26,6 +26,8 @@ pub const GOOD: &str = "serve()";
 pub struct Scene {
     pub folder: tempfile::TempDir,
     holder: Option<(tempfile::TempDir, Daemon)>,
+    /// Where a holder of somebody else's listens.
+    pub path: Option<PathBuf>,
     mark: String,
 }
 
@@ -35,7 +37,7 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let number = SCENES.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{}-{number}", std::process::id());
-        let scene = Self { folder, holder: None, mark };
+        let scene = Self { folder, holder: None, path: None, mark };
         fs::write(scene.at("served.py"), include_str!("served.py")).unwrap();
         scene.version(GOOD);
         scene
@@ -69,6 +71,10 @@ impl Scene {
 
     pub fn holder(&self) -> &Daemon {
         &self.holder.as_ref().unwrap().1
+    }
+
+    fn path(&self) -> Option<&PathBuf> {
+        self.holder.as_ref().map(|(_, holder)| &holder.path).or(self.path.as_ref())
     }
 
     /// With another holder from now on.
@@ -115,9 +121,7 @@ impl Scene {
         let bind = format!("web=unix:{}", self.socket().display());
         let mut command = self.fdholder(&["run", "--name", "web", "--bind", &bind]);
         command.args(options);
-        if let Some((_, holder)) = &self.holder {
-            command.arg(&holder.path);
-        }
+        command.args(self.path());
         command.arg("--").args(words);
         command
     }
@@ -150,13 +154,13 @@ impl Scene {
 
     pub fn restart_command(&self, options: &[&str]) -> Command {
         let mut command = self.fdholder(&["restart"]);
-        command.args(options).arg(&self.holder().path).arg("web");
+        command.args(options).args(self.path()).arg("web");
         command
     }
 
     /// What `status` says of the service.
     pub fn status(&self) -> Value {
-        let output = self.fdholder(&["status", "--json"]).arg(&self.holder().path).output();
+        let output = self.fdholder(&["status", "--json"]).args(self.path()).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{output:?}");
         let value: Value = serde_json::from_slice(&output.stdout).unwrap();

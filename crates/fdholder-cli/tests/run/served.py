@@ -49,9 +49,20 @@ def answer(connection):
             connection.sendall(f"{generation} {os.getpid()}\n".encode())
 
 
+def stop_in_order():
+    signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
+
+
+def up(number=3, code=0):
+    """Says that it is ready, and serves."""
+    stop_in_order()
+    notify("READY=1")
+    serve(number, code)
+
+
 def serve(number=3, code=0):
     """Serves until SIGTERM, then answers what is under way."""
-    signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
+    stop_in_order()
     listener = socket.socket(fileno=number)
     listener.setblocking(False)
     threads = []

@@ -63,7 +63,7 @@ fn signals_go_to_the_ready_generation() {
     scene.version("note('first'); signal.signal(signal.SIGUSR1, lambda *_: note('one')); serve()");
     let run = scene.ready(&[]);
     scene.version("signal.signal(signal.SIGUSR1, lambda *_: note('two')); note('second'); \
-                   wait_for('go'); notify('READY=1'); serve()");
+                   wait_for('go'); up()");
     // Not the one that starts, which may not have set its handler yet.
     run.signal(Signal::HUP);
     scene.wait_for("second");
@@ -113,7 +113,7 @@ fn service_that_is_starting_is_stopped() {
     assert_eq!(run.terminate(), Some(8));
     // A restart: the ready one says how it ended, and who waits is told.
     let scene = Scene::new();
-    scene.version("notify('READY=1'); serve(code=2)");
+    scene.version("up(code=2)");
     let mut run = scene.ready(&["--notify", "web"]);
     scene.version("note('next'); wait_for('never')");
     let restart = scene.restart_command(&[]).stderr(std::process::Stdio::piped()).spawn().unwrap();
@@ -139,7 +139,7 @@ fn drains(scene: &Scene, number: u64) -> bool {
 #[test]
 fn generations_drain_beside_newer_ones_up_to_a_limit() {
     let scene = Scene::new();
-    scene.version("notify('READY=1'); serve()");
+    scene.version("up()");
     let options = ["--notify", "web", "--drain-max", "2", "--stop-timeout", "0"];
     let mut run: Run = scene.ready(&options);
     let mut clients = Vec::new();
@@ -170,7 +170,7 @@ fn generations_drain_beside_newer_ones_up_to_a_limit() {
 #[test]
 fn draining_generation_is_killed_in_time() {
     let scene = Scene::new();
-    scene.version("notify('READY=1'); serve()");
+    scene.version("up()");
     let run = scene.ready(&["--notify", "web", "--stop-timeout", "500"]);
     let mut client = restart_with_client(&scene, 1);
     assert_exit(&scene.restart(), 0);
@@ -185,7 +185,7 @@ fn draining_generation_is_killed_in_time() {
                    signal.pause(); notify('EXTEND_TIMEOUT_USEC=100000000'); barrier(); \
                    note('asked'); wait_for('go'); sys.exit(0)");
     assert_exit(&scene.restart(), 0);
-    scene.version("notify('READY=1'); serve()");
+    scene.version("up()");
     assert_exit(&scene.restart(), 0);
     scene.wait_for("asked");
     let begun = scene.since(3);

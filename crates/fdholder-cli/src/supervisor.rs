@@ -16,6 +16,7 @@ pub mod report;
 pub mod signals;
 mod strays;
 mod upward;
+mod wakes;
 
 use self::control::{Asker, Control};
 use self::demand::Demand;
@@ -52,6 +53,9 @@ const REQUESTS_PER_TURN: usize = 16;
 
 /// Datagrams of one generation, likewise.
 const DATAGRAMS_PER_TURN: usize = 64;
+
+/// How long a holder may keep `run` from everything else.
+const HOLDER_PATIENCE: Duration = Duration::from_millis(300);
 
 /// The pause before the control socket is given to the holder again.
 const REGISTER_PAUSE: Duration = Duration::from_secs(1);

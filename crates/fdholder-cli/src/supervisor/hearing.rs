@@ -5,7 +5,7 @@ use super::machine::{Event, Number, Phase};
 use super::notify::Said;
 use super::{
     as_line, GenerationReport, Report, State, Supervisor, ASKERS_MAX, DATAGRAMS_PER_TURN,
-    REGISTER_PAUSE, REQUESTS_PER_TURN,
+    HOLDER_PATIENCE, REGISTER_PAUSE, REQUESTS_PER_TURN,
 };
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
@@ -88,7 +88,8 @@ impl Supervisor<'_> {
             strerror(errno)
         ));
         let Some((service, _)) = &self.door else { return };
-        let mut source = Source::of(self.invocation, self.holder_path.clone(), true);
+        let source = Source::of(self.invocation, self.holder_path.clone(), true);
+        let mut source = source.impatient(HOLDER_PATIENCE);
         match start::open_door(self.invocation, service, &self.holder_path, &mut source) {
             Ok(door) => self.door = Some((service.clone(), door)),
             Err(failure) => self.warn(failure),

@@ -99,11 +99,6 @@ impl<A> Machine<A> {
         self.is_asleep && self.mode == Mode::Running
     }
 
-    /// Whether clients of the ready generation are to be looked at.
-    pub fn watches_activity(&self) -> bool {
-        self.idle_at().is_some()
-    }
-
     /// Whether a generation is ready.
     pub fn is_serving(&self) -> bool {
         self.ready().is_some()
@@ -207,7 +202,8 @@ impl<A> Machine<A> {
         self.generations.iter().find(|it| it.phase == Phase::Ready).map(|it| it.number)
     }
 
-    fn idle_at(&self) -> Option<Instant> {
+    /// When the ready generation is stopped, if no client comes.
+    pub fn idle_at(&self) -> Option<Instant> {
         let idle = self.policy.idle_stop?;
         let ready = self.generations.iter().find(|it| it.phase == Phase::Ready)?;
         let is_busy = self.starting().is_some() || self.draining() >= self.policy.draining_max;

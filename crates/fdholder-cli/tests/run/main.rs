@@ -3,6 +3,7 @@
 
 mod alone;
 mod bad;
+mod demand;
 mod ending;
 mod ready;
 mod restarts;

@@ -158,13 +158,23 @@ impl Scene {
         command
     }
 
-    /// What `status` says of the service.
+    /// What `status` says of the service, once it has registered.
     pub fn status(&self) -> Value {
-        let output = self.fdholder(&["status", "--json"]).args(self.path()).output();
-        let output = output.unwrap();
+        let mut status = None;
+        eventually("it has registered", || {
+            let runs = self.runs();
+            status = runs.into_iter().find(|run| run["name"] == "web" && run["error"].is_null());
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// What `status` says of all services.
+    pub fn runs(&self) -> Vec<Value> {
+        let output = self.fdholder(&["status", "--json"]).args(self.path()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-        value["runs"].as_array().unwrap().iter().find(|run| run["name"] == "web").unwrap().clone()
+        value["runs"].as_array().unwrap().clone()
     }
 
     /// The generations that `status` shows: their numbers and states.

@@ -392,6 +392,12 @@ fn holder_that_begins_anew_has_the_service_again() {
     assert_eq!(scene.ask(), (before, pid), "{output:?} {}", run.log());
 }
 
+fn catches_term(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t"));
+    caught.is_some_and(|caught| u64::from_str_radix(caught, 16).unwrap() & (1 << 14) != 0)
+}
+
 #[test]
 fn stopped_holder_does_not_block_run() {
     let scene = Scene::new();
@@ -409,9 +415,35 @@ fn stopped_holder_does_not_block_run() {
     // While it waits for its first descriptors it can be stopped, too.
     for options in [&["--notify", "web"][..], &[], &["--on-demand"], &["--wait", "100000"]] {
         let mut run = scene.spawn(scene.command(options));
-        eventually("it has begun", || !run.log().is_empty() || !run.folders().is_empty());
+        eventually("it has begun", || !run.folders().is_empty());
+        if options.first() != Some(&"--notify") {
+            eventually("it catches signals", || catches_term(run.pid()));
+        }
+        let begun = std::time::Instant::now();
         run.signal(Signal::TERM);
         run.wait();
+        assert!(begun.elapsed() < PATIENCE / 4, "{options:?}: {}", run.log());
     }
     scene.holder().signal(Signal::CONT);
+}
+
+#[test]
+fn absent_holder_does_not_block_run() {
+    let mut scene = Scene::alone();
+    scene.path = Some(scene.at("holder"));
+    let mut run = scene.spawn(scene.command(&["--on-demand", "--wait", "100000"]));
+    run.logged("unable to connect");
+    assert_eq!(run.terminate(), Some(0), "{}", run.log());
+    // As soon as there is one it goes on.
+    let run = scene.spawn(scene.command(&["--on-demand", "--notify-fd", "1"]));
+    run.logged("unable to connect");
+    let mut family = Family::new();
+    family.path = scene.at("holder");
+    family.serve(&[]);
+    let mut stream = None;
+    eventually("it listens", || {
+        stream = std::os::unix::net::UnixStream::connect(scene.socket()).ok();
+        stream.is_some()
+    });
+    assert_eq!(crate::scene::Client::new(stream.unwrap()).ask("now").0, 1);
 }

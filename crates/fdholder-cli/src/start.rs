@@ -122,12 +122,12 @@ fn prepare(
     let flag = |id: &str| invocation.matches.get_flag(id);
     let style = invocation.required("env-style")?;
     // Before this process opens any descriptor.
+    let ready = generation.and_then(|generation| generation.ready);
+    let ready = ready.map(|(from, to)| take(from).map(|fd| (fd, to))).transpose();
+    let ready = ready.map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
     let (mut kept, mut passed) = inherited(invocation, style)?;
-    let mut ready = None;
-    if let Some((from, to)) = generation.and_then(|generation| generation.ready) {
-        let fd = take(from).map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
+    if let Some((_, to)) = ready {
         kept.reserve(to, "it is --ready-fd")?;
-        ready = Some((fd, to));
     }
     // For a moment each descriptor has two numbers. PROG gets the limit of before.
     let limit = getrlimit(Resource::Nofile);

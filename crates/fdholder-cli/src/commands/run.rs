@@ -139,9 +139,9 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
     };
     let flag = |id: &str| invocation.matches.get_flag(id);
     let ready_fd = invocation.optional("ready-fd");
-    let ready_command: Option<OsString> = invocation.optional("ready-command");
+    let has_ready_command = invocation.matches.contains_id("ready-command");
     let notify: Option<OsString> = invocation.optional("notify");
-    let tells = ready_fd.is_some() || ready_command.is_some() || notify.is_some();
+    let tells = ready_fd.is_some() || has_ready_command || notify.is_some();
     let program: OsString = invocation.required("prog")?;
     let file_name = || Path::new(&program).file_name().map(OsString::from);
     let name = invocation.optional("name").or_else(file_name).unwrap_or_default();
@@ -160,7 +160,7 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
         },
         stop_signal,
         ready_fd,
-        ready_command,
+        has_ready_command,
         notify,
         notify_fd: start::notify_fd(invocation),
     })

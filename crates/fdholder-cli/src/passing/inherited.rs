@@ -29,7 +29,20 @@ pub fn descriptor(number: u32) -> Result<BorrowedFd<'static>, Errno> {
     Ok(descriptor)
 }
 
-/// The same, for a descriptor that was left to this process and nobody else uses: it is
+/// The same, where the next program would have it, too: what this process has taken is its own.
+///
+/// # Errors
+///
+/// EBADF when it is not open, or taken.
+pub fn left(number: u32) -> Result<BorrowedFd<'static>, Errno> {
+    let descriptor = descriptor(number)?;
+    if retried(|| fcntl_getfd(descriptor))?.contains(FdFlags::CLOEXEC) {
+        return Err(Errno::BADF);
+    }
+    Ok(descriptor)
+}
+
+/// The same as [`descriptor`], for one that was left to this process and nobody else uses: it is
 /// owned from now on, and not inherited any further. To be called once for a number.
 ///
 /// # Errors

@@ -29,6 +29,9 @@ const LEN_MAX: usize = 4096;
 /// Bytes of the control messages of one datagram.
 const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX), ScmCredentials(1));
 
+/// Datagrams of others that are dropped before anything else is done again.
+const STRANGERS_PER_TURN: usize = 64;
+
 /// Levels of parents that are looked at to find the generation that a sender belongs to.
 const PARENTS_MAX: usize = 64;
 
@@ -178,7 +181,7 @@ impl NotifySocket {
             return None;
         }
         let mut buffer = [0; LEN_MAX];
-        loop {
+        for _ in 0..STRANGERS_PER_TURN {
             let datagram = receive(&self.socket, &mut buffer).ok()?;
             let Some(sender) = datagram.sender.filter(|_| !datagram.is_cut) else { continue };
             if is_of(program, sender.user, sender.pid) {
@@ -191,6 +194,12 @@ impl NotifySocket {
                 });
             }
         }
+        None
+    }
+
+    /// Whether something waits for the holder.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Sends a datagram on to the holder, as its sender where that is possible; it is kept if the

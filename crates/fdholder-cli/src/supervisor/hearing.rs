@@ -4,7 +4,7 @@ use super::control::{Asker, Control, Request};
 use super::machine::{Event, Number, Phase};
 use super::{
     as_line, GenerationReport, Report, State, Supervisor, ASKERS_MAX, DATAGRAMS_PER_TURN,
-    REGISTER_PAUSE, REQUESTS_PER_TURN,
+    HOLDER_PATIENCE, REGISTER_PAUSE, REQUESTS_PER_TURN,
 };
 use crate::start::notify::Datagram;
 use crate::start::{self, Source};
@@ -14,19 +14,21 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 impl Supervisor<'_> {
-    /// Reads what a generation has sent to its notify socket.
-    pub(super) fn hear_program(&mut self, number: Number) {
+    /// Reads what a generation has sent to its notify socket. Returns whether that was all.
+    pub(super) fn hear_program(&mut self, number: Number) -> bool {
         for _ in 0..DATAGRAMS_PER_TURN {
-            let Some(process) = self.processes.get_mut(&number) else { return };
+            let Some(process) = self.processes.get_mut(&number) else { return true };
             let passed = process.notify.pass_pending();
             let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
             let next = process.notify.next(pid);
+            let is_pending = process.notify.is_pending();
             if let Err(errno) = passed {
                 self.lose_door(errno);
             }
-            let Some(datagram) = next else { return };
+            let Some(datagram) = next else { return !is_pending };
             self.obey(number, datagram);
         }
+        false
     }
 
     fn obey(&mut self, number: Number, datagram: Datagram) {
@@ -86,7 +88,8 @@ impl Supervisor<'_> {
             strerror(errno)
         ));
         let Some((service, _)) = &self.door else { return };
-        let mut source = Source::of(self.invocation, self.holder_path.clone(), true);
+        let source = Source::of(self.invocation, self.holder_path.clone(), true);
+        let mut source = source.impatient(HOLDER_PATIENCE);
         match start::open_door(self.invocation, service, &self.holder_path, &mut source) {
             Ok(door) => self.door = Some((service.clone(), door)),
             Err(failure) => self.warn(failure),
@@ -157,6 +160,7 @@ impl Supervisor<'_> {
             pid: std::process::id(),
             generations: self.machine.generations().iter().map(generation).collect(),
             waits_for_clients: self.machine.waits_for_clients(),
+            askers: self.askers,
             last_restart: last,
             starts: self.starts.clone(),
             time_to_ready_ms: millis(self.time_to_ready),

@@ -65,7 +65,9 @@ time.sleep(1.1)
 sys.exit(0)",
     );
     let mut options = vec!["--on-demand", "--ready-after", "1"];
-    binds.iter().for_each(|bind| options.extend(["--bind", bind]));
+    for bind in &binds {
+        options.extend(["--bind", bind]);
+    }
     let _run = scene.spawn(scene.command(&options));
     eventually("it waits", || holds(&scene, "dgram") && asleep(&scene));
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -225,7 +225,9 @@ impl Drop for Scene {
             if left.is_empty() {
                 break;
             }
-            left.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+            for pid in left {
+                signal(pid, Signal::KILL);
+            }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }

@@ -5,7 +5,7 @@
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::limits::KEEP_PATIENCE;
-use crate::reading::{has_hung_up, is_transient, read};
+use crate::reading::{has_hung_up, is_readable, is_transient, read};
 use crate::replication::roll::{Handed, Roll};
 use crate::replication::Mirrors;
 use fdholder::frame::Decoder;
@@ -14,12 +14,16 @@ use fdholder::transport::{self, Wait};
 use fdholder::{strerror, Errno, Malformed};
 use rustix::event::{PollFd, PollFlags};
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::warn;
 
 /// How often to look whether a follower has the lock.
 const LOOK_PAUSE: Duration = Duration::from_micros(100);
+
+/// The same once it has been slow.
+const LONG_LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long to wait at most before something is tried again: descriptors may have had no
 /// room in flight, and nothing tells when they do.
@@ -99,6 +103,7 @@ impl<'a> Exchange<'a> {
         roll: &Roll,
         number: u32,
         until: Handed,
+        stop: Option<BorrowedFd<'_>>,
     ) -> Result<(), Broken> {
         self.tell_all()?;
         for client in clients {
@@ -108,7 +113,7 @@ impl<'a> Exchange<'a> {
         self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours();
         self.tell_all()?;
         self.wait_for(&Heard::Commit)?;
-        self.let_serve(roll, number, until)
+        self.let_serve(roll, number, until, stop)
     }
 
     /// Sends everything, and waits until what has to be carried out is.
@@ -177,10 +182,17 @@ impl<'a> Exchange<'a> {
     }
 
     /// Lets the follower have our place, which it says it takes, and waits until it has. The
-    /// kernel decides: it has the lock, or we take it back. Whatever it looks like, nothing else does.
-    fn let_serve(&self, roll: &Roll, number: u32, until: Handed) -> Result<(), Broken> {
+    /// kernel decides: it has the lock, or we take it back. Whatever it looks like, nothing else does;
+    /// but once `stop` can be read this process ends instead of waiting.
+    fn let_serve(
+        &self,
+        roll: &Roll,
+        number: u32,
+        until: Handed,
+        stop: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Broken> {
         roll.let_go().map_err(Broken::Failed)?;
-        let mut followed_at = None;
+        let (mut followed_at, mut has_warned) = (None, false);
         loop {
             if roll.is_handed_over(until) {
                 return Ok(());
@@ -192,11 +204,17 @@ impl<'a> Exchange<'a> {
             if (has_gone || self.is_late()) && roll.take_back(number) {
                 return Err(if has_gone { Broken::Gone } else { Broken::TimedOut });
             }
-            // It may be unable to say that it serves. To end is safe at any time, unlike to go on.
-            if followed_at.is_some_and(|at| clock::since(at) >= KEEP_PATIENCE) {
+            // It has the lock, and may be stopped, or unable to say that it serves. While it has that,
+            // this process is silent, and still the second copy.
+            let is_slow = followed_at.is_some_and(|at| clock::since(at) >= KEEP_PATIENCE);
+            if is_slow && !std::mem::replace(&mut has_warned, true) {
+                warn!("the process that takes over is slow to serve; waiting for it");
+            }
+            // To end is safe at any time, unlike to go on.
+            if followed_at.is_some() && stop.is_some_and(is_readable) {
                 return Ok(());
             }
-            clock::sleep(LOOK_PAUSE);
+            clock::sleep(if is_slow { LONG_LOOK_PAUSE } else { LOOK_PAUSE });
         }
     }
 }

@@ -18,7 +18,7 @@ mod letter;
 pub mod recovery;
 pub(crate) mod shelf;
 
-pub use crate::replication::roll::is_undecided;
+pub use crate::replication::roll::{is_abandoned, is_undecided};
 pub use recovery::{may_recover, recover, Past, Recovered};
 
 use crate::reading::{is_transient, retried};

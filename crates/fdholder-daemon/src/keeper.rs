@@ -97,7 +97,7 @@ impl Kept<'_> {
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
         // Until it serves, this is the second copy.
-        exchange.hand_over(self.clients.iter().cloned(), roll, head.number, Handed::Serves)
+        exchange.hand_over(self.clients.iter().cloned(), roll, head.number, Handed::Serves, None)
     }
 }
 

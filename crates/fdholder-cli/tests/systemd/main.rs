@@ -38,6 +38,7 @@ fn main() {
         trial("whoever_takes_over_may_die_before_it_serves", takeover_that_fails),
         trial("a_start_that_waits_may_be_stopped", start_that_waits),
         trial("what_was_deleted_elsewhere_does_not_come_back", older_than_what_was_held),
+        trial("heir_of_a_daemon_that_took_over_is_taken_over_from", lost::an_heir_serves),
         trial("an_upgrade_keeps_the_main_process", an_upgrade_keeps_the_main_process),
         trial("a_socket_that_was_shut_down_is_made_anew", lost::a_socket_is_made_anew),
     ];

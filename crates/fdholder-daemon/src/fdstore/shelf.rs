@@ -189,6 +189,11 @@ impl Shelf {
         self.has_begun || self.lost.is_some()
     }
 
+    /// Whether systemd has all that is held.
+    pub fn has_told_all(&self) -> bool {
+        self.has_begun && self.lost.is_none() && self.letters.is_empty()
+    }
+
     /// Tells systemd what there is to tell at the start, before anything changes: what systemd
     /// has that means nothing any more is known to nobody after us. Waits for it, but not for
     /// long.

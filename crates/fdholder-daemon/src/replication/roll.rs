@@ -40,8 +40,8 @@ use tracing::warn;
 /// Where it is told that somebody has followed.
 const SUCCEEDED: u64 = 0;
 
-/// What stands there: a follower is about to serve, or one that has got everything in another
-/// way; a follower has everything, and serves nobody; it serves.
+/// What stands there: a follower is about to serve; one serves that has got everything in another
+/// way, and nobody else ever will; a follower has everything, and serves nobody; it serves.
 const FOLLOWED: u8 = 1;
 const RECOVERED: u8 = 2;
 const KEPT: u8 = 3;
@@ -116,8 +116,7 @@ impl Roll {
         let is_locked = fcntl_lock(&*self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // In doubt another serves: two would be worse than none.
         let state = if is_locked { byte(self.file.as_fd(), SUCCEEDED) } else { Ok(0) };
-        if !may_go_on(is_locked, !matches!(state, Ok(0 | UNSETTLED | FOLLOWED | RECOVERED | KEPT)))
-        {
+        if !may_go_on(is_locked, !matches!(state, Ok(0 | UNSETTLED | FOLLOWED | KEPT))) {
             return false;
         }
         // Who gives it up for good says so if that fails.
@@ -136,7 +135,7 @@ impl Roll {
         let Ok(state) = byte(self.file.as_fd(), SUCCEEDED) else { return false };
         match how {
             Handed::Follows => !matches!(state, 0 | UNSETTLED),
-            Handed::Serves => state == SERVES,
+            Handed::Serves => matches!(state, SERVES | RECOVERED),
         }
     }
 
@@ -235,6 +234,18 @@ pub(crate) fn try_recover(roll: impl AsFd) -> Result<Option<Succession>, Errno> 
     Ok(Some(Succession::Ours))
 }
 
+/// Whether nobody has the lock, and nobody has served in that place. Only looks.
+pub fn is_abandoned(roll: impl AsFd) -> bool {
+    let roll = roll.as_fd();
+    let is_free = matches!(try_lock(roll), Ok(true));
+    // In doubt somebody is there.
+    let has_served = byte(roll, SUCCEEDED) == Ok(SERVES);
+    if is_free {
+        let _ = fcntl_lock(roll, FlockOperation::NonBlockingUnlock);
+    }
+    is_free && !has_served
+}
+
 /// Whether somebody has taken the place of the primary and has not served, or the primary itself had
 /// not: then its predecessor, or another, may do so.
 pub fn is_undecided(roll: impl AsFd) -> bool {
@@ -278,6 +289,8 @@ fn pending_verdict(is_locked: bool, is_given_up: bool, state: u8) -> Option<Succ
     match state {
         _ if is_given_up => Some(Succession::GivenUp),
         SERVES => Some(Succession::Ours),
+        // One that has everything from systemd serves, or has served.
+        RECOVERED => Some(Succession::Anothers),
         _ if !is_locked => None,
         // The predecessor had it again, and has gone.
         0 => Some(Succession::Anothers),

@@ -5,6 +5,7 @@ use super::followers::{Lost, Role};
 use super::Server;
 use crate::clock;
 use crate::exchange::{Broken, Exchange};
+use crate::fdstore::shelf::Shelf;
 use crate::limits::FOLLOWER_PATIENCE;
 use crate::peer::Gone;
 use crate::replication::roll::Handed;
@@ -29,9 +30,9 @@ impl Server {
         }
         let Some(link) = self.links.get(key) else { return };
         let (pid, is_successor) = (link.who.pid, link.role == Role::Successor);
+        let systemd_has_all = self.shelf.as_ref().is_some_and(Shelf::has_told_all);
         // Until the other one serves this process is the second copy, unless systemd has one.
-        let until =
-            if is_successor || self.shelf.is_some() { Handed::Follows } else { Handed::Serves };
+        let until = if is_successor || systemd_has_all { Handed::Follows } else { Handed::Serves };
         match self.hand_over(key, until) {
             Ok(()) if is_successor => self.become_successor(key),
             Ok(()) => self.was_taken_over(pid),
@@ -63,7 +64,8 @@ impl Server {
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
         let clients = clients.chain(self.handed.iter().cloned());
         let clients = clients.chain(self.undecided.clone().map(newcomer));
-        let handed_over = exchange.hand_over(clients, roll, number, until);
+        let handed_over =
+            exchange.hand_over(clients, roll, number, until, Some(self.signals.term()));
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {
             link.progress = clock::now();

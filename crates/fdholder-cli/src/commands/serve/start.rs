@@ -8,7 +8,7 @@ use fdholder::{Client, Deadline, Errno};
 use fdholder_daemon::access::User;
 use fdholder_daemon::claim::{another_listens_by, claimant, Claimed};
 use fdholder_daemon::credentials::{self, Credentials};
-use fdholder_daemon::fdstore::{is_undecided, may_recover, recover, Past, Recovered};
+use fdholder_daemon::fdstore::{is_abandoned, is_undecided, may_recover, recover, Past, Recovered};
 use fdholder_daemon::follower::{FollowError, Follower};
 use fdholder_daemon::inheritance::Inheritance;
 use fdholder_daemon::launch::{FOLLOW_VARIABLE, TAKE_OVER_VARIABLE, UNCLOSED_VARIABLE};
@@ -19,6 +19,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Permissions;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -135,16 +136,19 @@ pub fn at(
 ) -> Result<Start, Failure> {
     let capacity = settings.room.capacity;
     let mut recovered = recover(given, capacity);
-    let whose = whose(&recovered, &listen.path, settings)?;
+    let own_uid = user.uid.unwrap_or_else(|| User::this_process().uid);
+    let whose = whose(&recovered, &listen.path, own_uid, settings)?;
     if whose == Whose::Nobodys {
         warn!("what systemd has kept is older than what was held last, and is dropped");
         recovered.drop_what_is_held();
     }
     let Recovered { listener, kept_listener, roll, store, past } = recovered;
+    // Never closed: that would free the lock, also where the same file comes from a predecessor.
+    let roll = roll.map(ManuallyDrop::new);
     if whose == Whose::Anothers {
         drop((listener, kept_listener));
         // It may have changed things since what systemd has given to this process.
-        let is_there = || roll.as_ref().is_none_or(|roll| matches!(may_recover(roll), Ok(None)));
+        let is_there = || roll.as_ref().is_none_or(|roll| !is_abandoned(&**roll));
         return listen_or_take_over(listen, user, settings, is_there, |_| {
             Err(Failure::new(exit::SYSTEM, GONE))
         });
@@ -355,7 +359,20 @@ enum Whose {
     Nobodys,
 }
 
-fn whose(recovered: &Recovered, path: &Path, settings: &Settings) -> Result<Whose, Failure> {
+/// How long one that has served may be silent, because it becomes another program, or its standby
+/// takes its place.
+const SILENT_MAX: Duration = Duration::from_secs(3);
+
+fn whose(
+    recovered: &Recovered,
+    path: &Path,
+    own_uid: u32,
+    settings: &Settings,
+) -> Result<Whose, Failure> {
+    // The lock here has gone with the process that took it. Its next program, or whoever has its place
+    // by now, has another.
+    let lives = || matches!(claimant(path, own_uid, ANSWER_PATIENCE), Ok(Claimed::By(..)));
+    let served_until = Instant::now() + SILENT_MAX;
     // Either it serves, or it is about to begin, or to end: then there is nobody to answer.
     let answers = || {
         let client = Client::connect_negotiated(path, Deadline::after(ANSWER_PATIENCE));
@@ -374,12 +391,13 @@ fn whose(recovered: &Recovered, path: &Path, settings: &Settings) -> Result<Whos
         }
         match may_recover(roll).map_err(|errno| Failure::system("see who may serve", errno))? {
             Some(true) => return Ok(Whose::Ours),
-            Some(false) => return Ok(Whose::Nobodys),
+            Some(false) if answers() || lives() => return Ok(Whose::Anothers),
+            Some(false) if Instant::now() >= served_until => return Ok(Whose::Nobodys),
             None if answers() => return Ok(Whose::Anothers),
             None if settings.signals.is_to_end() => {
                 return Err(Failure::new(exit::SYSTEM, "asked to end while another one serves"));
             }
-            None => std::thread::sleep(RETRY_PAUSE),
+            Some(false) | None => std::thread::sleep(RETRY_PAUSE),
         }
     }
 }

@@ -108,9 +108,10 @@ fn one_of_predecessor_and_follower_gets_a_pending_place() {
             assert_eq!(verdict, Some(Succession::GivenUp));
         }
         assert_eq!(pending_verdict(is_locked, false, SERVES), Some(Succession::Ours));
+        assert_eq!(pending_verdict(is_locked, false, RECOVERED), Some(Succession::Anothers));
     }
     assert_eq!(pending_verdict(true, false, 0), Some(Succession::Anothers));
-    for state in [FOLLOWED, RECOVERED, KEPT] {
+    for state in [FOLLOWED, KEPT] {
         assert_eq!(pending_verdict(false, false, state), None);
         assert_eq!(pending_verdict(true, false, state), Some(Succession::Ours));
     }

@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// What the names of these folders begin with.
 const PREFIX: &str = "fdholder-run.";
 
+/// The file in it that is locked while it is in use.
+const LOCK: &str = "lock";
+
 /// The folder, and a lock that says that it is in use.
 #[derive(Debug)]
 pub struct Folder {
@@ -33,7 +36,10 @@ impl Folder {
             Failure::system(format!("make a folder for sockets in {}", base.display()), error)
         };
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&base).map_err(failed)?;
-        let lock = lock(folder.path(), OFlags::CREATE).map_err(failed)?;
+        // Under its name it is locked from the start: another process takes it for abandoned else.
+        let new = folder.path().join("lock.new");
+        let lock = lock(&new, OFlags::CREATE).map_err(failed)?;
+        fs::rename(&new, folder.path().join(LOCK)).map_err(failed)?;
         if geteuid().is_root() {
             // PROG may be another user by the time it sends something.
             fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).map_err(failed)?;
@@ -56,10 +62,10 @@ fn base() -> PathBuf {
     own.filter(is_own).or_else(run).unwrap_or_else(std::env::temp_dir)
 }
 
-/// Locks a file in the folder: the folder itself is locked for a moment by whoever binds a socket.
-fn lock(folder: &Path, flags: OFlags) -> std::io::Result<OwnedFd> {
+/// Locks a file in a folder: the folder itself is locked for a moment by whoever binds a socket.
+fn lock(file: &Path, flags: OFlags) -> std::io::Result<OwnedFd> {
     let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = retried(|| open(folder.join("lock"), flags, Mode::RUSR | Mode::WUSR))?;
+    let opened = retried(|| open(file, flags, Mode::RUSR | Mode::WUSR))?;
     flock(&opened, FlockOperation::NonBlockingLockExclusive)?;
     Ok(opened)
 }
@@ -71,7 +77,7 @@ fn remove_abandoned(base: &Path) {
         let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
             && entry.metadata().is_ok_and(|it| it.is_dir() && it.uid() == geteuid().as_raw());
         // One that is being made has no lock yet.
-        if is_ours && lock(&entry.path(), OFlags::empty()).is_ok() {
+        if is_ours && lock(&entry.path().join(LOCK), OFlags::empty()).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

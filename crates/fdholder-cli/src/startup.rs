@@ -90,7 +90,8 @@ pub fn blocked_signals() -> u64 {
         set.assume_init()
     };
     // SAFETY: the set was written, and the signals are valid.
-    SIGNALS.filter(|signal| unsafe { libc::sigismember(&raw const set, *signal) } == 1)
+    SIGNALS
+        .filter(|signal| unsafe { libc::sigismember(&raw const set, *signal) } == 1)
         .fold(0, |blocked, signal| blocked | bit(signal))
 }
 

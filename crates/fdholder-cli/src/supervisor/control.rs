@@ -11,6 +11,7 @@ use fdholder::transport::{receive, send, Wait};
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Limit};
 use fdholder_daemon::notify::run_id;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -127,6 +128,10 @@ impl Control {
             // An empty message looks like the end.
             if received.len == 0 && received.fds.is_empty() && !is_alive(self.socket.as_fd()) {
                 return Err(Errno::PIPE);
+            }
+            for fd in &received.fds {
+                // To close one would take as long as its other end likes. What is none fails.
+                let _ = set_socket_linger(fd, None);
             }
             let Some(fd) = received.fds.into_iter().next() else { continue };
             let asker = UnixStream::from(fd);

@@ -49,7 +49,7 @@ impl Wakes {
     /// Where the kernel, or a filter, does not allow that.
     pub fn of(fds: &[impl AsFd]) -> io::Result<Self> {
         let mut context: libc::c_ulong = 0;
-        let room = fds.len().max(1) as libc::c_long; // As many as can be open.
+        let room = libc::c_long::try_from(fds.len().max(1)).unwrap_or(libc::c_long::MAX);
         // SAFETY: the kernel writes one number to the place that it is given.
         let made = unsafe { libc::syscall(libc::SYS_io_setup, room, &raw mut context) };
         if made < 0 {
@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn client_that_is_accepted_at_once_is_seen() {
         let folder = tempfile::tempdir().unwrap();
-        let listeners = ["a", "b"].map(|name| UnixListener::bind(folder.path().join(name)).unwrap());
+        let listeners =
+            ["a", "b"].map(|name| UnixListener::bind(folder.path().join(name)).unwrap());
         let wakes = Wakes::of(&listeners).unwrap();
         assert!(!wakes.have_come(&listeners).unwrap());
         for _ in 0..3 {

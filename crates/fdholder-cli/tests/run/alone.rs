@@ -20,9 +20,11 @@ fn connect(port: u16) -> Client<TcpStream> {
 fn one_command_restarts_without_a_holder() {
     let scene = Scene::alone();
     let port = free_port();
-    scene.version("note(f'names.{generation}', os.environ['LISTEN_FDNAMES'])
+    scene.version(
+        "note(f'names.{generation}', os.environ['LISTEN_FDNAMES'])
 if generation == 1: notify('FDSTORE=1\\nFDNAME=kept', [0]); barrier()
-up()");
+up()",
+    );
     let bind = format!("web=tcp:127.0.0.1:{port}");
     let mut command = scene.fdholder(&["run", "--bind", &bind, "--notify", "svc", "--"]);
     command.args(scene.program());

@@ -47,10 +47,14 @@ fn client_of_any_kind_starts_the_program() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let datagrams = scene.at("datagrams");
-    let binds = [format!("tcp=tcp:{tcp}"), format!("udp=udp:{udp}"),
-        format!("dgram=unix-dgram:{}", datagrams.display())];
+    let binds = [
+        format!("tcp=tcp:{tcp}"),
+        format!("udp=udp:{udp}"),
+        format!("dgram=unix-dgram:{}", datagrams.display()),
+    ];
     // One descriptor each: web, tcp, udp and datagrams.
-    scene.version("
+    scene.version(
+        "
 listener = socket.socket(fileno=int(os.environ.get('TCP', 4)))
 ready = select.select([3, 4, 5, 6], [], [])[0]
 note(f'came.{generation}', ready)
@@ -58,9 +62,12 @@ if 3 in ready: socket.socket(fileno=3).accept()
 if 4 in ready: socket.socket(fileno=4).accept()
 for number in {5, 6} & set(ready): os.read(number, 10)
 time.sleep(1.1)
-sys.exit(0)");
+sys.exit(0)",
+    );
     let mut options = vec!["--on-demand", "--ready-after", "1"];
-    binds.iter().for_each(|bind| options.extend(["--bind", bind]));
+    for bind in &binds {
+        options.extend(["--bind", bind]);
+    }
     let _run = scene.spawn(scene.command(&options));
     eventually("it waits", || holds(&scene, "dgram") && asleep(&scene));
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -145,11 +152,13 @@ fn restart_of_a_sleeping_service_is_done() {
 #[test]
 fn program_that_ends_when_idle_sleeps() {
     let scene = Scene::new();
-    scene.version("listener = socket.socket(fileno=3); listener.settimeout(1.2)
+    scene.version(
+        "listener = socket.socket(fileno=3); listener.settimeout(1.2)
 notify('READY=1')
 try:
     while True: answer(listener.accept()[0])
-except TimeoutError: sys.exit(0)");
+except TimeoutError: sys.exit(0)",
+    );
     let mut run = start(&scene, &["--notify", "web"]);
     let (generation, pid) = scene.ask();
     assert_eq!(generation, 1);

@@ -46,8 +46,10 @@ fn respawn_is_for_what_was_ready() {
     let scene = Scene::new();
     let mut run = scene.ready(&["--respawn"]);
     let (_, pid) = scene.ask();
-    scene.version("wait_for(f'go.{generation}') if generation == 2 else None; \
-                   serve() if generation == 4 else sys.exit(3)");
+    scene.version(
+        "wait_for(f'go.{generation}') if generation == 2 else None; \
+                   serve() if generation == 4 else sys.exit(3)",
+    );
     signal(pid, Signal::KILL);
     run.logged("generation 2 (pid");
     scene.touch("go.2");
@@ -138,8 +140,10 @@ fn nothing_of_a_killed_run_is_left() {
 #[test]
 fn signal_of_a_killed_run_is_the_stop_signal() {
     let scene = Scene::new();
-    scene.version("signal.signal(signal.SIGUSR1, lambda *_: (note('told'), os._exit(0))); \
-                   note('up'); wait_for('never')");
+    scene.version(
+        "signal.signal(signal.SIGUSR1, lambda *_: (note('told'), os._exit(0))); \
+                   note('up'); wait_for('never')",
+    );
     let mut run = scene.spawn(scene.command(&["--stop-signal", "USR1", "--ready-after", "1"]));
     scene.wait_for("up");
     run.kill();

@@ -33,14 +33,16 @@ fn first_process_reaps_and_stops() {
     }
     let scene = Scene::alone();
     // Its grandchildren are nobody's.
-    scene.version("
+    scene.version(
+        "
 for _ in range(20):
     if os.fork() == 0:
         if os.fork() == 0: time.sleep(0.1)
         os._exit(0)
     os.wait()
 time.sleep(0.3)
-up(code=13)");
+up(code=13)",
+    );
     let mut run = scene.spawn(unshared(&scene, &["--notify", "web"]));
     run.logged("generation 1 is ready");
     assert_eq!(scene.ask().0, 1);

@@ -54,6 +54,22 @@ fn junk_and_floods_leave_run_responsive() {
 }
 
 #[test]
+fn socket_that_lingers_does_not_stop_run() {
+    let scene = Scene::new();
+    let run = scene.ready(&[]);
+    let socket = held(&scene);
+    let before = open_fds(run.pid());
+    let mut peers = Vec::new();
+    for text in [&b"junk"[..], b"status", b"restart"] {
+        let (mine, peer) = crate::support::lingering();
+        send(&socket, text, &[mine.as_fd()], Wait::Yes).unwrap();
+        peers.push(peer);
+    }
+    eventually("they are closed", || open_fds(run.pid()) <= before);
+    assert_exit(&scene.restart(), 0);
+}
+
+#[test]
 fn flood_leaves_run_responsive() {
     let scene = Scene::new();
     let run = scene.ready(&[]);
@@ -143,12 +159,14 @@ fn answers_that_nobody_reads_are_bounded() {
 #[test]
 fn program_that_floods_its_notify_socket_is_bounded() {
     let scene = Scene::new();
-    scene.version("
+    scene.version(
+        "
 notify('READY=1')
 if os.fork() == 0:
     note('floods')
     while True: notify('STATUS=x\\nWATCHDOG=1', [0] * 253); notify('X=1' * 2000); notify('')
-serve()");
+serve()",
+    );
     let run = scene.ready(&["--notify", "web"]);
     scene.wait_for("floods");
     for _ in 0..20 {
@@ -167,17 +185,26 @@ fn stderr_of_any_kind_is_kept_harmless() {
     for (version, said) in [
         ("os.write(2, b'no newline'); sys.exit(1)", "  no newline\n"),
         ("os.write(2, b'\\x1b]0;owned\\x07\\x1b[2J\\xff\\n'); sys.exit(1)", "owned"),
-        ("os.write(2, b''.join(b'line %d\\n' % it for it in range(50000))); sys.exit(1)", "  line 49999\n"),
+        (
+            "os.write(2, b''.join(b'line %d\\n' % it for it in range(50000))); sys.exit(1)",
+            "  line 49999\n",
+        ),
         ("os.write(2, b'x' * 1000000); sys.exit(1)", "exited with code 1"),
         ("os.close(2); sys.exit(1)", "exited with code 1"),
-        ("os.fork() or wait_for('never'); print('parent', file=sys.stderr); sys.exit(1)", "  parent\n"),
+        (
+            "os.fork() or wait_for('never'); print('parent', file=sys.stderr); sys.exit(1)",
+            "  parent\n",
+        ),
     ] {
         scene.version(version);
         let output = scene.restart();
         assert_exit(&output, 1);
         let text = stderr(&output);
         assert!(text.contains(said), "{version}: {text}");
-        assert!(!text.contains(['\x1b', '\x07']) && text.lines().count() <= 11, "{version}: {text}");
+        assert!(
+            !text.contains(['\x1b', '\x07']) && text.lines().count() <= 11,
+            "{version}: {text}"
+        );
         assert_eq!(scene.generations()[0], (1, "ready".to_owned()));
     }
     assert_eq!(run.count("line 49999\n"), 1);
@@ -186,12 +213,14 @@ fn stderr_of_any_kind_is_kept_harmless() {
 #[test]
 fn many_lines_are_copied_whole() {
     let scene = Scene::new();
-    scene.version("
+    scene.version(
+        "
 def write():
     for number in range(20000): print(f'number {number}.', file=sys.stderr)
     note('written')
 threading.Thread(target=write).start()
-serve()");
+serve()",
+    );
     let run = scene.ready(&["--ready-after", "1"]);
     scene.wait_for("written");
     assert_eq!(scene.ask().0, 1);

@@ -48,7 +48,9 @@ fn notify_socket_makes_ready() {
 
 #[test]
 fn ready_fd_takes_any_number() {
-    for number in [0, 1, 4, 5, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 300] {
+    for number in
+        [0, 1, 2, 4, 5, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 300]
+    {
         let good = format!("os.write({number}, b'\\n'); os.close({number}); serve()");
         let scene = Scene::new();
         scene.version(&good);
@@ -112,7 +114,8 @@ fn ready_command_that_hangs_or_is_killed_is_not_ready() {
 #[test]
 fn ready_command_ends_with_what_it_is_for() {
     let scene = Scene::new();
-    let command = "test $FDHOLDER_GENERATION = 1 || { echo $$ > $FOLDER/probe; sleep 1000 & wait; }";
+    let command =
+        "test $FDHOLDER_GENERATION = 1 || { echo $$ > $FOLDER/probe; sleep 1000 & wait; }";
     let _run = scene.ready(&["--ready-command", command]);
     scene.wait_for("serving.1");
     scene.version("note('pid', os.getpid()); wait_for('end'); sys.exit(3)");

@@ -69,7 +69,8 @@ fn look(scene: &Scene, how: &str, change: &str, case: &(&[&str], &[&str])) -> St
     let (options, arguments) = case;
     let seen = scene.at("seen");
     let _ = fs::remove_file(&seen);
-    let change = format!("import ctypes, os, resource, signal, sys
+    let change = format!(
+        "import ctypes, os, resource, signal, sys
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -81,7 +82,8 @@ if null not in {{7, 9}}: os.close(null)
 if '--inherited' in sys.argv:
     for number in {{3, 4}}: os.dup2(7, number)
     os.environ.update(LISTEN_FDS='2', LISTEN_PID='1', LISTEN_FDNAMES='zero:one')
-os.execv(sys.argv[1], sys.argv[1:])");
+os.execv(sys.argv[1], sys.argv[1:])"
+    );
     let mut command = Command::new("/usr/bin/python3");
     scene.furnish(&mut command);
     command.args(["-c", &change, env!("CARGO_BIN_EXE_fdholder"), how]).args(*options);
@@ -91,7 +93,10 @@ os.execv(sys.argv[1], sys.argv[1:])");
     }
     command.arg(&scene.holder().path).args(["--", "/bin/sh", "-c", LOOK, "sh"]).args(*arguments);
     let output = command.stdin(Stdio::null()).process_group(0).output().unwrap();
-    assert!(output.status.code() == Some(0) && seen.exists(), "{how} {change} {case:?}: {output:?}");
+    assert!(
+        output.status.code() == Some(0) && seen.exists(),
+        "{how} {change} {case:?}: {output:?}"
+    );
     let seen = fs::read_to_string(&seen).unwrap();
     let added = ["FDHOLDER_GENERATION=1", "SERVER_STARTER_GENERATION=1"];
     let is_added = |line: &&str| added.contains(line) || is_notify_socket(line);
@@ -155,7 +160,10 @@ fn descriptor_to_keep_must_be_open() {
         let mut shell = Command::new("bash");
         scene.furnish(&mut shell);
         shell.args(["-c", &close, env!("CARGO_BIN_EXE_fdholder"), "run", "--keep", &number]);
-        let mut run = scene.spawn({ shell.args(["--", "true"]); shell });
+        let mut run = scene.spawn({
+            shell.args(["--", "true"]);
+            shell
+        });
         assert_eq!(run.code(), Some(111), "{number}: {}", run.log());
         assert!(run.log().contains("keep descriptor"), "{}", run.log());
     }

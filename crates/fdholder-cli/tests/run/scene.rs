@@ -181,9 +181,8 @@ impl Scene {
     pub fn generations(&self) -> Vec<(u64, String)> {
         let status = self.status();
         let generations = status["generations"].as_array().unwrap();
-        let one = |it: &Value| {
-            (it["number"].as_u64().unwrap(), it["state"].as_str().unwrap().to_owned())
-        };
+        let one =
+            |it: &Value| (it["number"].as_u64().unwrap(), it["state"].as_str().unwrap().to_owned());
         generations.iter().map(one).collect()
     }
 
@@ -231,7 +230,9 @@ impl Drop for Scene {
             if left.is_empty() {
                 break;
             }
-            left.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+            for pid in left {
+                signal(pid, Signal::KILL);
+            }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
@@ -345,8 +346,7 @@ impl Drop for Run {
 pub fn folders(base: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(base).unwrap().map(|entry| entry.map(|it| it.path()));
     let entries: io::Result<Vec<_>> = entries.collect();
-    let is_ours = |path: &PathBuf| {
-        path.file_name().unwrap().to_string_lossy().starts_with("fdholder-run.")
-    };
+    let is_ours =
+        |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("fdholder-run.");
     entries.unwrap().into_iter().filter(is_ours).collect()
 }

@@ -42,9 +42,7 @@ fn status_shows_all_services() {
     let fits = |line: &str| line.chars().count() <= 80 || is_sentence(line);
     assert!(text.lines().skip_while(|line| !line.starts_with("RUN ")).take(5).all(fits), "{text}");
     let rows: Vec<Vec<_>> = text.lines().map(|it| it.split_whitespace().collect()).collect();
-    let has = |words: &[&str]| {
-        rows.iter().any(|row| words.iter().all(|word| row.contains(word)))
-    };
+    let has = |words: &[&str]| rows.iter().any(|row| words.iter().all(|word| row.contains(word)));
     assert!(has(&["web", "2", "ready"]) && has(&["web", "1", "draining"]), "{text}");
     assert!(text.contains("its run has ended") && text.contains("is it stopped?"), "{text}");
     assert!(text.contains("generation 3 exited with code 3 before it was ready"), "{text}");

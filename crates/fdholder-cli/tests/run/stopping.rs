@@ -62,8 +62,10 @@ fn signals_go_to_the_ready_generation() {
     let scene = Scene::new();
     scene.version("note('first'); signal.signal(signal.SIGUSR1, lambda *_: note('one')); serve()");
     let run = scene.ready(&[]);
-    scene.version("signal.signal(signal.SIGUSR1, lambda *_: note('two')); note('second'); \
-                   wait_for('go'); up()");
+    scene.version(
+        "signal.signal(signal.SIGUSR1, lambda *_: note('two')); note('second'); \
+                   wait_for('go'); up()",
+    );
     // Not the one that starts, which may not have set its handler yet.
     run.signal(Signal::HUP);
     scene.wait_for("second");
@@ -78,8 +80,10 @@ fn signals_go_to_the_ready_generation() {
 #[test]
 fn program_that_ignores_the_stop_signal_is_killed_with_its_group() {
     let scene = Scene::new();
-    scene.version("signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); \
-                   note('child' if child == 0 else 'parent', os.getpid()); wait_for('never')");
+    scene.version(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); \
+                   note('child' if child == 0 else 'parent', os.getpid()); wait_for('never')",
+    );
     let mut run = scene.spawn(scene.command(&["--ready-after", "1", "--stop-timeout", "400"]));
     let both = ["parent", "child"].map(|name| scene.wait_for(name).parse().unwrap());
     assert_eq!(run.terminate(), Some(128 + 9), "{}", run.log());
@@ -90,8 +94,10 @@ fn program_that_ignores_the_stop_signal_is_killed_with_its_group() {
 #[test]
 fn second_interrupt_kills() {
     let scene = Scene::new();
-    scene.version("signal.signal(signal.SIGTERM, lambda *_: note('told')); note('up'); \
-                   wait_for('never')");
+    scene.version(
+        "signal.signal(signal.SIGTERM, lambda *_: note('told')); note('up'); \
+                   wait_for('never')",
+    );
     let mut run = scene.spawn(scene.command(&["--ready-after", "1", "--stop-timeout", "0"]));
     scene.wait_for("up");
     run.signal(Signal::INT);
@@ -107,7 +113,9 @@ fn second_interrupt_kills() {
 fn service_that_is_starting_is_stopped() {
     // The first start.
     let scene = Scene::new();
-    scene.version("signal.signal(signal.SIGTERM, lambda *_: os._exit(8)); note('up'); wait_for('never')");
+    scene.version(
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(8)); note('up'); wait_for('never')",
+    );
     let mut run = scene.spawn(scene.command(&["--notify", "web"]));
     scene.wait_for("up");
     assert_eq!(run.terminate(), Some(8));
@@ -180,10 +188,12 @@ fn draining_generation_is_killed_in_time() {
     assert_eq!(rest, "");
     scene.is_answered_by(2);
     // It may ask for more time.
-    scene.version("signal.signal(signal.SIGTERM, lambda *_: None); note('third'); \
+    scene.version(
+        "signal.signal(signal.SIGTERM, lambda *_: None); note('third'); \
                    notify('READY=1'); \
                    signal.pause(); notify('EXTEND_TIMEOUT_USEC=100000000'); barrier(); \
-                   note('asked'); wait_for('go'); sys.exit(0)");
+                   note('asked'); wait_for('go'); sys.exit(0)",
+    );
     assert_exit(&scene.restart(), 0);
     scene.version("up()");
     assert_exit(&scene.restart(), 0);
@@ -200,8 +210,10 @@ fn draining_generation_is_killed_in_time() {
 fn stop_signal_of_any_name_or_number() {
     for (name, number) in [("USR1", "10"), ("SIGUSR2", "12"), ("3", "3")] {
         let scene = Scene::new();
-        scene.version(&format!("signal.signal({number}, lambda *_: os._exit({number})); note('up'); \
-                               wait_for('never')"));
+        scene.version(&format!(
+            "signal.signal({number}, lambda *_: os._exit({number})); note('up'); \
+                               wait_for('never')"
+        ));
         let mut run = scene.spawn(scene.command(&["--ready-after", "1", "--stop-signal", name]));
         scene.wait_for("up");
         assert_eq!(run.terminate(), Some(number.parse().unwrap()));

@@ -60,7 +60,8 @@ impl Manager {
 }
 
 fn is_reloading(text: &str) -> bool {
-    let usec = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|it| it.strip_suffix('\n'));
+    let usec =
+        text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|it| it.strip_suffix('\n'));
     usec.is_some_and(|usec| usec.parse::<u64>().unwrap() > 0)
 }
 
@@ -119,7 +120,8 @@ fn program_speaks_through_run_but_not_of_descriptors() {
 fn only_the_serving_generation_speaks() {
     let scene = Scene::new();
     let manager = Manager::new(&scene);
-    let hears = "signal.signal(signal.SIGUSR1, lambda *_: notify(f'WATCHDOG=1\\nX_FROM={generation}'))\n";
+    let hears =
+        "signal.signal(signal.SIGUSR1, lambda *_: notify(f'WATCHDOG=1\\nX_FROM={generation}'))\n";
     scene.version(&format!("{hears}up()"));
     let run = manager.start(&scene, &["--notify", "web"]);
     assert!(manager.next().starts_with("READY=1"));
@@ -150,8 +152,10 @@ fn only_the_serving_generation_speaks() {
 fn watchdog_is_for_the_program() {
     let scene = Scene::new();
     let manager = Manager::new(&scene);
-    scene.version("note('watchdog', [os.getpid(), os.environ.get('WATCHDOG_PID'), \
-                   os.environ.get('WATCHDOG_USEC')]); up()");
+    scene.version(
+        "note('watchdog', [os.getpid(), os.environ.get('WATCHDOG_PID'), \
+                   os.environ.get('WATCHDOG_USEC')]); up()",
+    );
     for (pid, is_own) in [("WATCHDOG_PID=$$", true), ("WATCHDOG_PID=1", false), ("X=1", true)] {
         let script = format!("export WATCHDOG_USEC=100000000 {pid}; exec \"$0\" \"$@\"");
         let command = scene.command(&["--notify", "web"]);
@@ -162,7 +166,8 @@ fn watchdog_is_for_the_program() {
         let mut run = scene.spawn(shell);
         assert!(manager.next().starts_with("READY=1"));
         let told = scene.wait_for("watchdog");
-        let words: Vec<_> = told.split(['[', ' ', ',', ']', '\'']).filter(|it| !it.is_empty()).collect();
+        let words: Vec<_> =
+            told.split(['[', ' ', ',', ']', '\'']).filter(|it| !it.is_empty()).collect();
         assert_eq!(words.len(), 3, "{told}");
         assert_eq!(words[0] == words[1], is_own, "{pid}: {told}");
         assert_eq!(run.terminate(), Some(0));
@@ -216,9 +221,11 @@ fn each_generation_has_its_own_notify_socket() {
     assert_exit(&scene.restart(), 0);
     assert_ne!(scene.wait_for("address.1"), scene.wait_for("address.2"));
     // A wrong one is no way to be ready.
-    scene.version("note('third'); os.environ['NOTIFY_SOCKET'] = \
+    scene.version(
+        "note('third'); os.environ['NOTIFY_SOCKET'] = \
                    open(folder + '/address.2').read(); notify('READY=1'); barrier(); \
-                   note('said'); wait_for('go'); sys.exit(5)");
+                   note('said'); wait_for('go'); sys.exit(5)",
+    );
     let restart = scene.restart_command(&[]).stderr(std::process::Stdio::piped()).spawn().unwrap();
     scene.wait_for("said");
     scene.touch("go");
@@ -235,9 +242,11 @@ fn strangers_are_not_listened_to() {
     }
     let scene = Scene::new();
     std::fs::set_permissions(scene.folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
-    scene.version("note('address', os.environ['NOTIFY_SOCKET']); wait_for('go')\n\
+    scene.version(
+        "note('address', os.environ['NOTIFY_SOCKET']); wait_for('go')\n\
                    if os.fork() == 0:\n  os.setgid(65534); os.setuid(65534)\n  \
-                   notify('READY=1'); time.sleep(1000)\nserve()");
+                   notify('READY=1'); time.sleep(1000)\nserve()",
+    );
     let run = scene.spawn(scene.command(&["--notify", "web"]));
     let address = scene.wait_for("address");
     // Many, one after the other.
@@ -302,13 +311,15 @@ fn stored_descriptors_come_back_at_the_next_generation() {
 #[test]
 fn what_is_stored_right_before_the_end_is_held() {
     let scene = Scene::new();
-    scene.version("
+    scene.version(
+        "
 if generation == 1:
     notify('READY=1'); wait_for('go')
     for number in range(300): notify(f'FDSTORE=1\\nFDNAME=n{number}', [os.open('/dev/null', 0)])
     os._exit(0)
 note('names', os.environ['LISTEN_FDNAMES'].count(':'))
-up()");
+up()",
+    );
     let run = scene.ready(&["--notify", "web", "--respawn"]);
     // The holder is busy for a while.
     scene.holder().signal(Signal::STOP);
@@ -354,7 +365,9 @@ fn run_goes_on_while_the_holder_is_replaced() {
     scene.path = Some(family.path.clone());
     scene.version(STORES);
     let run = scene.ready(&["--notify", "web"]);
-    eventually("it is held", || family.client().list(deadline()).unwrap().contains(&id("web/file")));
+    eventually("it is held", || {
+        family.client().list(deadline()).unwrap().contains(&id("web/file"))
+    });
     let (primary, _) = family.pair();
     family.kill(primary);
     family.pair();
@@ -366,7 +379,9 @@ fn run_goes_on_while_the_holder_is_replaced() {
     assert_eq!(scene.wait_for("names.3"), "web:file");
     scene.version("notify('FDSTORE=1\\nFDNAME=later', [0]); barrier(); up()");
     assert_exit(&scene.restart(), 0);
-    eventually("it is held", || family.client().list(deadline()).unwrap().contains(&id("web/later")));
+    eventually("it is held", || {
+        family.client().list(deadline()).unwrap().contains(&id("web/later"))
+    });
     drop(run);
 }
 

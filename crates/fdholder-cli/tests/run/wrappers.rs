@@ -41,10 +41,12 @@ fn program_that_uses_its_sockets_is_not() {
     ] {
         let scene = Scene::new();
         // Workers and their own sockets are nobody's business.
-        scene.version("
+        scene.version(
+            "
 if os.fork() == 0:
     note('worker'); wait_for('never')
-serve()");
+serve()",
+        );
         let [python, program] = scene.program();
         let script = format!("{} {program}; true", script.replace("python3", &python));
         let run = scene.spawn(scene.command_of(options, &["sh", "-c", &script]));

@@ -41,9 +41,11 @@ fn check_silent(options: &[&str], good: &str, silent: &str) {
 fn notify_socket_makes_ready() {
     let good = "up()";
     check(&["--notify", "web"], good);
+    check(&["--ready-notify", "--ready-after", "1"], good);
     // What says nothing of it, or something else, is not ready.
     let silent = "notify('STATUS=READY=1\\nREADY=0\\nREADY=11\\nREADY=1 \\nXREADY=1'); serve()";
     check_silent(&["--notify", "web"], good, silent);
+    check_silent(&["--ready-notify", "--ready-after", "1"], good, silent);
 }
 
 #[test]

@@ -38,7 +38,7 @@ use rustix::process::{wait, WaitOptions};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -445,8 +445,18 @@ impl<'a> Supervisor<'a> {
 
     fn say(&self, level: &str, text: impl Display) {
         let line = harmless(format!("{}: {level}: {}: {text}", self.invocation.called, self.name));
+        say(&line);
+    }
+}
+
+/// Writes a line to stderr, unless that is a pipe that nobody reads: the service goes on without.
+fn say(line: &str) {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
+    // A pipe is writable when a whole page fits, which is longer than a line.
+    if poll(&mut polled, Some(&Timespec::default())) != Ok(0) {
         // Who cannot be told need not know.
-        let _ = writeln!(io::stderr(), "{line}");
+        let _ = writeln!(stderr.lock(), "{line}");
     }
 }
 

@@ -35,7 +35,7 @@ fn define(command: Command) -> Command {
              they stay in the holder that listens there, and a new run, or a new machine of \
              processes behind it, goes on without refusing a client.\n\n\
              The program is ready\n  \
-             - with --notify: when it sends READY=1 to NOTIFY_SOCKET\n  \
+             - with --notify or --ready-notify: when it sends READY=1 to NOTIFY_SOCKET\n  \
              - with --ready-fd N: when it writes a newline to descriptor N\n  \
              - with --ready-command CMD: when that exits with 0\n  \
              - otherwise: after it has lived for --ready-after\n\n\
@@ -105,8 +105,12 @@ fn supervision() -> [Arg; 8] {
     ]
 }
 
-fn readiness() -> [Arg; 3] {
+fn readiness() -> [Arg; 4] {
     [
+        Arg::new("ready-notify").long("ready-notify").action(ArgAction::SetTrue).help(
+            "PROG is ready when it sends READY=1 to NOTIFY_SOCKET, and not before: as --notify, \
+             for a PROG that stores nothing",
+        ),
         Arg::new("ready-command")
             .long("ready-command")
             .value_name("CMD")
@@ -141,7 +145,7 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
     let ready_fd = invocation.optional("ready-fd");
     let has_ready_command = invocation.matches.contains_id("ready-command");
     let notify: Option<OsString> = invocation.optional("notify");
-    let tells = ready_fd.is_some() || has_ready_command || notify.is_some();
+    let tells = flag("ready-notify") || ready_fd.is_some() || has_ready_command || notify.is_some();
     let program: OsString = invocation.required("prog")?;
     let file_name = || Path::new(&program).file_name().map(OsString::from);
     let name = invocation.optional("name").or_else(file_name).unwrap_or_default();

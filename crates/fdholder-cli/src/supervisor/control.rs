@@ -11,6 +11,7 @@ use fdholder::transport::{receive, send, Wait};
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Limit};
 use fdholder_daemon::notify::run_id;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -22,6 +23,9 @@ use std::time::Duration;
 
 /// Bytes of a request at most.
 const REQUEST_LEN_MAX: usize = 64;
+
+/// Messages without a request that are dropped before anything else is done again.
+const JUNK_PER_TURN: usize = 64;
 
 /// How long to wait before the holder is asked again to hold the socket.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -57,6 +61,11 @@ impl Request {
 pub struct Asker(UnixStream);
 
 impl Asker {
+    /// Whether nobody waits for the answer any more.
+    pub fn is_gone(&self) -> bool {
+        !is_alive(self.0.as_fd())
+    }
+
     /// Answers. Who has gone need not know.
     pub fn answer(mut self, text: &str) {
         let _ = self.0.write_all(text.as_bytes());
@@ -110,14 +119,19 @@ impl Control {
     /// Why no request can come.
     pub fn next(&self) -> Result<Option<(Request, Asker)>, Errno> {
         let mut buffer = [0; REQUEST_LEN_MAX];
-        loop {
+        for _ in 0..JUNK_PER_TURN {
             let received = match receive(&self.socket, &mut buffer, Wait::No) {
                 Ok(received) => received,
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno),
             };
-            if received.len == 0 && received.fds.is_empty() {
+            // An empty message looks like the end.
+            if received.len == 0 && received.fds.is_empty() && !is_alive(self.socket.as_fd()) {
                 return Err(Errno::PIPE);
+            }
+            for fd in &received.fds {
+                // To close one would take as long as its other end likes. What is none fails.
+                let _ = set_socket_linger(fd, None);
             }
             let Some(fd) = received.fds.into_iter().next() else { continue };
             let asker = UnixStream::from(fd);
@@ -134,6 +148,7 @@ impl Control {
             }
             asker.answer("{\"error\":\"no such request\"}\n");
         }
+        Ok(None)
     }
 }
 
@@ -155,7 +170,7 @@ fn hold(holder: &Path, id: &Identifier, other: &OwnedFd) -> Result<Option<String
             result => return result.map(|()| warning),
         }
         match client.retrieve(id, deadline) {
-            Ok(held) if is_alive(&held) => {
+            Ok(held) if is_alive(held.as_fd()) => {
                 warning = Some(format!(
                     "another run has this name, and goes on: {id} leads to this one from now on \
                      (--name gives another)"
@@ -174,8 +189,9 @@ fn hold(holder: &Path, id: &Identifier, other: &OwnedFd) -> Result<Option<String
     }
 }
 
-fn is_alive(socket: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+/// Whether the other end is open, and was not shut down.
+fn is_alive(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
     poll(&mut polled, Some(&Timespec::default())) == Ok(0)
 }
 

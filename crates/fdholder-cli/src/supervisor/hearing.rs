@@ -10,7 +10,6 @@ use crate::start::notify::Datagram;
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 impl Supervisor<'_> {
@@ -102,13 +101,7 @@ impl Supervisor<'_> {
             let next = self.control.as_ref().map_or(Ok(None), Control::next);
             match next {
                 Ok(Some((Request::Status, asker))) => asker.answer(&as_line(&self.report())),
-                Ok(Some((Request::Restart, asker))) if self.askers >= ASKERS_MAX => {
-                    refuse(asker, "too many wait for a restart");
-                }
-                Ok(Some((Request::Restart, asker))) => {
-                    self.askers += 1;
-                    self.feed(Event::Restart(Some(asker)));
-                }
+                Ok(Some((Request::Restart, asker))) => self.hear_restart(asker),
                 Ok(None) => return,
                 Err(_) => {
                     // The holder has ended, or somebody has deleted it there.
@@ -120,14 +113,22 @@ impl Supervisor<'_> {
         }
     }
 
+    fn hear_restart(&mut self, asker: Asker) {
+        if self.askers >= ASKERS_MAX {
+            self.askers -= self.machine.forget_askers(Asker::is_gone);
+        }
+        if self.askers >= ASKERS_MAX {
+            return refuse(asker, "too many wait for a restart");
+        }
+        self.askers += 1;
+        self.feed(Event::Restart(Some(asker)));
+    }
+
     /// Has the holder hold the control socket.
     pub(super) fn register(&mut self) {
         self.register_at = None;
         let prefix = format!("{}: warning: {}", self.invocation.called, self.name);
-        let warn = move |problem| {
-            // Who cannot be told need not know.
-            let _ = writeln!(std::io::stderr(), "{prefix}: {problem}");
-        };
+        let warn = move |problem| super::say(&format!("{prefix}: {problem}"));
         match Control::register(self.holder_path.clone(), &self.service, warn) {
             Ok(control) => self.control = Some(control),
             Err(failure) => self.warn(failure),

@@ -22,9 +22,10 @@ fn validator(name: &str, arguments: &[&str]) -> Output {
 
 pub fn dockerfile() {
     let dockerfile = file("docker/Dockerfile");
-    let checked =
-        validator("hadolint", &["--failure-threshold=style", dockerfile.to_str().unwrap()]);
-    assert_exit(&checked, 0);
+    for dockerfile in [&dockerfile, &file("docker/example-web/Dockerfile")] {
+        let dockerfile = dockerfile.to_str().unwrap();
+        assert_exit(&validator("hadolint", &["--failure-threshold=style", dockerfile]), 0);
+    }
     // It does find mistakes.
     let folder = tempfile::tempdir().unwrap();
     let wrong = folder.path().join("Dockerfile");
@@ -61,7 +62,12 @@ pub fn manifests() {
         assert!(of(name).contains(command) && of(name).contains(arguments), "{name}");
     }
     let version = format!("fdholder:{}", env!("CARGO_PKG_VERSION"));
-    for name in ["docker/README.md", "kubernetes/daemonset.yaml", "kubernetes/example-pod.yaml"] {
+    for name in [
+        "docker/README.md",
+        "docker/example-web/Dockerfile",
+        "kubernetes/daemonset.yaml",
+        "kubernetes/example-pod.yaml",
+    ] {
         assert_eq!(of(name).matches("fdholder:0").count(), of(name).matches(&version).count());
     }
 }
@@ -78,13 +84,13 @@ build inspect --type image it
 "#;
 
 /// crun wants to see a cgroup, and needs none.
-const PREPARE: &str = "mount -t tmpfs tmpfs /sys && mkdir -p /sys/fs/cgroup
+pub const PREPARE: &str = "mount -t tmpfs tmpfs /sys && mkdir -p /sys/fs/cgroup
                        mount -t cgroup2 -o ro cgroup2 /sys/fs/cgroup";
 
-const CRUN: &str = "crun --root /run/crun --cgroup-manager=disabled";
+pub const CRUN: &str = "crun --root /run/crun --cgroup-manager=disabled";
 
 /// As the README has it run: no capabilities, no network, nothing can be written but the volume.
-fn container(words: &[String]) -> serde_json::Value {
+pub fn container(words: &[String]) -> serde_json::Value {
     let tmpfs = |to: &str| json!({"destination": to, "type": "tmpfs", "source": "tmpfs"});
     let volume = json!({
         "destination": "/run/fdholder", "type": "bind", "source": "/run/fdholder",
@@ -106,7 +112,7 @@ fn container(words: &[String]) -> serde_json::Value {
     })
 }
 
-fn words(value: &serde_json::Value) -> Vec<String> {
+pub fn words(value: &serde_json::Value) -> Vec<String> {
     serde_json::from_value(value.clone()).unwrap()
 }
 

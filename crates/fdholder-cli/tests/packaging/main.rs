@@ -8,6 +8,10 @@ mod support;
 
 mod containers;
 mod debian;
+mod example;
+mod first;
+mod reloading;
+mod services;
 mod supervisors;
 mod units;
 mod watchdog;
@@ -29,7 +33,12 @@ fn main() {
         system("s6_runs_the_definition_for_s6_rc", supervisors::s6_rc),
         system("runit_runs_it", supervisors::runit),
         system("openrc_runs_it", supervisors::openrc),
+        system("s6_restarts_a_service_unnoticed", services::s6),
+        system("runit_restarts_a_service_unnoticed", services::runit),
+        system("openrc_restarts_a_service_unnoticed", services::openrc),
         system("an_image_is_built_and_run", containers::an_image_is_built_and_run),
+        system("run_is_the_first_process_of_a_container", first::of_its_own_socket),
+        system("the_next_container_goes_on_with_a_held_socket", first::of_a_held_socket),
         validator("the_dockerfile_has_no_mistake", containers::dockerfile),
         validator("the_manifests_are_as_kubernetes_wants_them", containers::manifests),
         systemd("the_units_have_no_mistake", units::verified),
@@ -40,15 +49,15 @@ fn main() {
         systemd("the_socket_starts_it", units::socket),
         systemd("a_new_socket_counts_more_than_a_kept_one", units::new_socket),
         systemd("systemd_socket_activate_starts_it", units::systemd_socket_activate),
-        systemd("the_example_is_restarted_and_nobody_is_refused", units::example),
         systemd("a_loop_that_goes_round_is_left_alone", watchdog::a_loop_that_goes_round),
         systemd("a_loop_that_hangs_is_ended", watchdog::a_loop_that_hangs),
         systemd("a_promoted_standby_is_watched", watchdog::a_promoted_standby),
     ];
+    let trials = trials.into_iter().chain(reloading::trials()).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
-fn trial(name: &str, missing: Option<String>, run: fn()) -> Trial {
+fn trial(name: &str, missing: Option<String>, run: impl FnOnce() + Send + 'static) -> Trial {
     let no_package = || package().is_none().then(|| "scripts/package".to_owned());
     support::trial::trial(name.to_owned(), missing.or_else(no_package), run)
 }

@@ -10,17 +10,17 @@ use std::fs;
 use std::path::PathBuf;
 
 /// One that looks after a process, and how it is told.
-struct Supervisor {
+pub struct Supervisor {
     /// The name of the process whose child it is.
     name: &'static str,
     /// Returns once the service is ready.
-    start: &'static str,
+    pub start: &'static str,
     upgrade: &'static str,
     stop: &'static str,
 }
 
 /// The options of s6-svwait hold when the service folder is known.
-const S6: Supervisor = Supervisor {
+pub const S6: Supervisor = Supervisor {
     name: "s6-supervise",
     start: "cp -r /usr/share/doc/fdholder/examples/s6/fdholder /run/service/
             s6-svscanctl -a /run/service
@@ -42,32 +42,34 @@ pub fn s6_rc() {
     Supervisor { start, ..S6 }.is_as_it_says();
 }
 
+pub const RUNIT: Supervisor = Supervisor {
+    name: "runsv",
+    start: "mkdir -p /etc/sv /run/sv
+            cp -r /usr/share/doc/fdholder/examples/runit/fdholder /etc/sv/
+            ln -s /etc/sv/fdholder /run/sv/
+            runsvdir -P /run/sv >>/srv/log 2>&1 &
+            until SVDIR=/run/sv sv -w 30 start fdholder; do sleep 0.01; done",
+    upgrade: "SVDIR=/run/sv sv 2 fdholder",
+    stop: "SVDIR=/run/sv sv -w 30 down fdholder",
+};
+
 pub fn runit() {
-    let runit = Supervisor {
-        name: "runsv",
-        start: "mkdir -p /etc/sv /run/sv
-                cp -r /usr/share/doc/fdholder/examples/runit/fdholder /etc/sv/
-                ln -s /etc/sv/fdholder /run/sv/
-                runsvdir -P /run/sv >>/srv/log 2>&1 &
-                until SVDIR=/run/sv sv -w 30 start fdholder; do sleep 0.01; done",
-        upgrade: "SVDIR=/run/sv sv 2 fdholder",
-        stop: "SVDIR=/run/sv sv -w 30 down fdholder",
-    };
-    runit.is_as_it_says();
+    RUNIT.is_as_it_says();
 }
 
+pub const OPENRC: Supervisor = Supervisor {
+    name: "supervise-daemo",
+    start: "mkdir /run/openrc; touch /run/openrc/softlevel; openrc default
+            cp /usr/share/doc/fdholder/examples/openrc/fdholder /etc/init.d/
+            cp /usr/share/doc/fdholder/examples/openrc/fdholder.confd /etc/conf.d/fdholder
+            echo 'error_logger=\"cat >>/srv/log\"' >>/etc/conf.d/fdholder
+            rc-service fdholder start",
+    upgrade: "rc-service fdholder reload",
+    stop: "rc-service fdholder stop",
+};
+
 pub fn openrc() {
-    let openrc = Supervisor {
-        name: "supervise-daemo",
-        start: "mkdir /run/openrc; touch /run/openrc/softlevel; openrc default
-                cp /usr/share/doc/fdholder/examples/openrc/fdholder /etc/init.d/
-                cp /usr/share/doc/fdholder/examples/openrc/fdholder.confd /etc/conf.d/fdholder
-                echo 'error_logger=\"cat >>/srv/log\"' >>/etc/conf.d/fdholder
-                rc-service fdholder start",
-        upgrade: "rc-service fdholder reload",
-        stop: "rc-service fdholder stop",
-    };
-    openrc.is_as_it_says();
+    OPENRC.is_as_it_says();
 }
 
 impl Supervisor {

@@ -6,21 +6,32 @@ use crate::support::family::is_alive;
 use crate::support::system::package;
 use crate::support::systemd::{Manager, Whom};
 use crate::support::{
-    assert_exit, content_at, deadline, eventually, has_landlock, id, marked_file, stdout, PATIENCE,
+    assert_exit, content_at, deadline, eventually, has_landlock, id, marked_file, stdout,
 };
 use fdholder::{Client, Limit};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub const UNIT: &str = "fdholder.service";
 const SOCKET: &str = "fdholder.socket";
-const EXAMPLE: &str = "example-web.service";
+pub const EXAMPLE: &str = "example-web.service";
+
+/// The holder for units that are tested by a newer systemd: as a user manager that gives each
+/// service that is confined other users, where its rules do not hold.
+const PLAIN: &str = "\
+[Service]
+Type=notify
+NotifyAccess=all
+ExecStartPre=/usr/bin/mkdir -p %t/fdholder
+ExecStart=/usr/bin/fdholder serve --standby --fdstore -i /etc/fdholder/rules %t/fdholder/holder
+Restart=always
+KillMode=process
+FileDescriptorStoreMax=1100
+";
 
 /// The holder as a service, by the unit of the package.
 pub struct Holder {
@@ -31,7 +42,13 @@ pub struct Holder {
 impl Holder {
     /// Not started. Settings beside those of the unit.
     fn prepared(settings: &str) -> Self {
-        let manager = Manager::with(install);
+        Self::prepared_under(Path::new(""), settings)
+    }
+
+    /// Under the systemd of another system (see `Manager::of`), if that is not empty; then the
+    /// holder's unit is a plain one.
+    pub fn prepared_under(root: &Path, settings: &str) -> Self {
+        let manager = Manager::of_with(root, install);
         // Everybody gets to the first process, but nobody else to a user's manager.
         for (name, mode) in [("systemd", 0o755), ("systemd/notify", 0o777)] {
             let path = manager.runtime().join(name);
@@ -44,7 +61,8 @@ impl Holder {
         fs::write(folder.join("settings.conf"), format!("[Service]\n{settings}\n")).unwrap();
         for unit in [UNIT, SOCKET, EXAMPLE] {
             let text = fs::read_to_string(file("systemd").join(unit)).unwrap();
-            holder.manager.unit(unit, &text);
+            let is_plain = unit == UNIT && !root.as_os_str().is_empty();
+            holder.manager.unit(unit, if is_plain { PLAIN } else { &text });
         }
         holder
     }
@@ -103,12 +121,16 @@ fn install(tree: &Path) {
     let rules = tree.join("etc/fdholder/rules/uid/33");
     fs::create_dir_all(rules.join("env")).unwrap();
     fs::write(rules.join("allow"), "").unwrap();
-    fs::write(rules.join("env/S6_FDHOLDER_RETRIEVE_REGEX"), "^web$\n").unwrap();
+    for right in ["STORE", "RETRIEVE"] {
+        let name = format!("env/S6_FDHOLDER_{right}_REGEX");
+        fs::write(rules.join(name), "^web(/|$)\n").unwrap();
+    }
+    // A version of the server can take the place of another.
+    let folder = tree.parent().unwrap();
     let server = tree.join("usr/local/lib/example-web.py");
     fs::create_dir_all(server.parent().unwrap()).unwrap();
-    fs::copy(file("systemd/example-web.py"), server).unwrap();
+    std::os::unix::fs::symlink(folder.join("server.py"), server).unwrap();
     // That user gets to its folder.
-    let folder = tree.parent().unwrap();
     for folder in [folder, &folder.join("run")] {
         fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
     }
@@ -278,44 +300,4 @@ pub fn systemd_socket_activate() {
     assert_eq!(comm, "fdholder\n");
     activated.kill().unwrap();
     activated.wait().unwrap();
-}
-
-/// Clients of a service that gets its socket from the holder wait while it is restarted.
-pub fn example() {
-    let holder = Holder::start("");
-    let manager = &holder.manager;
-    let folder = manager.folder().join("units").join(format!("{EXAMPLE}.d"));
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("port.conf"), "[Service]\nEnvironment=ADDRESS=tcp:127.0.0.1:0\n")
-        .unwrap();
-    manager.systemctl(&["daemon-reload"]);
-    manager.start_unit(EXAMPLE);
-
-    let web = holder.client().retrieve(&id("web"), deadline()).unwrap();
-    let address = std::net::TcpListener::from(web).local_addr().unwrap();
-
-    assert_eq!(served_by(address), manager.main_pid(EXAMPLE).unwrap());
-    for _ in 0..3 {
-        let before = manager.main_pid(EXAMPLE).unwrap();
-        manager.stop(EXAMPLE);
-        // Nobody accepts it now, and it is not refused.
-        let waits = TcpStream::connect(address).unwrap();
-        manager.start_unit(EXAMPLE);
-        let served_by = pid_from(waits);
-        assert_ne!(served_by, before);
-        assert_eq!(Some(served_by), manager.main_pid(EXAMPLE));
-        // Nor when the holder goes meanwhile.
-        manager.restart(UNIT);
-    }
-}
-
-fn served_by(address: SocketAddr) -> u32 {
-    pid_from(TcpStream::connect(address).unwrap())
-}
-
-fn pid_from(mut stream: TcpStream) -> u32 {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text.trim().parse().unwrap()
 }

@@ -89,6 +89,18 @@ fn several_without_names_are_apart() {
 }
 
 #[test]
+fn many_that_start_at_once_leave_each_other_alone() {
+    let scene = Scene::alone();
+    let start = |_| scene.spawn(scene.fdholder(&["run", "--", "sh", "-c", "exit 5"]));
+    for _ in 0..30 {
+        let mut runs: Vec<_> = (0..12).map(start).collect();
+        for run in &mut runs {
+            assert_eq!(run.code(), Some(5), "{}", run.log());
+        }
+    }
+}
+
+#[test]
 fn terminal_is_left_to_the_program() {
     let scene = Scene::alone();
     let mut command = scene.fdholder(&["run", "--", "sh", "-c", "echo out; exit 3"]);

@@ -42,7 +42,7 @@ fn bad_version_leaves_the_last_one_serving() {
     }
     scene.version(GOOD);
     assert_exit(&scene.restart(), 0);
-    assert_eq!(scene.ask().0, 2 + BAD.len() as u64);
+    scene.is_answered_by(2 + BAD.len() as u64);
     scene.wait_for("stopped.1");
     assert!(scene.status()["last_restart"]["result"] == "ready");
     drop(run);
@@ -101,7 +101,7 @@ fn program_that_cannot_be_executed_is_a_failure() {
     check(&format!("did not start: unable to exec {}: No such file", program.display()));
     write(&good, 0o755);
     assert_exit(&scene.restart(), 0);
-    eventually("the next one serves", || scene.ask().0 == 5);
+    scene.is_answered_by(5);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn missing_descriptor_is_a_failure() {
     assert_eq!(scene.ask(), first);
     hold();
     assert_exit(&scene.restart(), 0);
-    assert_eq!(scene.ask().0, 3);
+    scene.is_answered_by(3);
 }
 
 #[test]

@@ -92,9 +92,9 @@ fn idle_program_is_stopped_and_starts_again() {
     assert_eq!(scene.ask().0, 1);
     scene.wait_for("stopped.1");
     eventually("it sleeps", || asleep(&scene));
-    assert_eq!(scene.ask().0, 2);
+    scene.is_answered_by(2);
     scene.wait_for("stopped.2");
-    assert_eq!(scene.ask().0, 3);
+    scene.is_answered_by(3);
     assert_eq!(run.count("warning"), 0, "{}", run.log());
 }
 
@@ -127,7 +127,7 @@ fn quiet_client_drains_after_an_idle_stop() {
     scene.wait_for("slow.begun");
     run.logged("generation 1 is told to stop");
     // Another client has a generation of its own.
-    assert_eq!(scene.ask().0, 2);
+    scene.is_answered_by(2);
     scene.touch("slow");
     assert_eq!(quiet.answer().0, 1);
 }
@@ -146,7 +146,7 @@ fn restart_of_a_sleeping_service_is_done() {
     scene.version("up(code=9)");
     assert_eq!(scene.ask().0, 1);
     assert_exit(&scene.restart(), 0);
-    eventually("the next one serves", || scene.ask().0 == 2);
+    scene.is_answered_by(2);
 }
 
 #[test]
@@ -164,7 +164,7 @@ except TimeoutError: sys.exit(0)",
     assert_eq!(generation, 1);
     eventually("it has ended", || !is_alive(pid));
     eventually("it sleeps", || asleep(&scene));
-    assert_eq!(scene.ask().0, 2);
+    scene.is_answered_by(2);
     // One that fails ends run.
     scene.version("wait_for('go'); notify('READY=1'); barrier(); sys.exit(6)");
     eventually("it sleeps", || asleep(&scene));

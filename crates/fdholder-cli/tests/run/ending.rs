@@ -55,7 +55,7 @@ fn respawn_is_for_what_was_ready() {
     scene.touch("go.2");
     run.logged("generation 2 exited with code 3 before it was ready");
     run.logged("generation 4 is ready");
-    assert_eq!(scene.ask().0, 4);
+    scene.is_answered_by(4);
     assert_eq!(run.terminate(), Some(0));
 }
 

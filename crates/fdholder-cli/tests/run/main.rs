@@ -5,11 +5,15 @@ mod alone;
 mod bad;
 mod demand;
 mod ending;
+mod first;
+mod hostile;
 mod ready;
 mod restarts;
 mod same_as_exec;
 mod scene;
+mod shown;
 mod stopping;
 #[path = "../support/mod.rs"]
 mod support;
 mod upward;
+mod wrappers;

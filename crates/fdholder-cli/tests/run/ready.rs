@@ -17,7 +17,7 @@ fn check(options: &[&str], good: &str) {
     assert_eq!(scene.ask().0, 1);
     assert_exit(&scene.restart(), 0);
     scene.wait_for("stopped.1");
-    assert_eq!(scene.ask().0, 2, "{options:?}");
+    scene.is_answered_by(2);
 }
 
 /// A version that does not say that it is ready is ended, and the one before it serves on.
@@ -41,14 +41,18 @@ fn check_silent(options: &[&str], good: &str, silent: &str) {
 fn notify_socket_makes_ready() {
     let good = "up()";
     check(&["--notify", "web"], good);
+    check(&["--ready-notify", "--ready-after", "1"], good);
     // What says nothing of it, or something else, is not ready.
     let silent = "notify('STATUS=READY=1\\nREADY=0\\nREADY=11\\nREADY=1 \\nXREADY=1'); serve()";
     check_silent(&["--notify", "web"], good, silent);
+    check_silent(&["--ready-notify", "--ready-after", "1"], good, silent);
 }
 
 #[test]
 fn ready_fd_takes_any_number() {
-    for number in [0, 1, 4, 5, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 300] {
+    for number in
+        [0, 1, 2, 4, 5, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 300]
+    {
         let good = format!("os.write({number}, b'\\n'); os.close({number}); serve()");
         let scene = Scene::new();
         scene.version(&good);

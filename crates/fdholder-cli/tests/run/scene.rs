@@ -209,6 +209,11 @@ impl Scene {
         Client::new(UnixStream::connect(self.socket()).unwrap())
     }
 
+    /// Waits until a generation answers: the last one may still have accepted a client before.
+    pub fn is_answered_by(&self, generation: u64) {
+        eventually(&format!("generation {generation} answers"), || self.ask().0 == generation);
+    }
+
     /// The generation and the process that answer a client.
     pub fn ask(&self) -> (u64, u32) {
         self.connect().ask("now")
@@ -281,7 +286,7 @@ impl Run {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
 
     /// Waits until something is logged.

@@ -160,12 +160,12 @@ fn generations_drain_beside_newer_ones_up_to_a_limit() {
     assert_exit(&output, 1);
     let text = crate::support::stderr(&output);
     assert!(text.contains("2 generations are still draining (--drain-max)"), "{text}");
-    assert_eq!(scene.ask().0, 3);
+    scene.is_answered_by(3);
     scene.touch("slow.1");
     assert_eq!(clients.remove(0).answer().0, 1);
     eventually("it has ended", || !drains(&scene, 1));
     assert_exit(&scene.restart(), 0);
-    assert_eq!(scene.ask().0, 4);
+    scene.is_answered_by(4);
     // The end waits for all of them.
     run.signal(Signal::TERM);
     scene.wait_for("stopped.4");
@@ -186,7 +186,7 @@ fn draining_generation_is_killed_in_time() {
     let mut rest = String::new();
     let _ = std::io::Read::read_to_string(&mut client.0, &mut rest);
     assert_eq!(rest, "");
-    assert_eq!(scene.ask().0, 2);
+    scene.is_answered_by(2);
     // It may ask for more time.
     scene.version(
         "signal.signal(signal.SIGTERM, lambda *_: None); note('third'); \

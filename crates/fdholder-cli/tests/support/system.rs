@@ -54,7 +54,8 @@ impl System {
             return Some("root".to_owned());
         }
         let root = Self::below();
-        let is_there = root.join("usr/bin/buildah").exists();
+        let is_there =
+            ["buildah", "python3"].iter().all(|it| root.join("usr/bin").join(it).exists());
         (!is_there).then(|| format!("{} (scripts/peers)", root.display()))
     }
 

@@ -119,7 +119,8 @@ impl Manager {
         Self::of_with(root, |_| ())
     }
 
-    fn of_with(root: &Path, install: impl FnOnce(&Path)) -> Self {
+    /// The same with files installed.
+    pub fn of_with(root: &Path, install: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for name in ["run", "units", "units/service.d", "journal", "cgroup", "nothing", "tree"] {

@@ -6,6 +6,13 @@ use crate::supervisor::report::{Report, State};
 
 impl Metrics {
     pub(super) fn runs(mut self, runs: &[Run]) -> Self {
+        if !runs.is_empty() {
+            self.head("run_up", "Whether the process that runs a service answers.", "gauge");
+        }
+        for run in runs {
+            let service = format!(",service=\"{}\"", escaped(&run.name));
+            self.sample("run_up", &service, u8::from(run.report.is_ok()));
+        }
         let known: Vec<(String, &Report)> = runs
             .iter()
             .filter_map(|run| {

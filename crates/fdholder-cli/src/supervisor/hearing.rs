@@ -57,7 +57,10 @@ impl Supervisor<'_> {
         if said.stores || (said.is_for_holder && (is_speaker || !fds.is_empty())) {
             self.pass_to_holder(number, said, bytes, fds);
         }
-        if said.is_ready && matches!(phase, Some(Phase::Starting { .. })) {
+        // Unless --notify asks for it, it does not count: gunicorn sends it before it has loaded the
+        // application, and a version that cannot be loaded would take the place of one that serves.
+        let counts = self.door.is_some();
+        if said.is_ready && counts && matches!(phase, Some(Phase::Starting { .. })) {
             self.feed(Event::Ready(number));
         }
     }

@@ -166,10 +166,9 @@ impl Process {
         loop {
             match read(ready, &mut buffer) {
                 Ok(0) => self.ready = None,
-                Ok(len) if buffer[..len].contains(&b'\n') => {
-                    self.ready = None;
-                    return true;
-                }
+                // More may follow: each worker of a server writes its own, and closing the pipe would
+                // end it with EPIPE.
+                Ok(len) if buffer[..len].contains(&b'\n') => return true,
                 Ok(_) | Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {}
                 Err(_) => self.ready = None,

@@ -1,8 +1,9 @@
-//! What the guides and the README tell to run works as pasted, and while it runs nobody is
-//! refused.
+//! What the guides and the README tell to run works as pasted. While it runs, and while SIGHUP
+//! restarts its service once more, no client is refused.
 
 use crate::load::{ask, Load};
-use crate::support::{eventually, Suite};
+use crate::support::family::signal;
+use crate::support::{eventually, suite, Suite};
 use crate::{example, folders};
 use rustix::process::{kill_process_group, Pid, Signal};
 use std::fs::{self, File, Permissions};
@@ -32,8 +33,9 @@ pub fn shell_blocks(text: &str) -> String {
     blocks.map(|block| block.split("```").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
-/// Runs all shell blocks of a guide, and returns what they print. Meanwhile clients connect to
-/// these ports, from the time on at which somebody listens; all are answered.
+/// Runs all shell blocks of a guide, and returns what they print. From the time on at which a server
+/// listens on a port, clients connect to it. Once the script has ended, SIGHUP restarts each service
+/// that `run` keeps at ./holder. All clients are answered.
 pub fn follow(guide: &str, ports: &[u16]) -> String {
     follow_with(Suite::S6V213, guide, ports)
 }
@@ -42,6 +44,42 @@ pub fn follow(guide: &str, ports: &[u16]) -> String {
 pub fn follow_with(suite: Suite, guide: &str, ports: &[u16]) -> String {
     let script = shell_blocks(&document(&format!("docs/guides/{guide}.md")));
     Script::start(suite, &script).succeeds(ports)
+}
+
+/// A service, as `status --json` shows it.
+struct Service {
+    name: String,
+    /// The process of `run`.
+    run: u32,
+    /// The processes of its generations.
+    generations: Vec<u32>,
+}
+
+fn services(holder: &Path) -> Vec<Service> {
+    let output = suite::fdholder(["status", "--json"]).arg(holder).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pid = |value: &serde_json::Value| value["pid"].as_u64().unwrap() as u32;
+    let service = |it: &serde_json::Value| Service {
+        name: it["name"].as_str().unwrap().to_owned(),
+        run: pid(it),
+        generations: it["generations"].as_array().unwrap().iter().map(pid).collect(),
+    };
+    status["runs"].as_array().into_iter().flatten().map(service).collect()
+}
+
+/// Restarts each service by SIGHUP, and waits until the next generation is the only one.
+fn restart_by_hangup(holder: &Path) {
+    if !holder.exists() {
+        return;
+    }
+    for Service { name, run, generations } in services(holder) {
+        signal(run, Signal::HUP);
+        eventually("the next generation serves alone", || {
+            let all = services(holder);
+            let now = &all.iter().find(|it| it.name == name).unwrap().generations;
+            now.len() == 1 && !generations.contains(&now[0])
+        });
+    }
 }
 
 /// A script at the top of what looks like a checkout. It and all it started are killed when
@@ -94,6 +132,7 @@ impl Script {
         let status = self.ended().unwrap();
         let output = self.said("stdout");
         assert!(status.success(), "{status}\n{output}\n{}", self.said("stderr"));
+        restart_by_hangup(&self.folder.path().join("holder"));
         for load in loads {
             load.finish();
         }

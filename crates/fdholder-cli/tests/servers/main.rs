@@ -24,6 +24,8 @@ fn main() {
         trial("haproxy", &["haproxy"], haproxy),
         trial("gunicorn", &["gunicorn"], gunicorn),
         trial("gunicorn_asgi", &["gunicorn"], gunicorn_asgi),
+        trial("gunicorn_without_application", &["gunicorn"], gunicorn_without_application),
+        trial("gunicorn_behind_a_wrapper", &["gunicorn"], gunicorn_behind_a_wrapper),
         trial("uvicorn", &["uvicorn"], uvicorn),
         trial("uvicorn_by_its_variable", &["uvicorn"], uvicorn_by_its_variable),
         trial("unicorn", &["unicorn"], unicorn),
@@ -142,6 +144,35 @@ fn gunicorn_asgi() {
     Site::new(&[]).starts_again(&["web"], &server, Signal::TERM);
 }
 
+/// gunicorn sends READY=1 before it loads the application. A version that cannot be loaded must not
+/// take the place of the one that serves.
+fn gunicorn_without_application() {
+    let script = "
+        cp examples/python/app.py .
+        (fdholder serve -1 ./holder &) | read _
+        fdholder run --name web --bind web=tcp:127.0.0.1:18091 ./holder -- \
+            gunicorn --no-control-socket app:wsgi &
+        curl -sS --retry 9 --retry-connrefused http://127.0.0.1:18091/
+        echo 'raise RuntimeError' > app.py
+        if fdholder restart ./holder web; then exit 1; fi
+        curl -sS http://127.0.0.1:18091/
+        cp examples/python/app.py .
+    ";
+    assert_said(&guides::Script::start(Suite::S6V213, script).succeeds(&[18091]), &["hello"; 2]);
+}
+
+/// A shell that does not exec: `LISTEN_PID` is its own, and gunicorn opens another port.
+fn gunicorn_behind_a_wrapper() {
+    let script = "
+        cp examples/python/app.py .
+        fdholder run --bind web=tcp:127.0.0.1:18092 -- sh -c \
+            'gunicorn --no-control-socket --pid gunicorn.pid --bind 127.0.0.1:0 app:wsgi; :' &
+        until grep -q 'gunicorn) listens on TCP port .* opened itself' stderr; do sleep 0.1; done
+        kill $(cat gunicorn.pid)
+    ";
+    guides::Script::start(Suite::S6V213, script).succeeds(&[]);
+}
+
 /// Without a control socket: it would be where the user has others. With one worker: another that
 /// has just been forked while the first one answers does not hear that it is to stop, and is killed
 /// half a minute later in the middle of an answer (3 of 240 stops of gunicorn 27.0.1 by itself).
@@ -256,7 +287,10 @@ const ONE_RESTART: [&str; 3] = ["hello", "web: generation 2 is ready", "hello"];
 
 fn guide_gunicorn_uvicorn() {
     let said = guides::follow("gunicorn-uvicorn", &[18083, 18084]);
-    assert_said(&said, &[&ONE_RESTART[..], &["hello", "api: generation 2 is ready", "hello"]].concat());
+    assert_said(
+        &said,
+        &[&ONE_RESTART[..], &["hello", "api: generation 2 is ready", "hello"]].concat(),
+    );
 }
 
 fn guide_node() {

@@ -12,6 +12,7 @@ mod daemon;
 mod document;
 mod family;
 mod figures;
+mod load;
 mod machine;
 mod memory;
 mod options;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let result = match arguments.split_first() {
         Some((first, rest)) if first == raw::FLAG => raw::play(rest),
+        Some((first, rest)) if first == load::COMMAND => load::run(rest),
         _ => measure(arguments),
     };
     match result {

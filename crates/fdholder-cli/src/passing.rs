@@ -20,8 +20,8 @@ pub use styles::{is_for_others, is_of_servers, variables, EnvStyle, Pids};
 use crate::failure::{exit, Failure};
 use fdholder::{Errno, Identifier};
 use rustix::io::fcntl_dupfd_cloexec;
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The number of the first descriptor that is not a standard stream.
 pub const FIRST: u32 = 3;
@@ -107,28 +107,83 @@ pub fn leave(
             Failure::new(exit::SYSTEM, problem)
         }
     };
-    // Nothing of ours may be where another is to go.
-    let above = numbers.iter().max().map_or(FIRST, |highest| highest.saturating_add(1));
-    let moved: Vec<_> = passed
-        .into_iter()
-        .map(|one| {
-            let above = i32::try_from(above).map_err(|_| failed(above)(Errno::BADF))?;
-            fcntl_dupfd_cloexec(&one.fd, above).map_err(failed(above.unsigned_abs()))
-        })
-        .collect::<Result<_, _>>()?;
     if let Some(kept) = kept {
         inherited::close_on_exec_from(FIRST, kept)
             .map_err(|errno| Failure::system("close what is not passed on", errno))?;
     }
-    for (fd, &number) in moved.iter().zip(numbers) {
-        inherited::leave(fd.as_fd(), number).map_err(failed(number))?;
+    let mut fds: Vec<_> = passed.into_iter().map(|one| Some(one.fd)).collect();
+    for step in moves(&places(&fds), numbers) {
+        match step {
+            Move::Aside(index) => {
+                // Above all numbers that are still to be given.
+                let above = numbers.iter().max().map_or(FIRST, |highest| highest.saturating_add(1));
+                let number = i32::try_from(above).map_err(|_| failed(above)(Errno::BADF))?;
+                let Some(fd) = fds[index].take() else { continue };
+                fds[index] = Some(fcntl_dupfd_cloexec(&fd, number).map_err(failed(above))?);
+            }
+            Move::Home(index) => {
+                let Some(fd) = fds[index].take() else { continue };
+                inherited::leave(fd, numbers[index]).map_err(failed(numbers[index]))?;
+            }
+        }
     }
     Ok(())
+}
+
+fn places(fds: &[Option<OwnedFd>]) -> Vec<u32> {
+    fds.iter().flatten().map(|fd| fd.as_raw_fd().unsigned_abs()).collect()
+}
+
+/// One step on the way of descriptors to their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Move {
+    /// To a number that no other one is to get.
+    Aside(usize),
+    /// To its own.
+    Home(usize),
+}
+
+/// The steps by which descriptors at these places get to these numbers. None is overwritten that
+/// still has to move, and no more than one is aside at a time, so that the limit on open files has
+/// room for them.
+fn moves(places: &[u32], numbers: &[u32]) -> Vec<Move> {
+    let mut at: HashMap<u32, usize> = places.iter().copied().zip(0..).collect();
+    let mut steps = Vec::with_capacity(places.len());
+    let mut is_home = vec![false; places.len()];
+    for first in 0..places.len() {
+        // Each waits for the one behind it.
+        let mut waiting = vec![first];
+        while let Some(&index) = waiting.last() {
+            match at.get(&numbers[index]).copied() {
+                _ if is_home[index] => {}
+                Some(other) if other != index && waiting.contains(&other) => {
+                    // They wait for each other.
+                    steps.push(Move::Aside(other));
+                    at.remove(&numbers[index]);
+                    continue;
+                }
+                Some(other) if other != index => {
+                    waiting.push(other);
+                    continue;
+                }
+                _ => {
+                    steps.push(Move::Home(index));
+                    is_home[index] = true;
+                    if at.get(&places[index]) == Some(&index) {
+                        at.remove(&places[index]);
+                    }
+                }
+            }
+            waiting.pop();
+        }
+    }
+    steps
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::strategy::Strategy;
 
     fn passed(wanted: &[(&str, Option<u32>)]) -> Vec<Passed<()>> {
         let one = |&(id, number): &(&str, Option<u32>)| Passed {
@@ -156,5 +211,38 @@ mod tests {
         assert_eq!(assign(&wanted, &[3], EnvStyle::S6).unwrap(), [4, 10, 5]);
         assert_eq!(assign(&wanted, &[3], EnvStyle::Systemd), None);
         assert_eq!(assign(&wanted, &[10], EnvStyle::S6), None);
+    }
+
+    proptest::proptest! {
+        /// Each gets its number; nothing is overwritten that has not moved; one is aside at most.
+        #[test]
+        fn descriptors_move_without_overwriting_each_other(
+            places in proptest::collection::hash_set(3u32..20, 0..12),
+            shuffled in proptest::sample::subsequence((0u32..24).collect::<Vec<_>>(), 12)
+                .prop_shuffle(),
+        ) {
+            let places: Vec<_> = places.into_iter().collect();
+            let numbers = &shuffled[..places.len()];
+            let mut table: HashMap<u32, usize> = places.iter().copied().zip(0..).collect();
+            let mut now: Vec<_> = places.clone();
+            let mut aside = 0;
+            for step in moves(&places, numbers) {
+                let (index, to) = match step {
+                    Move::Aside(index) => {
+                        aside += 1;
+                        (index, 100 + index as u32)
+                    }
+                    Move::Home(index) => {
+                        aside -= usize::from(now[index] >= 100);
+                        (index, numbers[index])
+                    }
+                };
+                proptest::prop_assert!(aside <= 1);
+                table.remove(&now[index]);
+                proptest::prop_assert!(table.insert(to, index).is_none(), "overwritten");
+                now[index] = to;
+            }
+            proptest::prop_assert_eq!(&now, numbers);
+        }
     }
 }

@@ -1,12 +1,16 @@
 //! Starting a program with held descriptors: what `exec` does, and `run` for each generation.
 
 pub mod choice;
+pub mod folder;
+pub mod notify;
 pub mod options;
+pub mod relay;
 mod source;
 
 use self::choice::{bind_specs, choices};
+use self::relay::Relay;
 pub use self::source::Source;
-use crate::endpoint::set_nonblocking;
+use crate::endpoint::{set_nonblocking, Mode};
 use crate::failure::{exit, Failure};
 use crate::passing::activation;
 use crate::passing::becoming::{become_program, check_program, words};
@@ -19,8 +23,10 @@ use crate::passing::{
 };
 use crate::program::Invocation;
 use fdholder::environ::Variable;
-use fdholder::Identifier;
+use fdholder::{Errno, Identifier};
 use fdholder_daemon::privileges::raise_open_files;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::fs::{fstat, FileType};
 use rustix::process::{getrlimit, setrlimit, Resource};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -78,6 +84,35 @@ pub fn descriptors(
     Ok(passed.into_iter().map(|one| one.fd).collect())
 }
 
+/// Waits until a client has come by one of the descriptors that PROG would get.
+fn wait_for_clients(invocation: &Invocation, holder: &Path) -> Result<(), Failure> {
+    loop {
+        // The connection ends here, and what is held may change while no client comes.
+        let source = Source::of(invocation, holder.to_owned(), false);
+        let mut fds = descriptors(invocation, source)?;
+        fds.retain(clients_come_by);
+        if fds.is_empty() {
+            let problem = "--on-demand: no client can come by what PROG would get";
+            return Err(Failure::new(exit::USAGE, problem));
+        }
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, Some(&LOOK_AGAIN)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(Failure::system("wait for clients", errno)),
+        }
+    }
+}
+
+/// How long to wait for clients before it is looked whether something else is held.
+pub const LOOK_AGAIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Whether clients come there: a file could be read at any time.
+pub fn clients_come_by(fd: &OwnedFd) -> bool {
+    let kind = fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    matches!(kind, Ok(FileType::Socket | FileType::Fifo))
+}
+
 /// Puts each descriptor where PROG expects it, and returns PROG with its arguments, and the
 /// variables that it gets.
 fn prepare(
@@ -87,12 +122,12 @@ fn prepare(
     let flag = |id: &str| invocation.matches.get_flag(id);
     let style = invocation.required("env-style")?;
     // Before this process opens any descriptor.
+    let ready = generation.and_then(|generation| generation.ready);
+    let ready = ready.map(|(from, to)| take(from).map(|fd| (fd, to))).transpose();
+    let ready = ready.map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
     let (mut kept, mut passed) = inherited(invocation, style)?;
-    let mut ready = None;
-    if let Some((from, to)) = generation.and_then(|generation| generation.ready) {
-        let fd = take(from).map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
+    if let Some((_, to)) = ready {
         kept.reserve(to, "it is --ready-fd")?;
-        ready = Some((fd, to));
     }
     // For a moment each descriptor has two numbers. PROG gets the limit of before.
     let limit = getrlimit(Resource::Nofile);
@@ -101,6 +136,7 @@ fn prepare(
     let choices = choices(invocation, &specs);
     let notify: Option<OsString> = invocation.optional("notify");
     let mut told = others_variables(&kept);
+    let mut door = None;
     if !choices.is_empty() || notify.is_some() {
         let holder = holder_path(invocation, generation)?;
         let mut source = Source::of(invocation, holder.clone(), notify.is_some());
@@ -109,6 +145,9 @@ fn prepare(
             source.connected()?;
         }
         source.bind(&specs)?;
+        if flag("on-demand") && generation.is_none() {
+            wait_for_clients(invocation, &holder)?;
+        }
         let mut chosen = source.get(choices)?;
         set_blocking(invocation, &chosen)?;
         for warning in source.parts_of_groups(&chosen, &specs) {
@@ -117,18 +156,18 @@ fn prepare(
         passed.append(&mut chosen);
         if let Some(service) = notify {
             let (client, deadline) = source.connected()?;
-            let door = match generation.and_then(|it| it.notify_socket.clone()) {
+            let opened = match generation.and_then(|it| it.notify_socket.clone()) {
                 Some(address) => FrontDoor::behind(address, client, &service, deadline)?,
                 None => open_door(invocation, &service, &holder, &mut source)?,
             };
             let (client, deadline) = source.connected()?;
-            let mut stored = door.stored(client, deadline)?;
+            let mut stored = opened.stored(client, deadline)?;
             // A descriptor that --fd has named is not passed on twice.
             stored.retain(|one| passed.iter().all(|other| other.id != one.id));
             passed.append(&mut stored);
-            told.extend(door.variables());
+            door = Some(opened);
         }
-    } else if passed.is_empty() && generation.is_none() {
+    } else if passed.is_empty() && generation.is_none() && notify_fd(invocation).is_none() {
         let problem = "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --bind ID=ADDRESS, \
                        --notify NAME or --inherited";
         return Err(Failure::new(exit::USAGE, problem));
@@ -140,6 +179,9 @@ fn prepare(
     let pids = Pids { own, parent: parent.unsigned_abs() };
     told.extend(variables(&passed, &numbers, style, pids)?);
     told.extend(kept.variables);
+    let relayed = if generation.is_none() { relay(invocation, door.as_ref())? } else { None };
+    told.extend(door.into_iter().flat_map(FrontDoor::variables));
+    told.extend(relayed.map(|address| ("NOTIFY_SOCKET".to_owned(), Some(address))));
     told.extend(generation.into_iter().flat_map(|it| it.variables.iter().cloned()));
     let words = fill_in(words(invocation), &known(&passed, &numbers));
     if let Some((fd, number)) = ready {
@@ -155,6 +197,29 @@ fn prepare(
     leave(passed, &numbers, kept.numbers.as_deref())?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Ok((words, told))
+}
+
+/// The descriptor that is to get a newline once PROG is ready.
+pub fn notify_fd(invocation: &Invocation) -> Option<u32> {
+    invocation.optional("notify-fd")
+}
+
+/// Starts a process that tells whoever has started this one what PROG says, if anybody wants to
+/// know. Returns where PROG is to send then.
+fn relay(invocation: &Invocation, door: Option<&FrontDoor>) -> Result<Option<OsString>, Failure> {
+    let newline = notify_fd(invocation).map(|number| {
+        take(number).map_err(|errno| {
+            Failure::system(format!("use descriptor {number} (--notify-fd)"), errno)
+        })
+    });
+    let newline = newline.transpose()?;
+    let upward = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
+    if newline.is_none() && (door.is_none() || upward.is_none()) {
+        return Ok(None);
+    }
+    let mode = invocation.optional("notify-mode").map(|Mode(mode)| mode);
+    let door = door.map(|door| door.address().to_owned());
+    Relay { upward, door, newline, mode }.start().map(Some)
 }
 
 /// What this process was started with and PROG gets, too: descriptors that stay where they are,

@@ -6,21 +6,20 @@
 pub mod child;
 pub mod control;
 mod demand;
-mod folder;
 pub mod machine;
-mod notify;
+mod origin;
 mod output;
 mod process;
 pub mod report;
 pub mod signals;
 mod strays;
 mod upward;
+mod wakes;
 
 use self::control::{Asker, Control};
 use self::demand::Demand;
-use self::folder::Folder;
 use self::machine::{Action, Event, Exit, Machine, Number, Outcome, Phase, Policy};
-use self::notify::NotifySocket;
+use self::origin::Origin;
 use self::process::{Ended, Launch, Process};
 use self::report::{in_words, GenerationReport, Report, RestartReport, State};
 use self::signals::{Asked, Signals};
@@ -29,6 +28,8 @@ use crate::failure::{exit, Failure};
 use crate::passing::front_door::FrontDoor;
 use crate::program::Invocation;
 use crate::show::terminal::harmless;
+use crate::start::folder::Folder;
+use crate::start::notify::NotifySocket;
 use crate::start::{self, Source};
 use fdholder_daemon::embedded::Holder;
 use nix::sys::signal::Signal;
@@ -51,6 +52,9 @@ const REQUESTS_PER_TURN: usize = 16;
 /// Datagrams of one generation, likewise.
 const DATAGRAMS_PER_TURN: usize = 64;
 
+/// How long a holder may keep `run` from everything else.
+const HOLDER_PATIENCE: Duration = Duration::from_millis(300);
+
 /// The pause before the control socket is given to the holder again.
 const REGISTER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -64,7 +68,7 @@ pub struct Settings {
     pub policy: Policy,
     pub stop_signal: Signal,
     pub ready_fd: Option<u32>,
-    pub ready_command: Option<OsString>,
+    pub has_ready_command: bool,
     /// The service whose FDSTORE goes into the holder.
     pub notify: Option<OsString>,
     /// The descriptor that gets a newline once the service is ready.
@@ -95,7 +99,7 @@ pub struct Supervisor<'a> {
     strays_at: Option<(Number, Instant)>,
     end: Option<Exit>,
     folder: Folder,
-    _holder: Option<Holder>,
+    own_holder: Option<Holder>,
 }
 
 /// What has something to read.
@@ -104,6 +108,7 @@ enum Ready {
     Signals,
     Control,
     Demand,
+    Upward,
     Notify(Number),
     Newline(Number),
     Report(Number),
@@ -117,7 +122,7 @@ impl<'a> Supervisor<'a> {
     /// When the command line cannot be carried out, whatever happens later.
     pub fn new(invocation: &'a Invocation, settings: Settings) -> Result<Self, Failure> {
         start::check(invocation)?;
-        let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
+        let origin = Origin::take();
         let upward = Upward::of_environment(settings.notify_fd)?;
         let folder = Folder::make()?;
         let mut holder = None;
@@ -135,12 +140,15 @@ impl<'a> Supervisor<'a> {
             let opened = start::open_door(invocation, service, &holder_path, &mut source)?;
             door = Some((service.clone(), opened));
         }
+        // No sooner: until then a signal ends this process, which may wait for a holder.
+        let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
         let launch = Launch {
             stop_signal: settings.stop_signal as i32,
             ready_fd: settings.ready_fd,
-            ready_command: settings.ready_command,
+            has_ready_command: settings.has_ready_command,
             holder: holder.as_ref().map(|_| holder_path.clone()),
             has_watchdog: upward.has_watchdog(),
+            origin,
         };
         Ok(Self {
             invocation,
@@ -163,7 +171,7 @@ impl<'a> Supervisor<'a> {
             strays_at: None,
             end: None,
             folder,
-            _holder: holder,
+            own_holder: holder,
         })
     }
 
@@ -189,6 +197,7 @@ impl<'a> Supervisor<'a> {
             }
             self.look_for_clients(now);
             self.look_for_strays(now);
+            self.upward.keep_watchdog_quiet(self.machine.is_serving(), now);
             let mut actions = Vec::new();
             self.machine.tick(now, &mut actions);
             self.carry_out(actions);
@@ -198,10 +207,11 @@ impl<'a> Supervisor<'a> {
     /// Waits until something has come, or something is due.
     fn wait(&mut self) -> Result<Vec<Ready>, Failure> {
         let now = Instant::now();
-        let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at()]);
+        let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at(now)]);
         let strays_at = self.strays_at.map(|(_, at)| at);
-        let due =
-            due.chain([self.machine.timeout(), self.register_at, self.demand.due(), strays_at]);
+        let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
+        let due = due.chain([self.machine.timeout(), self.register_at, self.demand.due()]);
+        let due = due.chain([strays_at, watchdog_at]);
         let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let timeout = left.map(|left| {
             // Not a little too early, which would be once more for nothing.
@@ -212,6 +222,7 @@ impl<'a> Supervisor<'a> {
             vec![(Ready::Signals, self.signals.as_fd(), false)];
         awaited.extend(self.control.iter().map(|it| (Ready::Control, it.as_fd(), false)));
         let wants_clients = self.machine.waits_for_clients();
+        awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
         for (number, process) in &self.processes {
             let (fd, is_for_writing) = process.notify.awaited();
@@ -238,7 +249,10 @@ impl<'a> Supervisor<'a> {
             Ready::Signals => self.hear_signals(),
             Ready::Control => self.hear_requests(),
             Ready::Demand => self.feed(Event::Demand),
-            Ready::Notify(number) => self.hear_program(number),
+            Ready::Notify(number) => {
+                self.hear_program(number);
+            }
+            Ready::Upward => self.upward.send_waiting(),
             Ready::Newline(number) => {
                 if self.processes.get_mut(&number).is_some_and(Process::read_ready) {
                     self.feed(Event::Ready(number));
@@ -293,7 +307,11 @@ impl<'a> Supervisor<'a> {
             let Some(process) = self.processes.get_mut(&number) else { continue };
             let Some(exit) = process.exit(now) else { continue };
             // What it has sent before its end counts.
-            self.hear_program(number);
+            let is_all = self.hear_program(number);
+            let waits = self.processes.get(&number).is_some_and(|it| it.may_be_heard(now));
+            if !is_all && waits {
+                continue;
+            }
             let is_ready = self.processes.get_mut(&number).is_some_and(Process::read_ready);
             if is_ready {
                 self.feed(Event::Ready(number));
@@ -359,9 +377,10 @@ impl<'a> Supervisor<'a> {
     fn start(&mut self, number: Number) {
         self.demand.forget();
         let path = self.folder.path().join(format!("notify.{number}"));
-        let started = NotifySocket::make(path)
-            .map_err(io::Error::other)
-            .and_then(|notify| Process::start(&self.launch, number, notify, Instant::now()));
+        let started = NotifySocket::make(path, None).map_err(io::Error::other).and_then(|notify| {
+            let notify = if self.own_holder.is_some() { notify.unjudged() } else { notify };
+            Process::start(&self.launch, number, notify, Instant::now())
+        });
         match started {
             Ok(process) => {
                 let pid = process.pid.as_raw_nonzero();

@@ -13,13 +13,14 @@ use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW}
 use crate::shares::Leaving;
 use crate::thread::spawn;
 use rustix::event::{eventfd, EventfdFlags};
+use rustix::fs::fstat;
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -31,12 +32,14 @@ pub struct ClientFd {
     fd: Option<OwnedFd>,
     /// The user who is kept waiting if it takes long.
     owner: u32,
+    /// A hash of its file, once that was asked for; 0 until then.
+    file: AtomicU32,
 }
 
 impl ClientFd {
     /// One that a user has given.
     pub fn new(fd: OwnedFd, owner: u32) -> Self {
-        Self { fd: Some(fd), owner }
+        Self { fd: Some(fd), owner, file: AtomicU32::new(0) }
     }
 
     /// The user who is kept waiting if it takes long to close.
@@ -47,6 +50,21 @@ impl ClientFd {
     /// It is another user's.
     pub fn set_owner(&mut self, owner: u32) {
         self.owner = owner;
+    }
+
+    /// A number that is the same for two descriptors of one file, and seldom for those of two.
+    pub fn file_hash(&self) -> u32 {
+        let known = self.file.load(Ordering::Relaxed);
+        if known != 0 {
+            return known;
+        }
+        // What cannot be asked is compared with all others.
+        let Ok(stat) = fstat(self) else { return 0 };
+        let (device, inode) = (stat.st_dev, stat.st_ino);
+        let mixed = (inode ^ device.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = ((mixed >> 32) as u32).max(1);
+        self.file.store(hash, Ordering::Relaxed);
+        hash
     }
 
     /// The descriptor, for who knows that nothing can be waited for when it is closed, or

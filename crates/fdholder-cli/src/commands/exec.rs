@@ -46,5 +46,5 @@ fn define(command: Command) -> Command {
 }
 
 fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    Err(start::start(invocation, None))
+    start::relay::act().unwrap_or_else(|| Err(start::start(invocation, None)))
 }

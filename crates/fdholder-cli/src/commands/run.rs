@@ -63,7 +63,7 @@ fn span(id: &'static str) -> Arg {
         .value_parser(OsStringValueParser::new().try_map(|text| milliseconds(&text)))
 }
 
-fn supervision() -> [Arg; 10] {
+fn supervision() -> [Arg; 8] {
     let flag = |id: &'static str| Arg::new(id).long(id).action(ArgAction::SetTrue);
     let count = |id: &'static str| {
         Arg::new(id)
@@ -97,14 +97,9 @@ fn supervision() -> [Arg; 10] {
             "Start PROG again when it ends by itself after it was ready, with a pause that grows \
              from 0.1 s to 30 s",
         ),
-        flag("on-demand").help("Start PROG when the first client waits"),
         span("idle-stop")
             .requires("on-demand")
             .help("Stop PROG when no client has come for so long; the next one starts it again"),
-        count("notify-fd").help(
-            "Write a newline to descriptor N when the service is ready: the notification fd of s6, \
-             dinit or OpenRC",
-        ),
         count("ready-fd")
             .help("PROG is ready when it writes a newline to descriptor N, which it is given"),
     ]
@@ -144,9 +139,9 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
     };
     let flag = |id: &str| invocation.matches.get_flag(id);
     let ready_fd = invocation.optional("ready-fd");
-    let ready_command: Option<OsString> = invocation.optional("ready-command");
+    let has_ready_command = invocation.matches.contains_id("ready-command");
     let notify: Option<OsString> = invocation.optional("notify");
-    let tells = ready_fd.is_some() || ready_command.is_some() || notify.is_some();
+    let tells = ready_fd.is_some() || has_ready_command || notify.is_some();
     let program: OsString = invocation.required("prog")?;
     let file_name = || Path::new(&program).file_name().map(OsString::from);
     let name = invocation.optional("name").or_else(file_name).unwrap_or_default();
@@ -165,8 +160,8 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
         },
         stop_signal,
         ready_fd,
-        ready_command,
+        has_ready_command,
         notify,
-        notify_fd: invocation.optional("notify-fd"),
+        notify_fd: start::notify_fd(invocation),
     })
 }

@@ -31,7 +31,7 @@ pub fn become_program(
     let Some(name) = words.first() else {
         return Failure::new(exit::USAGE, "no program to become");
     };
-    startup::restore_sigpipe();
+    startup::restore_signals();
     // The program is found in the PATH of this process, which no variable here is.
     let Err(errno) = execvpe(name, &words, &environment);
     startup::ignore_sigpipe();

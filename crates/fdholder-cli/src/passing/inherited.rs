@@ -9,7 +9,7 @@ use fdholder_daemon::{nothing, retried};
 use rustix::io::{dup2, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd, Errno, FdFlags};
 use rustix::process::{getrlimit, Resource};
 use std::mem::ManuallyDrop;
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// The descriptor `number`, which must have been open when this process started; so it is
 /// asked for before this process opens any of its own.
@@ -29,7 +29,20 @@ pub fn descriptor(number: u32) -> Result<BorrowedFd<'static>, Errno> {
     Ok(descriptor)
 }
 
-/// The same, for a descriptor that was left to this process and nobody else uses: it is
+/// The same, where the next program would have it, too: what this process has taken is its own.
+///
+/// # Errors
+///
+/// EBADF when it is not open, or taken.
+pub fn left(number: u32) -> Result<BorrowedFd<'static>, Errno> {
+    let descriptor = descriptor(number)?;
+    if retried(|| fcntl_getfd(descriptor))?.contains(FdFlags::CLOEXEC) {
+        return Err(Errno::BADF);
+    }
+    Ok(descriptor)
+}
+
+/// The same as [`descriptor`], for one that was left to this process and nobody else uses: it is
 /// owned from now on, and not inherited any further. To be called once for a number.
 ///
 /// # Errors
@@ -69,6 +82,23 @@ pub fn close_on_exec_from(first: u32, kept: &[u32]) -> Result<(), Errno> {
         fcntl_setfd(descriptor(number)?, FdFlags::CLOEXEC)?;
     }
     Ok(())
+}
+
+/// Closes everything but standard streams and these numbers: for a process that needs nothing else
+/// of what it has inherited. To be called before it opens anything.
+pub fn close_others(kept: &[u32]) {
+    let first = libc::STDERR_FILENO.unsigned_abs() + 1;
+    for (from, to) in gaps(first, kept) {
+        // SAFETY: nothing here owns what this process has inherited, and it has opened nothing yet.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) == 0 };
+        if !closed {
+            let open = open_from(from).unwrap_or_default();
+            for number in open.into_iter().filter(|number| *number <= to) {
+                // SAFETY: the same.
+                unsafe { libc::close(number.cast_signed()) };
+            }
+        }
+    }
 }
 
 /// What is open, from this number on.
@@ -130,13 +160,19 @@ fn close_range_on_exec(from: u32, to: u32) -> bool {
 /// # Errors
 ///
 /// Those of dup2(2): EBADF for a number that the limit on open files does not allow.
-pub fn leave(fd: BorrowedFd<'_>, number: u32) -> Result<(), Errno> {
+pub fn leave(fd: OwnedFd, number: u32) -> Result<(), Errno> {
     let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
+    if fd.as_raw_fd() == number {
+        fcntl_setfd(&fd, FdFlags::empty())?;
+        // From now on the number belongs to the next program.
+        let _ = fd.into_raw_fd();
+        return Ok(());
+    }
     // SAFETY: dup2 does not mind whether it is open, and it is never closed by this: from now
     // on the number belongs to the next program. That nothing of this process has it is the
     // caller's promise.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
-    dup2(fd, &mut place)
+    dup2(&fd, &mut place)
 }
 
 #[cfg(test)]

@@ -49,12 +49,12 @@ impl Kept {
     ) -> Result<Self, Failure> {
         let mut kept = Self { all, ..Self::default() };
         for &number in asked {
-            inherited::descriptor(number)
+            inherited::left(number)
                 .map_err(|errno| Failure::system(format!("keep descriptor {number}"), errno))?;
             kept.taken.insert(number, "--keep keeps it".to_owned());
         }
         let is_open = |number: u32| {
-            number >= FIRST && !given.contains(&number) && inherited::descriptor(number).is_ok()
+            number >= FIRST && !given.contains(&number) && inherited::left(number).is_ok()
         };
         let open = |mentions: Vec<Mention>| mentions.into_iter().filter(|it| is_open(it.number));
         let pid = std::process::id();

@@ -71,6 +71,17 @@ pub fn define(command: Command) -> Command {
                 .requires("notify")
                 .help("Owner of that socket, for a PROG that becomes another user"),
         )
+        .arg(
+            text("notify-fd", "N")
+                .value_parser(OsStringValueParser::new().try_map(|text| number(&text)))
+                .help(
+                    "Write a newline to descriptor N when PROG has sent READY=1: the notification \
+                     fd of s6, dinit or OpenRC",
+                ),
+        )
+        .arg(Arg::new("on-demand").long("on-demand").action(ArgAction::SetTrue).help(
+            "Start PROG when the first connection or datagram waits at a socket that it would get",
+        ))
         .arg(Arg::new("inherited").long("inherited").action(ArgAction::SetTrue).help(
             "First pass on what LISTEN_FDS gave to this process, whatever LISTEN_PID says: \
                  behind a program that forks, or to add to what systemd gives",

@@ -66,6 +66,12 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The same for who has something else to do: it waits for nothing that is not there, and for a
+    /// holder only so long.
+    pub fn impatient(self, patience: Duration) -> Self {
+        Self { deadline: Deadline::after(patience), wait: Deadline::after(Duration::ZERO), ..self }
+    }
+
     /// Opens and stores what `--bind` asks for and is not held yet.
     pub fn bind(&mut self, specs: &[BindSpec]) -> Result<(), Failure> {
         // Only a holder that is known to be a fdholder stores a new group in one step.

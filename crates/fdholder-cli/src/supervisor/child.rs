@@ -3,8 +3,10 @@
 //! So PROG gets its descriptors from the code that `exec` uses, and what fails there is reported
 //! through a pipe. PROG gets none of the variables that tell this process what it is.
 
+use super::origin::Origin;
 use super::output;
 use crate::failure::{exit, Failure};
+use crate::passing::becoming::become_program;
 use crate::passing::inherited;
 use crate::program::Invocation;
 use crate::start::{self, Generation};
@@ -21,6 +23,9 @@ const ROLE: &str = "FDHOLDER_RUN_ROLE";
 const NOTIFY: &str = "FDHOLDER_RUN_NOTIFY";
 /// Where the supervisor's own holder listens.
 const HOLDER: &str = "FDHOLDER_RUN_HOLDER";
+
+/// Says to the same program that it is to become `--ready-command`, and whose child it is.
+pub const PROBE: &str = "FDHOLDER_RUN_PROBE";
 
 /// The number of a generation, as `run` counts from 1.
 const GENERATION: &str = "FDHOLDER_GENERATION";
@@ -44,15 +49,19 @@ pub struct Role {
     pub holder: Option<PathBuf>,
     /// Whether this process was to tell systemd that it lives.
     pub has_watchdog: bool,
+    pub origin: Origin,
 }
 
 impl Role {
     /// The variables that tell a child what it is.
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
         let Self { parent, death_signal, generation, report, ready, has_watchdog, .. } = self;
+        let origin = self.origin.in_words();
         let (from, to) = ready.unwrap_or_default();
         let watchdog = u8::from(*has_watchdog);
-        let role = format!("{parent} {death_signal} {generation} {report} {from} {to} {watchdog}");
+        let role = format!(
+            "{parent} {death_signal} {generation} {report} {from} {to} {watchdog} {origin}"
+        );
         let mut all = vec![(ROLE, role.into())];
         all.extend(self.notify_socket.iter().map(|path| (NOTIFY, path.clone())));
         all.extend(self.holder.iter().map(|path| (HOLDER, path.clone().into_os_string())));
@@ -70,6 +79,7 @@ impl Role {
             ready: Some((next()?.parse().ok()?, next()?.parse().ok()?))
                 .filter(|(from, _): &(u32, u32)| *from != 0),
             has_watchdog: next()? == "1",
+            origin: Origin::read(next)?,
             notify_socket: std::env::var_os(NOTIFY),
             holder: std::env::var_os(HOLDER).map(PathBuf::from),
         })
@@ -92,32 +102,49 @@ impl Role {
     }
 }
 
-/// The variables that `run` keeps from what it starts, for another process to set.
-pub const OWN_VARIABLES: [&str; 3] = [ROLE, NOTIFY, HOLDER];
-
 /// Does what this process was started for, if that is to be a child of `run`.
 pub fn act(invocation: &Invocation) -> Option<Result<ExitCode, Failure>> {
     if output::is_copier() {
         return Some(output::copy());
     }
+    if let Ok(parent) = std::env::var(PROBE) {
+        return Some(Err(become_probe(invocation, &parent)));
+    }
     let role = std::env::var(ROLE).ok()?;
     let Some(role) = Role::read(&role) else {
         return Some(Err(Failure::new(exit::USAGE, format_args!("{ROLE} is for run alone"))));
     };
-    Some(Err(become_generation(invocation, &role)))
+    Some(become_generation(invocation, &role))
 }
 
-fn become_generation(invocation: &Invocation, role: &Role) -> Failure {
-    let report = inherited::take(role.report);
+/// Has the kernel send a signal to this process, and to what it becomes, when `run` ends.
+fn follow(run: u32, signal: Option<Signal>) -> Result<(), Failure> {
     // Before the look at the parent: it may end between the two.
-    let signal = Signal::from_named_raw(role.death_signal);
-    if let Err(errno) = set_parent_process_death_signal(signal) {
-        return Failure::system("follow the end of run", errno);
-    }
+    set_parent_process_death_signal(signal)
+        .map_err(|errno| Failure::system("follow the end of run", errno))?;
     let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-    if parent != role.parent {
-        return Failure::new(exit::SYSTEM, "run has ended");
+    if parent == run {
+        Ok(())
+    } else {
+        Err(Failure::new(exit::SYSTEM, "run has ended"))
     }
+}
+
+/// Becomes the shell that carries out `--ready-command`. One that hangs ends with `run`.
+fn become_probe(invocation: &Invocation, run: &str) -> Failure {
+    if let Err(failure) = follow(run.parse().unwrap_or(0), Some(Signal::KILL)) {
+        return failure;
+    }
+    let command: Option<OsString> = invocation.optional("ready-command");
+    let words = ["/bin/sh".into(), "-c".into(), command.unwrap_or_default()];
+    become_program(&words, [(PROBE.to_owned(), None)])
+}
+
+/// Becomes PROG. Who has started this process is told why not, and says it.
+fn become_generation(invocation: &Invocation, role: &Role) -> Result<ExitCode, Failure> {
+    let report = inherited::take(role.report);
+    follow(role.parent, Signal::from_named_raw(role.death_signal))?;
+    role.origin.restore();
     let generation = Generation {
         holder: role.holder.clone(),
         notify_socket: role.notify_socket.clone(),
@@ -125,12 +152,12 @@ fn become_generation(invocation: &Invocation, role: &Role) -> Failure {
         variables: role.told(),
     };
     let failure = start::start(invocation, Some(&generation));
-    if let Ok(report) = report {
-        // Without a reader the exit code says that it failed.
-        let text = format!("{} {failure}", failure.code());
-        let _ = std::fs::File::from(report).write_all(text.as_bytes());
+    let text = format!("{} {failure}", failure.code());
+    let told = report.map(|report| std::fs::File::from(report).write_all(text.as_bytes()));
+    if matches!(told, Ok(Ok(()))) {
+        return Ok(ExitCode::from(failure.code()));
     }
-    failure
+    Err(failure)
 }
 
 /// What a generation that did not become PROG has reported: its exit code and why.
@@ -159,7 +186,7 @@ mod tests {
             let variables = role.variables();
             assert_eq!(Role::read(variables[0].1.to_str().unwrap()), Some(role));
         }
-        for text in ["", "1 2 3", "1 2 3 4 5 x 0", "- - - - - - -"] {
+        for text in ["", "1 2 3", "1 2 3 4 5 x 0 0 0 0", "1 2 3 4 5 6 0 0 0", "- - - - - - -"] {
             assert_eq!(Role::read(text), None, "{text}");
         }
     }

@@ -196,6 +196,8 @@ impl Question {
         match send(held, request.bytes(), &[theirs.as_fd()], Wait::No) {
             Ok(_) => Ok(Self { stream: ours }),
             Err(Errno::CONNRESET | Errno::PIPE | Errno::CONNREFUSED) => Err(Errno::PIPE),
+            // It has not read what others have asked.
+            Err(Errno::AGAIN | Errno::NOBUFS) => Err(Errno::TIMEDOUT),
             Err(errno) => Err(errno),
         }
     }

@@ -1,15 +1,18 @@
 //! Clients that wait for a program that does not run, and those of one that does.
 
 use super::machine::Event;
-use super::Supervisor;
+use super::wakes::Wakes;
+use super::{Supervisor, HOLDER_PATIENCE};
 use crate::start::{self, Source};
-use rustix::event::epoll;
-use rustix::fs::{fstat, FileType};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How often clients of a running program are looked for, at most.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long to wait for clients before it is looked whether something else is held.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The pause before descriptors are asked for again, where the holder did not give them.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -18,9 +21,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Demand {
     fds: Vec<OwnedFd>,
-    /// Tells once when a client comes by one of them.
-    watch: Option<OwnedFd>,
+    wakes: Option<Wakes>,
     look_at: Option<Instant>,
+    /// Why the holder did not give them, so that this is said once.
+    problem: Option<String>,
 }
 
 impl Demand {
@@ -39,76 +43,65 @@ impl Demand {
         *self = Self::default();
     }
 
-    /// Has the watch tell of the next client, and returns whether one has come since the last time.
+    /// Whether a client has come since the last time, or waits.
     fn has_had_clients(&mut self) -> bool {
-        let Ok(watch) = self.watched() else { return true };
-        let mut events = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 8];
-        let none = rustix::event::Timespec::default();
-        let count = epoll::wait(&watch, &mut events[..], Some(&none)).unwrap_or(0);
-        for fd in &self.fds {
-            let _ = epoll::modify(&watch, fd, epoll::EventData::new_u64(0), ONCE);
+        if self.wakes.is_none() {
+            // Without them a client is seen only while it waits.
+            self.wakes = Wakes::of(&self.fds).ok();
         }
-        self.watch = Some(watch);
-        count > 0
+        let have_come = self.wakes.as_ref().map(|wakes| wakes.have_come(&self.fds));
+        if matches!(have_come, Some(Err(_))) {
+            self.wakes = None;
+        }
+        matches!(have_come, Some(Ok(true))) || self.has_waiting_clients()
     }
 
-    fn watched(&mut self) -> rustix::io::Result<OwnedFd> {
-        if let Some(watch) = self.watch.take() {
-            return Ok(watch);
-        }
-        let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for fd in &self.fds {
-            epoll::add(&watch, fd, epoll::EventData::new_u64(0), ONCE)?;
-        }
-        Ok(watch)
+    fn has_waiting_clients(&self) -> bool {
+        let polled = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut polled: Vec<_> = self.fds.iter().map(|fd| polled(fd.as_fd())).collect();
+        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
-}
-
-/// By edges: a client that comes and is accepted at once is seen, too.
-const ONCE: epoll::EventFlags =
-    epoll::EventFlags::IN.union(epoll::EventFlags::ET).union(epoll::EventFlags::ONESHOT);
-
-/// Whether clients come there: of a file one could always read.
-fn has_clients(fd: &OwnedFd) -> bool {
-    let kind = fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    matches!(kind, Ok(FileType::Socket | FileType::Fifo))
 }
 
 impl Supervisor<'_> {
     /// Gets what clients come by, if that matters, and looks whether a running program has any.
     pub(super) fn look_for_clients(&mut self, now: Instant) {
-        let matters = self.machine.waits_for_clients() || self.machine.watches_activity();
+        let matters = self.machine.waits_for_clients() || self.machine.idle_at().is_some();
         if !matters {
             self.demand.look_at = None;
             return;
         }
-        if self.demand.look_at.is_some_and(|at| now < at) {
+        // Before it is stopped for having none there is one more look.
+        let is_idle = self.machine.idle_at().is_some_and(|at| at <= now);
+        if !is_idle && self.demand.look_at.is_some_and(|at| now < at) {
             return;
         }
-        if self.demand.fds.is_empty() {
+        if self.demand.fds.is_empty() || self.machine.waits_for_clients() {
             let source = Source::of(self.invocation, self.holder_path.clone(), false);
-            match start::descriptors(self.invocation, source) {
+            match start::descriptors(self.invocation, source.impatient(HOLDER_PATIENCE)) {
                 Ok(mut fds) => {
-                    fds.retain(has_clients);
+                    fds.retain(start::clients_come_by);
                     self.demand.fds = fds;
+                    self.demand.problem = None;
                 }
                 Err(failure) => {
-                    self.warn(failure);
+                    let problem = Some(failure.to_string());
+                    if self.demand.problem != problem {
+                        self.warn(failure);
+                    }
+                    self.demand.problem = problem;
                     self.demand.look_at = Some(now + RETRY_PAUSE);
                     return;
                 }
             }
         }
-        if self.machine.watches_activity() {
+        if self.machine.idle_at().is_some() {
             self.demand.look_at = Some(now + LOOK_PAUSE);
             if self.demand.has_had_clients() {
                 self.feed(Event::Active);
             }
         } else {
-            self.demand.look_at = None;
+            self.demand.look_at = Some(now + LOOK_AGAIN);
         }
     }
 }

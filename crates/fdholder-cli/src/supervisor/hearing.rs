@@ -2,35 +2,37 @@
 
 use super::control::{Asker, Control, Request};
 use super::machine::{Event, Number, Phase};
-use super::notify::Said;
 use super::{
     as_line, GenerationReport, Report, State, Supervisor, ASKERS_MAX, DATAGRAMS_PER_TURN,
-    REGISTER_PAUSE, REQUESTS_PER_TURN,
+    HOLDER_PATIENCE, REGISTER_PAUSE, REQUESTS_PER_TURN,
 };
+use crate::start::notify::Datagram;
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 impl Supervisor<'_> {
-    /// Reads what a generation has sent to its notify socket.
-    pub(super) fn hear_program(&mut self, number: Number) {
+    /// Reads what a generation has sent to its notify socket. Returns whether that was all.
+    pub(super) fn hear_program(&mut self, number: Number) -> bool {
         for _ in 0..DATAGRAMS_PER_TURN {
-            let Some(process) = self.processes.get_mut(&number) else { return };
+            let Some(process) = self.processes.get_mut(&number) else { return true };
             let passed = process.notify.pass_pending();
             let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
             let next = process.notify.next(pid);
+            let is_pending = process.notify.is_pending();
             if let Err(errno) = passed {
                 self.lose_door(errno);
             }
-            let Some((said, bytes, fds)) = next else { return };
-            self.obey(number, &said, bytes, fds);
+            let Some(datagram) = next else { return !is_pending };
+            self.obey(number, datagram);
         }
+        false
     }
 
-    fn obey(&mut self, number: Number, said: &Said, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    fn obey(&mut self, number: Number, datagram: Datagram) {
+        let said = datagram.said.clone();
         if let Some(by) = said.extends {
             self.feed(Event::Extend(number, by));
         }
@@ -54,8 +56,8 @@ impl Supervisor<'_> {
         if is_speaker && !passed_on.is_empty() {
             self.upward.pass_on(&passed_on);
         }
-        if said.stores || (said.is_for_holder && (is_speaker || !fds.is_empty())) {
-            self.pass_to_holder(number, said, bytes, fds);
+        if said.is_for_store || (said.is_state() && is_speaker) {
+            self.pass_to_holder(number, datagram);
         }
         // Unless --notify asks for it, it does not count: gunicorn sends it before it has loaded the
         // application, and a version that cannot be loaded would take the place of one that serves.
@@ -65,9 +67,9 @@ impl Supervisor<'_> {
         }
     }
 
-    fn pass_to_holder(&mut self, number: Number, said: &Said, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    fn pass_to_holder(&mut self, number: Number, datagram: Datagram) {
         let Some((_, door)) = &self.door else {
-            if said.stores {
+            if datagram.said.stores {
                 self.warn(format_args!(
                     "generation {number} stores descriptors (FDSTORE=1), which takes --notify: \
                      they are not held"
@@ -77,7 +79,7 @@ impl Supervisor<'_> {
         };
         let address = door.address().to_owned();
         let Some(process) = self.processes.get_mut(&number) else { return };
-        if let Err(errno) = process.notify.pass_to_holder(&address, bytes, fds) {
+        if let Err(errno) = process.notify.pass_to_holder(&address, datagram) {
             self.lose_door(errno);
         }
     }
@@ -89,7 +91,8 @@ impl Supervisor<'_> {
             strerror(errno)
         ));
         let Some((service, _)) = &self.door else { return };
-        let mut source = Source::of(self.invocation, self.holder_path.clone(), true);
+        let source = Source::of(self.invocation, self.holder_path.clone(), true);
+        let mut source = source.impatient(HOLDER_PATIENCE);
         match start::open_door(self.invocation, service, &self.holder_path, &mut source) {
             Ok(door) => self.door = Some((service.clone(), door)),
             Err(failure) => self.warn(failure),
@@ -160,6 +163,7 @@ impl Supervisor<'_> {
             pid: std::process::id(),
             generations: self.machine.generations().iter().map(generation).collect(),
             waits_for_clients: self.machine.waits_for_clients(),
+            askers: self.askers,
             last_restart: last,
             starts: self.starts.clone(),
             time_to_ready_ms: millis(self.time_to_ready),

@@ -41,6 +41,9 @@ const RESPAWN_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Durati
 /// A program that was ready for so long starts again after the first pause.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
+/// A program on demand that ends sooner than this has not served the client that it was started for.
+const SERVED_AFTER: Duration = Duration::from_secs(1);
+
 /// The exit code where a program did not get ready in time.
 const EXIT_TIMED_OUT: u8 = 1;
 
@@ -53,8 +56,8 @@ pub struct Machine<A> {
     next: Number,
     /// Who waits for the generation that is starting, or will be once the last one has ended.
     asked: Vec<A>,
-    /// The next generation starts when this one has ended.
-    waits_for_end: Option<Number>,
+    /// The next generation starts when all others have ended.
+    waits_for_end: bool,
     /// One more restart follows: who waits for it.
     follows: Option<Vec<A>>,
     has_been_ready: bool,
@@ -75,7 +78,7 @@ impl<A> Machine<A> {
             generations: Vec::new(),
             next: 1,
             asked: Vec::new(),
-            waits_for_end: None,
+            waits_for_end: false,
             follows: None,
             has_been_ready: false,
             lost: None,
@@ -96,9 +99,9 @@ impl<A> Machine<A> {
         self.is_asleep && self.mode == Mode::Running
     }
 
-    /// Whether clients of the ready generation are to be looked at.
-    pub fn watches_activity(&self) -> bool {
-        self.idle_at().is_some()
+    /// Whether a generation is ready.
+    pub fn is_serving(&self) -> bool {
+        self.ready().is_some()
     }
 
     /// Whether everything is being stopped.
@@ -116,6 +119,9 @@ impl<A> Machine<A> {
 
     /// When [`tick`](Self::tick) is due.
     pub fn timeout(&self) -> Option<Instant> {
+        if self.mode == Mode::Ended {
+            return None;
+        }
         let phases = self.generations.iter().flat_map(|generation| match generation.phase {
             Phase::Starting { ready_at, deadline } => [ready_at, deadline],
             Phase::Stopping { kill_at } => [kill_at, None],
@@ -170,7 +176,11 @@ impl<A> Machine<A> {
         }
         if is_due(self.respawn_at) {
             self.respawn_at = None;
-            self.begin(now, actions);
+            if self.policy.on_demand {
+                self.fall_asleep();
+            } else {
+                self.begin(now, actions);
+            }
         }
         if is_due(self.idle_at()) {
             if let Some(number) = self.ready() {
@@ -192,23 +202,33 @@ impl<A> Machine<A> {
         self.generations.iter().find(|it| it.phase == Phase::Ready).map(|it| it.number)
     }
 
-    fn idle_at(&self) -> Option<Instant> {
+    /// When the ready generation is stopped, if no client comes.
+    pub fn idle_at(&self) -> Option<Instant> {
         let idle = self.policy.idle_stop?;
         let ready = self.generations.iter().find(|it| it.phase == Phase::Ready)?;
-        if self.starting().is_some() || self.mode != Mode::Running {
+        let is_busy = self.starting().is_some() || self.draining() >= self.policy.draining_max;
+        if is_busy || self.mode != Mode::Running {
             return None;
         }
         Some(self.active_at.map_or(ready.since, |at| at.max(ready.since)) + idle)
+    }
+
+    fn draining(&self) -> usize {
+        self.generations.iter().filter(|it| it.is_ending()).count()
     }
 
     fn fall_asleep(&mut self) {
         self.is_asleep = true;
     }
 
-    /// Starts the next generation.
+    /// Starts the next generation, once it may run.
     fn begin(&mut self, now: Instant, actions: &mut Vec<Action<A>>) {
         self.is_asleep = false;
         self.respawn_at = None;
+        self.waits_for_end = !self.policy.overlaps && !self.generations.is_empty();
+        if self.waits_for_end {
+            return;
+        }
         let number = self.next;
         self.next += 1;
         let phase = Phase::Starting {
@@ -222,7 +242,7 @@ impl<A> Machine<A> {
     fn restart(&mut self, now: Instant, asker: Option<A>, actions: &mut Vec<Action<A>>) {
         let refusal = if self.mode != Mode::Running {
             Outcome::Stopping
-        } else if self.starting().is_some() || self.waits_for_end.is_some() {
+        } else if self.starting().is_some() || self.waits_for_end {
             self.follows.get_or_insert_with(Vec::new).extend(asker);
             return;
         } else if self.is_asleep {
@@ -237,21 +257,18 @@ impl<A> Machine<A> {
 
     /// Starts a generation in the place of the one that is ready, if there is one.
     fn replace(&mut self, now: Instant, actions: &mut Vec<Action<A>>) {
-        let ready = self.ready();
-        let draining = self.generations.iter().filter(|it| it.is_ending()).count();
-        if draining >= self.policy.draining_max {
-            return self.conclude(Outcome::TooMany(draining), actions);
-        }
-        if ready.is_some() {
+        // Where none is ready the next one cannot wait.
+        if let Some(number) = self.ready() {
+            let draining = self.draining();
+            if draining >= self.policy.draining_max {
+                return self.conclude(Outcome::TooMany(draining), actions);
+            }
             actions.push(Action::Tell(Told::Reloading));
-        }
-        match ready {
-            Some(number) if !self.policy.overlaps => {
-                self.waits_for_end = Some(number);
+            if !self.policy.overlaps {
                 self.begin_stop(now, number, actions);
             }
-            _ => self.begin(now, actions),
         }
+        self.begin(now, actions);
     }
 
     fn becomes_ready(&mut self, now: Instant, number: Number, actions: &mut Vec<Action<A>>) {
@@ -292,8 +309,7 @@ impl<A> Machine<A> {
             }
             Phase::Ready if self.starting().is_some() => self.lost = Some(exit),
             Phase::Ready => self.lost_service(now, &generation, exit, actions),
-            Phase::Stopping { .. } | Phase::Killed if self.waits_for_end == Some(number) => {
-                self.waits_for_end = None;
+            Phase::Stopping { .. } | Phase::Killed if self.waits_for_end => {
                 self.begin(now, actions);
             }
             Phase::Stopping { .. } | Phase::Killed => {}
@@ -322,7 +338,13 @@ impl<A> Machine<A> {
             return self.respawn(now);
         }
         match self.lost.take() {
-            Some(lost) => self.end_at_once(lost, actions),
+            Some(lost) => {
+                // Nobody will be there to do that later.
+                if let Some(generation) = self.find(number) {
+                    kill(generation, now, actions);
+                }
+                self.end_at_once(lost, actions);
+            }
             None => self.stop(now, exit, actions),
         }
     }
@@ -335,11 +357,17 @@ impl<A> Machine<A> {
         exit: Exit,
         actions: &mut Vec<Action<A>>,
     ) {
+        let lived = now.saturating_duration_since(generation.since);
         if self.policy.on_demand && exit == Exit::Code(0) {
+            if lived < SERVED_AFTER {
+                // The client that waits would start it again at once.
+                return self.respawn(now);
+            }
             // It has stopped because it had nothing to do.
+            self.respawn_pause = RESPAWN_PAUSES.0;
             self.fall_asleep();
         } else if self.policy.respawn {
-            if now.saturating_duration_since(generation.since) >= HEALTHY_AFTER {
+            if lived >= HEALTHY_AFTER {
                 self.respawn_pause = RESPAWN_PAUSES.0;
             }
             self.respawn(now);
@@ -433,5 +461,7 @@ fn kill<A>(generation: &mut Generation, now: Instant, actions: &mut Vec<Action<A
     }
 }
 
+#[cfg(test)]
+mod random;
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,10 @@
 //!
 //! A process of its own copies: PROG can go on writing when `run` has been killed.
 
-use super::process::{own_command, with_inherited};
 use super::signals::Signals;
 use crate::failure::Failure;
 use crate::passing::inherited;
+use crate::start::relay::{own_command, with_inherited};
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use rustix::io::{pread, pwrite};
 use rustix::process::Pid;
@@ -85,7 +85,9 @@ pub fn is_copier() -> bool {
 pub fn copy() -> Result<ExitCode, Failure> {
     let failed = |error: io::Error| Failure::system("copy what the program writes", error);
     let number = std::env::var(COPIER).ok().and_then(|number| number.parse().ok());
-    let tail = inherited::take(number.unwrap_or(u32::MAX)).map_err(|errno| failed(errno.into()))?;
+    let number = number.unwrap_or(u32::MAX);
+    inherited::close_others(&[number]);
+    let tail = inherited::take(number).map_err(|errno| failed(errno.into()))?;
     // A supervisor that stops all processes of the service is to lose no line of the others.
     let _signals = Signals::take().map_err(failed)?;
     let (mut from, mut to) = (io::stdin().lock(), io::stderr().lock());

@@ -1,24 +1,27 @@
 //! The process of one generation, and what belongs to it.
 
-use super::child::{read_report, Role, OWN_VARIABLES};
+use super::child::{read_report, Role, PROBE};
 use super::machine::{Exit, Number};
-use super::notify::NotifySocket;
+use super::origin::Origin;
 use super::output::Copier;
-use fdholder_daemon::launch::own_program;
-use rustix::io::{fcntl_setfd, read, Errno, FdFlags};
+use crate::start::notify::NotifySocket;
+use crate::start::relay::{own_command, with_inherited};
+use rustix::io::{read, Errno};
 use rustix::pipe::{pipe_with, PipeFlags};
 use rustix::process::{kill_process, kill_process_group, Pid, Signal, WaitStatus};
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// How long to wait for the last lines of a program that has ended: something that it has started
 /// may still have its stderr.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long a holder may take to take what a program that has ended has stored.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause between two runs of `--ready-command`.
 const READY_COMMAND_PAUSE: Duration = Duration::from_millis(100);
@@ -31,10 +34,11 @@ const REPORT_LEN_MAX: usize = 4096;
 pub struct Launch {
     pub stop_signal: i32,
     pub ready_fd: Option<u32>,
-    pub ready_command: Option<OsString>,
+    pub has_ready_command: bool,
     /// Where the supervisor's own holder listens, if it has one.
     pub holder: Option<PathBuf>,
     pub has_watchdog: bool,
+    pub origin: Origin,
 }
 
 /// A generation.
@@ -61,7 +65,6 @@ pub struct Process {
 /// `--ready-command`, run again and again.
 #[derive(Debug)]
 struct Probe {
-    command: OsString,
     running: Option<Pid>,
     next_at: Instant,
 }
@@ -97,6 +100,7 @@ impl Process {
             notify_socket: Some(notify.path().as_os_str().to_owned()),
             holder: launch.holder.clone(),
             has_watchdog: launch.has_watchdog,
+            origin: launch.origin,
         };
         let copier = Copier::start()?;
         let mut command = own_command();
@@ -109,11 +113,7 @@ impl Process {
             output = Some(copier);
         }
         let child = with_inherited(&passed, || command.spawn())?;
-        let probe = launch.ready_command.clone().map(|command| Probe {
-            command,
-            running: None,
-            next_at: now,
-        });
+        let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });
         Ok(Self {
             number,
             pid: Pid::from_child(&child),
@@ -181,7 +181,7 @@ impl Process {
     pub fn has_ended(&mut self, pid: Pid, status: WaitStatus, now: Instant) -> Option<Ended> {
         if pid == self.pid {
             self.ended = Some((status, now));
-            self.probe = None;
+            self.end_probe();
             return Some(Ended::Program);
         }
         if self.output.as_ref().is_some_and(|copier| copier.pid == pid) {
@@ -221,8 +221,15 @@ impl Process {
     }
 
     /// When to look again whether its last words are known.
-    pub fn last_words_at(&self) -> Option<Instant> {
-        self.ended.map(|(_, at)| at + LAST_WORDS_PATIENCE)
+    pub fn last_words_at(&self, now: Instant) -> Option<Instant> {
+        let (_, at) = self.ended?;
+        let times = [at + LAST_WORDS_PATIENCE, at + HOLDER_PATIENCE];
+        times.into_iter().find(|it| *it > now)
+    }
+
+    /// Whether to wait until the holder has taken what it has stored.
+    pub fn may_be_heard(&self, now: Instant) -> bool {
+        self.ended.is_some_and(|(_, at)| now < at + HOLDER_PATIENCE)
     }
 
     /// The last lines that PROG has written to stderr.
@@ -242,8 +249,8 @@ impl Process {
         if probe.running.is_some() || now < probe.next_at {
             return;
         }
-        let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(&probe.command).process_group(0);
+        let mut command = own_command();
+        command.env(PROBE, std::process::id().to_string()).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.env("FDHOLDER_GENERATION", number.to_string());
         command.env("MAINPID", pid.as_raw_nonzero().to_string());
@@ -270,30 +277,4 @@ pub enum Ended {
     Copier,
     /// `--ready-command`, and whether it has succeeded.
     Probe(bool),
-}
-
-/// This program once more, with the same arguments.
-pub fn own_command() -> Command {
-    let mut arguments = std::env::args_os();
-    let mut command = Command::new(own_program());
-    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
-    for name in OWN_VARIABLES {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// Starts something that inherits these descriptors. No other thread starts anything.
-pub fn with_inherited(
-    fds: &[OwnedFd],
-    spawn: impl FnOnce() -> io::Result<Child>,
-) -> io::Result<Child> {
-    for fd in fds {
-        fcntl_setfd(fd, FdFlags::empty())?;
-    }
-    let child = spawn();
-    for fd in fds {
-        fcntl_setfd(fd, FdFlags::CLOEXEC)?;
-    }
-    child
 }

@@ -16,6 +16,9 @@ pub struct Report {
     pub generations: Vec<GenerationReport>,
     /// Whether PROG starts when the next client comes.
     pub waits_for_clients: bool,
+    /// How many wait for the answer to a restart.
+    #[serde(default)]
+    pub askers: usize,
     pub last_restart: Option<RestartReport>,
     /// How many starts and restarts there were, by result.
     pub starts: BTreeMap<String, u64>,

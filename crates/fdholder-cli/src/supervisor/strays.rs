@@ -1,7 +1,7 @@
 //! A program that was not told of its sockets, because `LISTEN_PID` names the shell or wrapper that
 //! has started it, and has opened its own.
 
-use super::notify::descends_from;
+use crate::start::notify::descends_from;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

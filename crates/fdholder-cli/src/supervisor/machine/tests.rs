@@ -1,10 +1,9 @@
 use super::*;
-use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub const SECOND: Duration = Duration::from_secs(1);
 
-fn policy() -> Policy {
+pub fn policy() -> Policy {
     Policy {
         ready_after: None,
         start_timeout: Some(60 * SECOND),
@@ -18,21 +17,21 @@ fn policy() -> Policy {
 }
 
 /// A machine, and what its driver would know.
-struct Driven {
-    machine: Machine<u32>,
-    now: Instant,
-    alive: BTreeSet<Number>,
+pub struct Driven {
+    pub machine: Machine<u32>,
+    pub now: Instant,
+    pub alive: BTreeSet<Number>,
     /// Ready, and not told to stop.
-    serving: BTreeSet<Number>,
-    asked: u32,
-    answers: BTreeMap<u32, Outcome>,
-    told: Vec<Told>,
-    end: Option<Exit>,
-    last: Vec<Action<u32>>,
+    pub serving: BTreeSet<Number>,
+    pub asked: u32,
+    pub answers: BTreeMap<u32, Outcome>,
+    pub told: Vec<Told>,
+    pub end: Option<Exit>,
+    pub last: Vec<Action<u32>>,
 }
 
 impl Driven {
-    fn new(policy: Policy) -> Self {
+    pub fn new(policy: Policy) -> Self {
         let mut driven = Self {
             machine: Machine::new(policy),
             now: Instant::now(),
@@ -48,30 +47,30 @@ impl Driven {
         driven
     }
 
-    fn handle(&mut self, event: Event<u32>) {
+    pub fn handle(&mut self, event: Event<u32>) {
         let mut actions = Vec::new();
         self.machine.handle(self.now, event, &mut actions);
         self.carry_out(actions);
     }
 
-    fn restart(&mut self) -> u32 {
+    pub fn restart(&mut self) -> u32 {
         self.asked += 1;
         self.handle(Event::Restart(Some(self.asked)));
         self.asked
     }
 
-    fn ready(&mut self, number: Number) {
+    pub fn ready(&mut self, number: Number) {
         self.handle(Event::Ready(number));
     }
 
-    fn ends(&mut self, number: Number, exit: Exit) {
+    pub fn ends(&mut self, number: Number, exit: Exit) {
         assert!(self.alive.remove(&number));
         self.serving.remove(&number);
         self.handle(Event::Ended(number, exit));
     }
 
     /// Lets time pass, with a tick whenever one is due.
-    fn pass(&mut self, span: Duration) {
+    pub fn pass(&mut self, span: Duration) {
         let until = self.now + span;
         while let Some(at) = self.machine.timeout().filter(|at| *at <= until) {
             self.now = self.now.max(at);
@@ -83,11 +82,15 @@ impl Driven {
         self.now = until;
     }
 
-    fn carry_out(&mut self, actions: Vec<Action<u32>>) {
+    pub fn carry_out(&mut self, actions: Vec<Action<u32>>) {
         for action in &actions {
             assert_eq!(self.end, None, "nothing comes after the end: {actions:?}");
             match action {
-                Action::Start(number) => assert!(self.alive.insert(*number), "{number} again"),
+                Action::Start(number) => {
+                    let overlaps = self.machine.policy.overlaps;
+                    assert!(overlaps || self.alive.is_empty(), "{number} runs beside another");
+                    assert!(self.alive.insert(*number), "{number} again");
+                }
                 Action::Stop(number) | Action::Kill(number) => {
                     assert!(self.alive.contains(number), "{number} has ended");
                     self.serving.remove(number);
@@ -110,21 +113,27 @@ impl Driven {
         self.check();
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         let all = self.machine.generations();
         let count = |is: fn(&Generation) -> bool| all.iter().filter(|it| is(it)).count();
         assert!(count(Generation::is_starting) <= 1, "two are starting: {all:?}");
         assert!(count(|it| it.phase == Phase::Ready) <= 1, "two are ready: {all:?}");
         let known: BTreeSet<_> = all.iter().map(|it| it.number).collect();
         assert_eq!(known, self.alive, "a generation is forgotten");
+        let machine = &self.machine;
+        let goes_on = count(|it| !it.is_ending()) > 0
+            || machine.waits_for_clients()
+            || machine.respawn_at.is_some()
+            || machine.waits_for_end;
+        assert!(goes_on || machine.is_stopping(), "nothing will ever serve: {machine:?}");
     }
 
-    fn stops(&self, number: Number) -> bool {
+    pub fn stops(&self, number: Number) -> bool {
         self.last.contains(&Action::Stop(number))
     }
 }
 
-fn code(code: u8) -> Exit {
+pub fn code(code: u8) -> Exit {
     Exit::Code(code)
 }
 
@@ -313,6 +322,7 @@ fn program_on_demand_starts_for_clients_and_stops_without() {
     assert!(it.last.contains(&Action::Start(2)));
     it.ends(1, code(0));
     it.ready(2);
+    it.pass(SECOND);
     it.ends(2, code(0));
     assert!(it.end.is_none() && it.machine.waits_for_clients(), "it had nothing to do");
 }
@@ -334,6 +344,60 @@ fn generations_that_drain_have_a_limit() {
 }
 
 #[test]
+fn service_that_is_lost_is_started_however_many_drain() {
+    let mut it = Driven::new(Policy { draining_max: 1, ..policy() });
+    it.ready(1);
+    it.restart();
+    let follows = it.restart();
+    it.ends(1, code(1));
+    it.pass(60 * SECOND);
+    // Generation 2 has been told to stop, and drains.
+    assert!(it.stops(2) && it.last.contains(&Action::Start(3)), "{:?}", it.last);
+    it.ready(3);
+    assert!(matches!(it.answers[&follows], Outcome::Ready(3, _)));
+}
+
+#[test]
+fn service_on_demand_drains_within_the_limit() {
+    let demand = Policy { on_demand: true, idle_stop: Some(SECOND), draining_max: 1, ..policy() };
+    let mut it = Driven::new(Policy { stop_timeout: None, ..demand.clone() });
+    for number in 1..3 {
+        it.handle(Event::Demand);
+        it.ready(number);
+        it.pass(2 * SECOND);
+    }
+    assert_eq!(it.serving, BTreeSet::from([2]), "it stays until the first one has ended");
+    it.ends(1, code(0));
+    it.pass(2 * SECOND);
+    assert!(it.serving.is_empty());
+    // One that cannot run twice starts when the last one has ended.
+    let mut it = Driven::new(Policy { overlaps: false, ..demand });
+    it.handle(Event::Demand);
+    it.ready(1);
+    it.pass(2 * SECOND);
+    it.handle(Event::Demand);
+    assert_eq!(it.alive, BTreeSet::from([1]));
+    it.ends(1, code(0));
+    assert_eq!(it.alive, BTreeSet::from([2]));
+}
+
+#[test]
+fn program_on_demand_that_ends_at_once_starts_after_a_pause() {
+    let mut it = Driven::new(Policy { on_demand: true, ..policy() });
+    it.handle(Event::Demand);
+    it.ready(1);
+    it.ends(1, code(0));
+    assert!(!it.machine.waits_for_clients(), "it would start and end without a pause");
+    it.pass(SECOND);
+    assert!(it.machine.waits_for_clients());
+    it.handle(Event::Demand);
+    it.ready(2);
+    it.pass(5 * SECOND);
+    it.ends(2, code(0));
+    assert!(it.machine.waits_for_clients());
+}
+
+#[test]
 fn program_may_ask_for_more_time() {
     let mut it = Driven::new(policy());
     it.pass(59 * SECOND);
@@ -346,116 +410,4 @@ fn program_may_ask_for_more_time() {
     assert!(it.alive.contains(&1) && !it.last.contains(&Action::Kill(1)));
     it.handle(Event::Kill);
     assert!(it.last.contains(&Action::Kill(1)));
-}
-
-#[derive(Debug, Clone)]
-enum Deed {
-    Ready(prop::sample::Index),
-    End(prop::sample::Index, u8),
-    Restart,
-    Extend(prop::sample::Index),
-    Demand,
-    Active,
-    Pass(u64),
-    Stop,
-    Kill,
-}
-
-fn deeds() -> impl Strategy<Value = Vec<Deed>> {
-    let deed = prop_oneof![
-        8 => any::<prop::sample::Index>().prop_map(Deed::Ready),
-        4 => (any::<prop::sample::Index>(), 0u8..3).prop_map(|(which, code)| Deed::End(which, code)),
-        6 => Just(Deed::Restart),
-        1 => any::<prop::sample::Index>().prop_map(Deed::Extend),
-        2 => Just(Deed::Demand),
-        1 => Just(Deed::Active),
-        6 => (0u64..70_000).prop_map(Deed::Pass),
-        1 => Just(Deed::Stop),
-        1 => Just(Deed::Kill),
-    ];
-    proptest::collection::vec(deed, 0..60)
-}
-
-fn policies() -> impl Strategy<Value = Policy> {
-    let span = |most: u64| proptest::option::of((1..most).prop_map(Duration::from_millis));
-    let spans = (span(2000), span(60_000), span(30_000), span(5000));
-    (spans, any::<(bool, bool, bool)>(), 1usize..4).prop_map(
-        |((ready_after, start_timeout, stop_timeout, idle), (respawn, overlaps, demand), most)| {
-            Policy {
-                ready_after,
-                start_timeout,
-                stop_timeout,
-                draining_max: most,
-                respawn,
-                overlaps,
-                on_demand: demand,
-                idle_stop: idle.filter(|_| demand),
-            }
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    /// A ready generation serves if one ever became ready and was not asked to stop; two are never
-    /// starting; none is forgotten; and everybody who asks is answered once.
-    #[test]
-    fn ready_generation_serves_whatever_happens(policy in policies(), deeds in deeds()) {
-        let mut it = Driven::new(policy.clone());
-        for deed in deeds {
-            if it.end.is_some() {
-                break;
-            }
-            let pick = |which: &prop::sample::Index, it: &Driven| {
-                let all: Vec<_> = it.alive.iter().copied().collect();
-                (!all.is_empty()).then(|| *which.get(&all))
-            };
-            let served = !it.serving.is_empty();
-            let mut may_stop = !policy.overlaps;
-            match &deed {
-                Deed::Ready(which) => {
-                    if let Some(number) = pick(which, &it) {
-                        it.ready(number);
-                    }
-                }
-                Deed::End(which, with) => {
-                    if let Some(number) = pick(which, &it) {
-                        may_stop |= it.serving.contains(&number);
-                        it.ends(number, code(*with));
-                    }
-                }
-                Deed::Restart => drop(it.restart()),
-                Deed::Extend(which) => {
-                    if let Some(number) = pick(which, &it) {
-                        it.handle(Event::Extend(number, SECOND));
-                    }
-                }
-                Deed::Demand => it.handle(Event::Demand),
-                Deed::Active => it.handle(Event::Active),
-                Deed::Pass(millis) => {
-                    it.pass(Duration::from_millis(*millis));
-                    may_stop |= policy.idle_stop.is_some();
-                }
-                Deed::Stop => {
-                    it.handle(Event::Stop);
-                    may_stop = true;
-                }
-                Deed::Kill => {
-                    it.handle(Event::Kill);
-                    may_stop = true;
-                }
-            }
-            prop_assert!(!served || may_stop || !it.serving.is_empty(), "{deed:?}: nothing serves");
-        }
-        // Everything comes to its end.
-        if it.end.is_none() {
-            it.handle(Event::Kill);
-        }
-        while it.end.is_none() {
-            let number = *it.alive.iter().next().expect("it waits for nothing");
-            it.ends(number, code(0));
-        }
-        prop_assert_eq!(it.answers.len(), it.asked as usize);
-    }
 }

@@ -1,4 +1,4 @@
-//! A folder for the sockets of one `run`, which is removed when that ends.
+//! A folder for the sockets of one process, which is removed when that ends.
 
 use crate::failure::Failure;
 use fdholder_daemon::retried;
@@ -17,7 +17,7 @@ const PREFIX: &str = "fdholder-run.";
 #[derive(Debug)]
 pub struct Folder {
     folder: TempDir,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Folder {
@@ -38,11 +38,16 @@ impl Folder {
             // PROG may be another user by the time it sends something.
             fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).map_err(failed)?;
         }
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { folder, lock })
     }
 
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Leaves it to somebody else: the folder, and the lock that says that it is in use.
+    pub fn keep(self) -> (PathBuf, OwnedFd) {
+        (self.folder.keep(), self.lock)
     }
 }
 

@@ -1,0 +1,15 @@
+//! `fdholder run` and `fdholder restart` as processes: services that restart, fail and are killed.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod alone;
+mod bad;
+mod demand;
+mod ending;
+mod ready;
+mod restarts;
+mod same_as_exec;
+mod scene;
+mod stopping;
+#[path = "../support/mod.rs"]
+mod support;
+mod upward;

@@ -59,10 +59,7 @@ impl Supervisor<'_> {
         if said.is_for_store || (said.is_state() && is_speaker) {
             self.pass_to_holder(number, datagram);
         }
-        // Unless --notify asks for it, it does not count: gunicorn sends it before it has loaded the
-        // application, and a version that cannot be loaded would take the place of one that serves.
-        let counts = self.door.is_some();
-        if said.is_ready && counts && matches!(phase, Some(Phase::Starting { .. })) {
+        if said.is_ready && self.counts_ready && matches!(phase, Some(Phase::Starting { .. })) {
             self.feed(Event::Ready(number));
         }
     }

@@ -32,7 +32,8 @@ pub fn look(generation: u32) -> Option<String> {
             return Some(format!(
                 "process {pid} ({name}) listens on {address}, which it has opened itself, and not on \
                  the sockets that it was given: LISTEN_PID is {listen_pid}, another process. Write \
-                 'exec {name}' in the script that starts it, or use --no-pid"
+                 'exec {name}' in the script that starts it, or put 'fdholder exec --inherited --' \
+                 before it"
             ));
         }
     }

@@ -1,5 +1,5 @@
-// An HTTP server on the socket that is passed to it. On SIGTERM it stops accepting, answers
-// those that it has accepted, and ends.
+// An HTTP server on the socket that is passed to it. It sends READY=1 when it can serve. On SIGTERM it
+// stops accepting, finishes its requests, and ends.
 package main
 
 import (
@@ -30,6 +30,15 @@ func passed() (net.Listener, error) {
 	return net.FileListener(file)
 }
 
+// ready sends READY=1, as SdNotify of the package daemon does.
+func ready() {
+	notify, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+	if err == nil {
+		fmt.Fprint(notify, "READY=1")
+		notify.Close()
+	}
+}
+
 func main() {
 	listener, err := passed()
 	if err != nil {
@@ -44,6 +53,7 @@ func main() {
 		// Not Shutdown yet: it may miss what is accepted in this very moment.
 		listener.Close()
 	}()
+	ready()
 	if err := server.Serve(listener); !errors.Is(err, net.ErrClosed) {
 		log.Fatal(err)
 	}

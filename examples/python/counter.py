@@ -1,10 +1,10 @@
-"""Numbers the lines of each client, and goes on where it was when it is restarted.
+"""Numbers the lines of each client, and continues where it was when it is restarted.
 
-    fdholder exec --fd-prefix counter/ HOLDER -- python counter.py HOLDER
+    fdholder run --stop-first --bind listener=tcp:... --notify counter -- python counter.py
 
-On SIGTERM it stores each client's connection as counter/conn/N, and what it knows of that
-client in a memfd as counter/conn/N.state. The next one is passed all of that together with
-the listening socket, counter/listener, and no client notices anything.
+On SIGTERM it stores each client's connection as conn-N, and what it knows of that client in a memfd
+as state-N, as programs do in systemd's descriptor store (FDSTORE=1). The next process is passed all
+of that behind the listening socket, and no client notices anything.
 """
 
 import json
@@ -12,10 +12,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
-
-LISTENER = "counter/listener"
 
 
 class Client:
@@ -32,51 +28,60 @@ class Client:
         return received != b""
 
     def state(self):
-        """What cannot be seen from the connection, in a file that is nowhere."""
+        """What cannot be seen from the connection, in memory that outlives this process."""
         file = os.memfd_create("state")
         os.write(file, json.dumps([self.count, self.pending]).encode())
         return file
 
 
+def notify(text, *fds):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+        to.connect(os.environ["NOTIFY_SOCKET"])
+        socket.send_fds(to, [text.encode()], fds)
+
+
 def passed():
-    """What fdholder exec has passed on, by identifier."""
+    """What run has passed on, by name."""
     names = os.environ.pop("LISTEN_FDNAMES").split(":")
     return {name: number for number, name in enumerate(names, 3)}
 
 
-def take_back(fds, holder):
+def take_back(fds):
     clients = []
-    for name in [name for name in fds if name + ".state" in fds]:
-        count, pending = json.loads(os.pread(fds[name + ".state"], 1 << 20, 0))
-        clients.append(Client(socket.socket(fileno=fds[name]), count, pending))
-        os.close(fds[name + ".state"])
-        # Or the holder would keep the connection open when this program closes it.
-        for held in (name, name + ".state"):
-            subprocess.run(["fdholder", "delete", holder, held], check=True)
+    for name in [name for name in fds if name.startswith("state-")]:
+        connection = fds.get(name.replace("state", "conn"))
+        # Without one, the client has gone meanwhile.
+        if connection is not None:
+            count, pending = json.loads(os.pread(fds[name], 1 << 20, 0))
+            clients.append(Client(socket.socket(fileno=connection), count, pending))
+        os.close(fds[name])
+    # Or the holder would keep a connection open when this program closes it.
+    for name in fds:
+        if name != "listener":
+            notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
     return clients
 
 
-def store(clients, holder):
-    """All of them in one step: setdump reads from the environment what is to be held."""
-    held = []
+def store(clients):
     for number, client in enumerate(clients, 1):
-        held.append((f"counter/conn/{number}", client.connection.fileno()))
-        held.append((f"counter/conn/{number}.state", client.state()))
-    env = {"S6_FD#": str(len(held)), **os.environ}
-    for index, (name, fd) in enumerate(held):
-        env[f"S6_FDID_{index}"], env[f"S6_FD_{index}"] = name, str(fd)
-    fds = [fd for _, fd in held]
-    subprocess.run(["fdholder", "setdump", holder], env=env, pass_fds=fds, check=True)
+        notify(f"FDSTORE=1\nFDNAME=conn-{number}", client.connection.fileno())
+        notify(f"FDSTORE=1\nFDNAME=state-{number}", client.state())
+    # It is closed once all before it was read.
+    read, write = os.pipe()
+    notify("BARRIER=1", write)
+    os.close(write)
+    os.read(read, 1)
 
 
-def main(holder):
+def main():
     # A signal that comes early has to wait, not to kill.
     stop, stopped = socket.socketpair()
     signal.signal(signal.SIGTERM, lambda *_: stopped.send(b"x"))
     fds = passed()
-    listener = socket.socket(fileno=fds[LISTENER])
+    listener = socket.socket(fileno=fds["listener"])
     listener.setblocking(False)
-    clients = take_back(fds, holder)
+    clients = take_back(fds)
+    notify("READY=1")
     while True:
         by_socket = {client.connection: client for client in clients}
         ready = select.select([stop, listener, *by_socket], [], [])[0]
@@ -90,9 +95,8 @@ def main(holder):
             elif not by_socket[it].read():
                 clients.remove(by_socket[it])
                 it.close()
-    if clients:
-        store(clients, holder)
+    store(clients)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

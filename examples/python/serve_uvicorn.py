@@ -1,19 +1,28 @@
-"""uvicorn on descriptor 3, as `uvicorn --fd 3 APP` is; but it sends nobody away.
+"""uvicorn on descriptor 3, as `uvicorn --fd 3 APP` is, but it drops no client.
 
-When uvicorn is told to stop, it closes what has not asked for anything yet, also what it has
-just accepted. This one first stops accepting, and then waits until each of them has asked.
+When uvicorn stops, it closes connections that have not asked for anything yet, also those that it
+has just accepted. This one stops accepting first, and then waits until each of them has asked. It
+sends READY=1 to NOTIFY_SOCKET when the application has started.
 """
 
 import asyncio
+import os
+import socket
 import sys
 
 import uvicorn
 
-# Whoever is silent for so long is not waited for.
+# A client that is silent for so long is not waited for.
 PATIENCE_S = 5
 
 
 class Server(uvicorn.Server):
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        if self.started and "NOTIFY_SOCKET" in os.environ:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+
     async def shutdown(self, sockets=None):
         loop = asyncio.get_running_loop()
         for server in self.servers:

@@ -1,10 +1,10 @@
-//! An HTTP server on the socket that it is passed: the `listenfd` crate takes it. On SIGTERM
-//! it stops accepting, and answers those that it has accepted.
+//! An HTTP server on the socket that it is passed: the `listenfd` crate takes it. It sends READY=1 when
+//! it can serve. On SIGTERM it stops accepting, and finishes its requests.
 
 use rustix::event::{poll, PollFd, PollFlags};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread;
 
 fn main() -> io::Result<()> {
@@ -14,6 +14,7 @@ fn main() -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let (stop, stopped) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, stopped)?;
+    ready()?;
     thread::scope(|scope| loop {
         let read = PollFlags::IN;
         let mut ready = [PollFd::new(&stop, read), PollFd::new(&listener, read)];
@@ -33,6 +34,12 @@ fn main() -> io::Result<()> {
             Err(error) => return Err(error),
         }
     })
+}
+
+/// The crate `sd-notify` does the same.
+fn ready() -> io::Result<()> {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    UnixDatagram::unbound()?.send_to(b"READY=1", socket).map(drop)
 }
 
 fn serve(client: &TcpStream) -> io::Result<()> {

@@ -37,6 +37,9 @@ pub struct Holder<'a> {
     pub path: &'a Path,
     /// Until when it may take to answer.
     pub deadline: Deadline,
+    /// The service that gets the sockets is running, and may have set options for itself: that is
+    /// not worth a line.
+    pub may_be_in_use: bool,
 }
 
 /// Opens and stores what the holder does not have yet, and changes what it has to what is asked
@@ -46,13 +49,14 @@ pub struct Holder<'a> {
 ///
 /// What the holder has and cannot be changed, what cannot be opened, and what the holder refuses.
 pub fn bring_about(spec: &BindSpec, holder: Holder<'_>, called: &str) -> Result<(), Failure> {
-    let Holder { client, path, deadline } = holder;
+    let Holder { client, path, deadline, may_be_in_use } = holder;
     // Who listens there may only have started it. 0 is none: one that cannot be seen from here.
     let listens = of_peer(&*client).ok().and_then(|peer| peer.pid);
     let mut binding = Binding {
         holders: vec![listens.map_or(0, i32::cast_unsigned)],
         expiring: None,
         has_given: false,
+        may_be_in_use,
         holder: client,
         path,
         deadline,
@@ -84,6 +88,7 @@ struct Binding<'a> {
     expiring: Option<Vec<Identifier>>,
     /// Something was opened, or released: it cannot be as it was before.
     has_given: bool,
+    may_be_in_use: bool,
     path: &'a Path,
     deadline: Deadline,
     options: &'a EndpointOptions,
@@ -176,7 +181,11 @@ impl Binding<'_> {
             if held.is_some() {
                 self.ask();
             }
-            let unasked = Unasked::Reset(&self.holders);
+            let unasked = if self.may_be_in_use {
+                Unasked::ResetOrStays(&self.holders)
+            } else {
+                Unasked::Reset(&self.holders)
+            };
             let policy = Policy { replace: self.replace, unasked };
             let settled = match &held {
                 Some(held) => settle(endpoint, self.options, held, policy, None),

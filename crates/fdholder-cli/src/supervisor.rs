@@ -88,6 +88,9 @@ pub struct Supervisor<'a> {
     register_at: Option<Instant>,
     /// Where the holder reads what PROG stores.
     door: Option<(OsString, FrontDoor)>,
+    /// Whether READY=1 makes a generation ready: only where that was asked for. gunicorn sends it
+    /// before it loads the application, and a version that cannot be loaded would take over.
+    counts_ready: bool,
     demand: Demand,
     holder_path: PathBuf,
     service: OsString,
@@ -150,6 +153,9 @@ impl<'a> Supervisor<'a> {
             has_watchdog: upward.has_watchdog(),
             origin,
         };
+        let tells_otherwise = settings.ready_fd.is_some() || settings.has_ready_command;
+        let counts_ready = settings.policy.ready_after.is_none()
+            && (settings.notify.is_some() || !tells_otherwise);
         Ok(Self {
             invocation,
             name: settings.name.to_string_lossy().into_owned(),
@@ -161,6 +167,7 @@ impl<'a> Supervisor<'a> {
             control: None,
             register_at: Some(Instant::now()),
             door,
+            counts_ready,
             demand: Demand::default(),
             holder_path,
             service: settings.name,

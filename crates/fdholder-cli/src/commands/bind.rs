@@ -65,7 +65,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let connect = if spec.is_group() { connect_negotiated } else { connect };
     let (mut client, deadline) = connect(invocation)?;
     let path: PathBuf = invocation.required("path")?;
-    let holder = Holder { client: &mut client, path: &path, deadline };
+    let holder = Holder { client: &mut client, path: &path, deadline, may_be_in_use: false };
     bring_about(&spec, holder, &invocation.called)?;
     Ok(ExitCode::SUCCESS)
 }

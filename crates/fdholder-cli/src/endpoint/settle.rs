@@ -37,6 +37,8 @@ pub struct Policy<'a> {
 pub enum Unasked<'a> {
     /// It gets the system's value, if no program has the socket but these processes, which hold it.
     Reset(&'a [u32]),
+    /// The same, and if a program has it, that is not said.
+    ResetOrStays(&'a [u32]),
     Stays,
     /// It stays, and that is said.
     IsSaid,
@@ -95,7 +97,7 @@ pub fn settle(
     for difference in differences {
         let name = difference.name;
         if !difference.is_asked && matches!(difference.remedy, Remedy::Set(..)) {
-            let Unasked::Reset(holders) = policy.unasked else {
+            let (Unasked::Reset(holders) | Unasked::ResetOrStays(holders)) = policy.unasked else {
                 if matches!(policy.unasked, Unasked::IsSaid) {
                     notes.push(format!(
                         "{name} stays {}, which the file does not say",
@@ -110,6 +112,9 @@ pub fn settle(
                 Users::Unknown => Some("unable to see whether a program has it open".to_owned()),
             };
             if let Some(why) = why {
+                if matches!(policy.unasked, Unasked::ResetOrStays(_)) {
+                    continue;
+                }
                 let is = &difference.is;
                 notes.push(format!("{name} stays {is}, which nobody asked for: {why}"));
                 continue;
@@ -358,7 +363,7 @@ fn replace(
     if has_name_for_itself && endpoint.is_in_the_way_of(held) {
         let why = why.unwrap_or_else(|| "it was to be replaced".to_owned());
         let users = match policy.unasked {
-            Unasked::Reset(holders) => users_of(held, holders),
+            Unasked::Reset(holders) | Unasked::ResetOrStays(holders) => users_of(held, holders),
             Unasked::Stays | Unasked::IsSaid => Users::Unknown,
         };
         let Users::Some(users) = users else { return Ok(Settled::MustGo(why)) };

@@ -93,7 +93,10 @@ impl<'a> Source<'a> {
         // That a connection can be made again is no answer.
         let since = self.hangs_up_since;
         let (client, deadline) = self.connected()?;
-        let bound = bring_about(spec, Holder { client, path: &path, deadline }, &invocation.called);
+        // The last generation has them.
+        let may_be_in_use = invocation.program.subcommand == "run";
+        let holder = Holder { client, path: &path, deadline, may_be_in_use };
+        let bound = bring_about(spec, holder, &invocation.called);
         self.hangs_up_since = if bound.is_ok() { None } else { since };
         bound
     }

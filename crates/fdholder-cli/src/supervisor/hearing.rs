@@ -58,7 +58,7 @@ impl Supervisor<'_> {
         if said.is_for_store || (said.is_state() && is_speaker) {
             self.pass_to_holder(number, datagram);
         }
-        if said.is_ready && matches!(phase, Some(Phase::Starting { .. })) {
+        if said.is_ready && self.counts_ready && matches!(phase, Some(Phase::Starting { .. })) {
             self.feed(Event::Ready(number));
         }
     }

@@ -166,10 +166,9 @@ impl Process {
         loop {
             match read(ready, &mut buffer) {
                 Ok(0) => self.ready = None,
-                Ok(len) if buffer[..len].contains(&b'\n') => {
-                    self.ready = None;
-                    return true;
-                }
+                // More may follow: each worker of a server writes its own, and closing the pipe would
+                // end it with EPIPE.
+                Ok(len) if buffer[..len].contains(&b'\n') => return true,
                 Ok(_) | Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {}
                 Err(_) => self.ready = None,
@@ -240,13 +239,21 @@ impl Process {
 
     /// When to run `--ready-command` next.
     pub fn probe_at(&self) -> Option<Instant> {
-        self.probe.as_ref().filter(|probe| probe.running.is_none()).map(|probe| probe.next_at)
+        let probe = self.probe.as_ref().filter(|_| self.is_prog());
+        probe.filter(|probe| probe.running.is_none()).map(|probe| probe.next_at)
+    }
+
+    /// Whether the process has become PROG: before that it may not even have its sockets, and a
+    /// command that succeeds says nothing.
+    fn is_prog(&self) -> bool {
+        self.report.is_none() && self.reported.is_empty()
     }
 
     /// Runs `--ready-command`, if that is due.
     pub fn run_probe(&mut self, now: Instant) {
         let (pid, number) = (self.pid, self.number);
-        let Some(probe) = &mut self.probe else { return };
+        let is_prog = self.is_prog();
+        let Some(probe) = self.probe.as_mut().filter(|_| is_prog) else { return };
         if probe.running.is_some() || now < probe.next_at {
             return;
         }

@@ -21,8 +21,11 @@ pub fn look(generation: u32) -> Option<String> {
         if !descends_from(generation, pid) {
             continue;
         }
-        let listening = listening.get_or_insert_with(listening_sockets);
         let own = sockets_of(pid);
+        if own.is_subset(&given) {
+            continue;
+        }
+        let listening = listening.get_or_insert_with(listening_sockets);
         let mut opened = own.difference(&given).filter_map(|inode| {
             listening.iter().find(|(number, _)| number == inode).map(|(_, address)| address)
         });
@@ -32,7 +35,8 @@ pub fn look(generation: u32) -> Option<String> {
             return Some(format!(
                 "process {pid} ({name}) listens on {address}, which it has opened itself, and not on \
                  the sockets that it was given: LISTEN_PID is {listen_pid}, another process. Write \
-                 'exec {name}' in the script that starts it, or use --no-pid"
+                 'exec {name}' in the script that starts it, or put 'fdholder exec --inherited --' \
+                 before it"
             ));
         }
     }
@@ -73,6 +77,10 @@ fn listening_sockets() -> Vec<(u64, String)> {
 }
 
 fn listening(line: &str) -> Option<(u64, String)> {
+    // Nearly all lines may be connections that wait for their end, 70,000 of them.
+    if !line.contains(LISTENS) {
+        return None;
+    }
     let fields: Vec<_> = line.split_ascii_whitespace().collect();
     let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
     if *state != LISTENS {

@@ -1,10 +1,11 @@
-//! What the guides and the README tell to run works as pasted, and while it runs nobody is
-//! refused.
+//! What the guides and the README tell to run works as pasted. While it runs, and while SIGHUP
+//! restarts its service once more, no client is refused.
 
 use crate::load::{ask, Load};
-use crate::support::{eventually, Suite};
+use crate::support::family::signal;
+use crate::support::{eventually, suite, Suite};
 use crate::{example, folders};
-use rustix::process::{kill_process_group, Pid, Signal};
+use rustix::process::{kill_process, kill_process_group, Pid, Signal};
 use std::fs::{self, File, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{symlink, PermissionsExt};
@@ -21,6 +22,8 @@ case $* in
 esac
 ";
 
+const MARK: &str = "FDHOLDER_TEST_FOLDER";
+
 /// A file of the repository, from its top.
 pub fn document(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)).unwrap()
@@ -32,8 +35,9 @@ pub fn shell_blocks(text: &str) -> String {
     blocks.map(|block| block.split("```").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
-/// Runs all shell blocks of a guide, and returns what they print. Meanwhile clients connect to
-/// these ports, from the time on at which somebody listens; all are answered.
+/// Runs all shell blocks of a guide, and returns what they print. From the time on at which a server
+/// listens on a port, clients connect to it. Once the script has ended, SIGHUP restarts each service
+/// that `run` keeps at ./holder. All clients are answered.
 pub fn follow(guide: &str, ports: &[u16]) -> String {
     follow_with(Suite::S6V213, guide, ports)
 }
@@ -42,6 +46,45 @@ pub fn follow(guide: &str, ports: &[u16]) -> String {
 pub fn follow_with(suite: Suite, guide: &str, ports: &[u16]) -> String {
     let script = shell_blocks(&document(&format!("docs/guides/{guide}.md")));
     Script::start(suite, &script).succeeds(ports)
+}
+
+/// A service, as `status --json` shows it.
+struct Service {
+    name: String,
+    /// The process of `run`.
+    run: u32,
+    /// The processes of its generations.
+    generations: Vec<u32>,
+}
+
+fn services(holder: &Path) -> Vec<Service> {
+    let output = suite::fdholder(["status", "--json"]).arg(holder).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pid = |value: &serde_json::Value| value["pid"].as_u64().unwrap() as u32;
+    let service = |it: &serde_json::Value| Service {
+        name: it["name"].as_str().unwrap().to_owned(),
+        run: pid(it),
+        generations: it["generations"].as_array().unwrap().iter().map(pid).collect(),
+    };
+    let runs = status["runs"].as_array().into_iter().flatten();
+    // On a busy machine one may not answer in time.
+    runs.filter(|it| it.get("error").is_none()).map(service).collect()
+}
+
+/// Restarts each service by SIGHUP, and waits until the next generation is the only one.
+fn restart_by_hangup(holder: &Path) {
+    if !holder.exists() {
+        return;
+    }
+    for Service { name, run, generations } in services(holder) {
+        signal(run, Signal::HUP);
+        eventually("the next generation serves alone", || {
+            let all = services(holder);
+            all.iter().find(|it| it.name == name).is_some_and(|now| {
+                now.generations.len() == 1 && !generations.contains(&now.generations[0])
+            })
+        });
+    }
 }
 
 /// A script at the top of what looks like a checkout. It and all it started are killed when
@@ -63,6 +106,7 @@ impl Script {
         let path = std::env::join_paths([tools].into_iter().chain(folders())).unwrap();
         let mut command = Command::new("sh");
         command.args(["-e", "-c", script]).current_dir(folder.path()).env("PATH", path);
+        command.env(MARK, folder.path());
         command.stdin(Stdio::null()).process_group(0);
         // What goes on in the background has these for as long as it lives.
         command.stdout(File::create(at("stdout")).unwrap());
@@ -94,6 +138,7 @@ impl Script {
         let status = self.ended().unwrap();
         let output = self.said("stdout");
         assert!(status.success(), "{status}\n{output}\n{}", self.said("stderr"));
+        restart_by_hangup(&self.folder.path().join("holder"));
         for load in loads {
             load.finish();
         }
@@ -105,7 +150,24 @@ impl Drop for Script {
     fn drop(&mut self) {
         let _ = kill_process_group(self.group, Signal::KILL);
         let _ = self.child.wait();
+        // What run has started is in groups of its own, and HAProxy may miss the signal that it gets
+        // when run ends, if it is just starting.
+        let mark = mark(self.folder.path());
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for process in processes {
+            let environ = fs::read(process.path().join("environ")).unwrap_or_default();
+            let is_ours = environ.split(|byte| *byte == 0).any(|it| it == mark.as_bytes());
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| is_ours) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
     }
+}
+
+/// What is in the environment of all that a script starts.
+fn mark(folder: &Path) -> String {
+    format!("{MARK}={}", folder.display())
 }
 
 /// A folder of commands that the scripts find first.

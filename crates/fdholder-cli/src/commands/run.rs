@@ -32,8 +32,8 @@ fn define(command: Command) -> Command {
              one goes on serving. When the next one is ready, the current one is told to stop. If \
              the next one fails before it is ready, the current one serves on.\n\n\
              Without PATH, run keeps the sockets itself: they are lost when run ends. With PATH \
-             they stay in the holder that listens there, and a new run, or a new machine of \
-             processes behind it, goes on without refusing a client.\n\n\
+             they stay in the holder that listens there, and the \
+             next run goes on without refusing a client.\n\n\
              The program is ready\n  \
              - with --notify or --ready-notify: when it sends READY=1 to NOTIFY_SOCKET\n  \
              - with --ready-fd N: when it writes a newline to descriptor N\n  \

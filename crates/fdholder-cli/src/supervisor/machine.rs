@@ -400,10 +400,11 @@ impl<A> Machine<A> {
 
     /// A restart has come to its end.
     fn conclude(&mut self, outcome: Outcome, actions: &mut Vec<Action<A>>) {
+        // Who is answered finds it in the log.
+        actions.push(Action::Note(outcome.clone()));
         for asker in self.asked.drain(..) {
             actions.push(Action::Answer(asker, outcome.clone()));
         }
-        actions.push(Action::Note(outcome));
     }
 
     /// Begins the restart that was asked for during the last one.

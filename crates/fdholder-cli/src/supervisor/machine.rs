@@ -272,7 +272,7 @@ impl<A> Machine<A> {
         if let Some(number) = self.ready() {
             let draining = self.draining();
             if draining >= self.policy.draining_max {
-                return self.conclude(Outcome::TooMany(draining), actions);
+                return self.conclude(&Outcome::TooMany(draining), actions);
             }
             actions.push(Action::Tell(Told::Reloading));
             if !self.policy.overlaps {
@@ -294,7 +294,7 @@ impl<A> Machine<A> {
             self.begin_stop(now, old, actions);
         }
         actions.push(Action::Tell(Told::Ready));
-        self.conclude(Outcome::Ready(number, took), actions);
+        self.conclude(&Outcome::Ready(number, took), actions);
         self.follow(now, actions);
     }
 
@@ -341,7 +341,7 @@ impl<A> Machine<A> {
             // It has been reloading.
             actions.push(Action::Tell(Told::Ready));
         }
-        self.conclude(Outcome::Failed { number, why, others_serve }, actions);
+        self.conclude(&Outcome::Failed { number, why, others_serve }, actions);
         if others_serve || self.follows.is_some() {
             return self.follow(now, actions);
         }
@@ -399,11 +399,12 @@ impl<A> Machine<A> {
     }
 
     /// A restart has come to its end.
-    fn conclude(&mut self, outcome: Outcome, actions: &mut Vec<Action<A>>) {
+    fn conclude(&mut self, outcome: &Outcome, actions: &mut Vec<Action<A>>) {
+        // Who is answered finds it in the log.
+        actions.push(Action::Note(outcome.clone()));
         for asker in self.asked.drain(..) {
             actions.push(Action::Answer(asker, outcome.clone()));
         }
-        actions.push(Action::Note(outcome));
     }
 
     /// Begins the restart that was asked for during the last one.
@@ -432,7 +433,7 @@ impl<A> Machine<A> {
         if let Some(number) = self.starting() {
             let others_serve = self.ready().is_some();
             let why = Failed::Stopped;
-            self.conclude(Outcome::Failed { number, why, others_serve }, actions);
+            self.conclude(&Outcome::Failed { number, why, others_serve }, actions);
         }
         let waiting = self.follows.take().into_iter().flatten();
         for asker in waiting.chain(std::mem::take(&mut self.asked)) {

@@ -36,7 +36,7 @@ up()",
     assert_eq!(connect(port).ask("now").0, 1);
     run.signal(Signal::HUP);
     run.logged("generation 2 is ready");
-    assert_eq!(connect(port).ask("now").0, 2);
+    eventually("the next one answers", || connect(port).ask("now").0 == 2);
     scene.touch("slow");
     assert_eq!(slow.answer().0, 1);
     assert_eq!(scene.wait_for("names.2"), "web:kept");

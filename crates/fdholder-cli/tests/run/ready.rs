@@ -25,6 +25,7 @@ fn check_silent(options: &[&str], good: &str, silent: &str) {
     let scene = Scene::new();
     scene.version(good);
     let _run = scene.ready(&[&["--start-timeout", "3000"], options].concat());
+    scene.wait_for("serving.1");
     let first = scene.ask();
     scene.version(&format!("note('silent', os.getpid()); {silent}"));
     let output = scene.restart();

@@ -94,7 +94,7 @@ fn run(state: &str, becoming: &[PathBuf], program: &[&str], folder: &std::path::
     let output = child.wait_with_output().unwrap();
     assert_exit(&output, 0);
     // Its process group has its number.
-    stdout(&output).replace(&pid, "PID")
+    without_number(&stdout(&output), &pid)
 }
 
 /// The lines that are inherited. Of `stat` that is priority, niceness and policy.
@@ -194,4 +194,19 @@ fn standard_input_that_is_closed_is_not_stored() {
         assert!(stderr(&output).contains("Bad file descriptor"), "{words}: {output:?}");
     }
     assert!(daemon.client().list(deadline()).unwrap().is_empty());
+}
+
+/// A text in which one number is written as PID, but not where it is a part of another.
+fn without_number(text: &str, number: &str) -> String {
+    let mut written = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, from) = rest.split_at(at);
+        let len = from.find(|c: char| !c.is_ascii_digit()).unwrap_or(from.len());
+        let (digits, behind) = from.split_at(len);
+        written.push_str(before);
+        written.push_str(if digits == number { "PID" } else { digits });
+        rest = behind;
+    }
+    written + rest
 }

@@ -286,7 +286,8 @@ fn sigterm_ends_both() {
         signal(if to_standby { standby } else { primary }, Signal::TERM);
         assert_eq!(family.wait(primary), Some(1), "something was held");
         eventually("both have ended", || family.alive().is_empty());
-        assert!(Client::connect(&family.path, deadline()).is_err());
+        // The kernel closes a listener that was in flight between them a moment later.
+        eventually("nobody listens", || Client::connect(&family.path, deadline()).is_err());
     }
 }
 

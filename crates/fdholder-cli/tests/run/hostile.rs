@@ -22,6 +22,7 @@ fn give(socket: impl AsFd, bytes: &[u8], fd: OwnedFd) {
     let fds = [fd.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
     rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+    drop(fd);
 }
 
 #[test]
@@ -279,12 +280,12 @@ fn child_of_another_user_stores_with_its_own_rights() {
     scene.version(
         "notify('READY=1'); wait_for('go')\nif os.fork() == 0:\n  os.setgid(65534); os.setuid(65534)\n  \
          for number in range(14): notify(f'FDSTORE=1\\nFDPOLL=0\\nFDNAME=e{number}', [0])\n  \
-         os._exit(0)\nos.wait(); note('waited'); wait_for('on')\n\
+         time.sleep(0.5); os._exit(0)\nos.wait(); note('waited'); wait_for('on')\n\
          notify('FDSTORE=1\\nFDPOLL=0\\nFDNAME=own', [0]); serve()",
     );
     let _run = scene.ready(&["--notify", "web"]);
     scene.status();
-    // Of what it sends one waits until it has ended.
+    // One of what it sends waits in run until the child has ended.
     scene.holder().signal(Signal::STOP);
     scene.touch("go");
     scene.wait_for("waited");

@@ -87,9 +87,15 @@ fn bases() -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).unwrap_or_default();
     // systemd names all of a unit's, with colons between.
     let of_unit = std::env::split_paths(&variable("RUNTIME_DIRECTORY")).next();
+    let of_unit = of_unit.filter(|path| !geteuid().is_root() || others_may_enter(path));
     let run = Some(PathBuf::from("/run")).filter(|_| geteuid().is_root());
     let own = [of_unit, Some(variable("XDG_RUNTIME_DIR").into()), run];
     own.into_iter().flatten().filter(is_own).chain([std::env::temp_dir()]).collect()
+}
+
+/// Root's PROG may be another user, who has to reach its socket. (`RuntimeDirectoryMode=` may be 0700.)
+fn others_may_enter(folder: &Path) -> bool {
+    fs::metadata(folder).is_ok_and(|it| it.mode() & 0o001 != 0)
 }
 
 /// Locks the file in a folder; `None`: another process has locked or removed it. The folder itself is

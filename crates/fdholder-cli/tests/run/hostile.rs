@@ -132,6 +132,7 @@ fn folder_is_made_where_that_is_possible() {
     drop(run);
     let scene = Scene::new();
     let mut command = scene.command(&[]);
+    fs::set_permissions(scene.folder.path(), Permissions::from_mode(0o711)).unwrap();
     command.env("RUNTIME_DIRECTORY", format!("{}:/x", scene.folder.path().display()));
     command.env("XDG_RUNTIME_DIR", "/proc/self");
     let run = scene.spawn(command);

@@ -85,7 +85,8 @@ fn usage(problem: impl std::fmt::Display) -> Failure {
 }
 
 /// Leaves descriptors to the program that this process becomes, under these numbers; besides,
-/// it gets standard streams, and what is kept: these numbers, or all that is open.
+/// it gets standard streams, and what is kept: these numbers, or all that is open. `report` is for this
+/// process alone, and moves out of the way.
 ///
 /// # Errors
 ///
@@ -94,6 +95,7 @@ pub fn leave(
     passed: Vec<Passed<OwnedFd>>,
     numbers: &[u32],
     kept: Option<&[u32]>,
+    report: &mut Option<OwnedFd>,
 ) -> Result<(), Failure> {
     let failed = |number: u32| {
         move |errno| {
@@ -111,6 +113,9 @@ pub fn leave(
         inherited::close_on_exec_from(FIRST, kept)
             .map_err(|errno| Failure::system("close what is not passed on", errno))?;
     }
+    if let Some(fd) = report {
+        keep_out_of_the_way(fd, numbers).map_err(failed(FIRST))?;
+    }
     let mut fds: Vec<_> = passed.into_iter().map(|one| Some(one.fd)).collect();
     for step in moves(&places(&fds), numbers) {
         match step {
@@ -126,6 +131,15 @@ pub fn leave(
                 inherited::leave(fd, numbers[index]).map_err(failed(numbers[index]))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Gives a descriptor a number that is none of these.
+fn keep_out_of_the_way(fd: &mut OwnedFd, numbers: &[u32]) -> Result<(), Errno> {
+    while numbers.contains(&fd.as_raw_fd().unsigned_abs()) {
+        // The next that is free, which may be one of them again.
+        *fd = fcntl_dupfd_cloexec(&*fd, fd.as_raw_fd().saturating_add(1))?;
     }
     Ok(())
 }
@@ -211,6 +225,18 @@ mod tests {
         assert_eq!(assign(&wanted, &[3], EnvStyle::S6).unwrap(), [4, 10, 5]);
         assert_eq!(assign(&wanted, &[3], EnvStyle::Systemd), None);
         assert_eq!(assign(&wanted, &[10], EnvStyle::S6), None);
+    }
+
+    #[test]
+    fn report_has_no_number_of_the_program() {
+        let mut report: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let first = report.as_raw_fd().unsigned_abs();
+        let numbers: Vec<_> = (first..first + 50).collect();
+        keep_out_of_the_way(&mut report, &numbers).unwrap();
+        assert!(!numbers.contains(&report.as_raw_fd().unsigned_abs()));
+        let place = report.as_raw_fd();
+        keep_out_of_the_way(&mut report, &numbers).unwrap();
+        assert_eq!(report.as_raw_fd(), place);
     }
 
     proptest::proptest! {

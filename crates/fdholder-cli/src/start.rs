@@ -22,14 +22,16 @@ use crate::passing::{
     assign, is_for_others, is_of_servers, leave, variables, EnvStyle, Passed, Pids, FIRST,
 };
 use crate::program::Invocation;
+use crate::show::lines;
 use fdholder::environ::Variable;
 use fdholder::{Errno, Identifier};
 use fdholder_daemon::privileges::raise_open_files;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{fstat, FileType};
-use rustix::process::{getrlimit, setrlimit, Resource};
+use rustix::process::{
+    getpid, getrlimit, pidfd_open, set_parent_process_death_signal, setrlimit, PidfdFlags, Resource,
+};
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -46,14 +48,35 @@ pub struct Generation {
     pub ready: Option<(u32, u32)>,
     /// More variables for PROG.
     pub variables: Vec<Variable>,
+    /// Takes why PROG was not started. It closes when PROG is, and never has a number of PROG's.
+    pub report: Option<OwnedFd>,
 }
 
 /// Becomes PROG, with everything that the command line says. Returns why that failed.
-pub fn start(invocation: &Invocation, generation: Option<&Generation>) -> Failure {
-    match prepare(invocation, generation) {
-        Ok((words, variables)) => become_program(&words, variables),
+pub fn start(invocation: &Invocation, mut generation: Option<&mut Generation>) -> Failure {
+    let mut report = generation.as_mut().and_then(|generation| generation.report.take());
+    let failure = match prepare(invocation, generation.as_deref(), &mut report) {
+        // From here on a process beside PROG has it stop with `run`.
+        Ok((words, variables)) => match unfollow(generation.is_some()) {
+            Ok(()) => become_program(&words, variables),
+            Err(failure) => failure,
+        },
         Err(failure) => failure,
+    };
+    if let Some(generation) = generation {
+        generation.report = report;
     }
+    failure
+}
+
+/// The kernel would send one more signal, but not to a PROG that changes its user.
+fn unfollow(is_generation: bool) -> Result<(), Failure> {
+    // Without these descriptors, before Linux 5.3, that process cannot.
+    if !is_generation || pidfd_open(getpid(), PidfdFlags::empty()).is_err() {
+        return Ok(());
+    }
+    let failed = |errno| Failure::system("leave the end of run to another process", errno);
+    set_parent_process_death_signal(None).map_err(failed)
 }
 
 /// Fails as [`start`] would by what this process was given.
@@ -118,6 +141,7 @@ pub fn clients_come_by(fd: &OwnedFd) -> bool {
 fn prepare(
     invocation: &Invocation,
     generation: Option<&Generation>,
+    report: &mut Option<OwnedFd>,
 ) -> Result<(Vec<OsString>, Vec<Variable>), Failure> {
     let flag = |id: &str| invocation.matches.get_flag(id);
     let style = invocation.required("env-style")?;
@@ -125,6 +149,8 @@ fn prepare(
     let ready = generation.and_then(|generation| generation.ready);
     let ready = ready.map(|(from, to)| take(from).map(|fd| (fd, to))).transpose();
     let ready = ready.map_err(|errno| Failure::system("pass on --ready-fd", errno))?;
+    let newline = notify_fd(invocation).filter(|_| generation.is_none());
+    let newline = newline.map(taken_for_newline).transpose()?;
     let (mut kept, mut passed) = inherited(invocation, style)?;
     if let Some((_, to)) = ready {
         kept.reserve(to, "it is --ready-fd")?;
@@ -167,7 +193,7 @@ fn prepare(
             passed.append(&mut stored);
             door = Some(opened);
         }
-    } else if passed.is_empty() && generation.is_none() && notify_fd(invocation).is_none() {
+    } else if passed.is_empty() && generation.is_none() && newline.is_none() {
         let problem = "nothing to pass on: say --fd ID, --fd-prefix PREFIX, --bind ID=ADDRESS, \
                        --notify NAME or --inherited";
         return Err(Failure::new(exit::USAGE, problem));
@@ -179,7 +205,8 @@ fn prepare(
     let pids = Pids { own, parent: parent.unsigned_abs() };
     told.extend(variables(&passed, &numbers, style, pids)?);
     told.extend(kept.variables);
-    let relayed = if generation.is_none() { relay(invocation, door.as_ref())? } else { None };
+    let relayed =
+        if generation.is_none() { relay(invocation, door.as_ref(), newline)? } else { None };
     told.extend(door.into_iter().flat_map(FrontDoor::variables));
     told.extend(relayed.map(|address| ("NOTIFY_SOCKET".to_owned(), Some(address))));
     told.extend(generation.into_iter().flat_map(|it| it.variables.iter().cloned()));
@@ -194,7 +221,7 @@ fn prepare(
         // Afterwards nobody could be told.
         check_program(&words)?;
     }
-    leave(passed, &numbers, kept.numbers.as_deref())?;
+    leave(passed, &numbers, kept.numbers.as_deref(), report)?;
     setrlimit(Resource::Nofile, limit).map_err(|errno| Failure::system("set a limit", errno))?;
     Ok((words, told))
 }
@@ -204,22 +231,42 @@ pub fn notify_fd(invocation: &Invocation) -> Option<u32> {
     invocation.optional("notify-fd")
 }
 
+/// Takes the descriptor of `--notify-fd`: before this process has opened one with that number.
+///
+/// # Errors
+///
+/// When it is not open.
+pub fn taken_for_newline(number: u32) -> Result<OwnedFd, Failure> {
+    let doing = || format!("use descriptor {number} (--notify-fd)");
+    take(number).map_err(|errno| Failure::system(doing(), errno))
+}
+
 /// Starts a process that tells whoever has started this one what PROG says, if anybody wants to
 /// know. Returns where PROG is to send then.
-fn relay(invocation: &Invocation, door: Option<&FrontDoor>) -> Result<Option<OsString>, Failure> {
-    let newline = notify_fd(invocation).map(|number| {
-        take(number).map_err(|errno| {
-            Failure::system(format!("use descriptor {number} (--notify-fd)"), errno)
-        })
-    });
-    let newline = newline.transpose()?;
+fn relay(
+    invocation: &Invocation,
+    door: Option<&FrontDoor>,
+    newline: Option<OwnedFd>,
+) -> Result<Option<OsString>, Failure> {
     let upward = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
     if newline.is_none() && (door.is_none() || upward.is_none()) {
         return Ok(None);
     }
     let mode = invocation.optional("notify-mode").map(|Mode(mode)| mode);
     let door = door.map(|door| door.address().to_owned());
-    Relay { upward, door, newline, mode }.start().map(Some)
+    let relay = Relay { upward, door, newline, mode };
+    match relay.start() {
+        Ok(address) => Ok(Some(address)),
+        // PROG's descriptors can be stored without one.
+        Err(failure) if relay.newline.is_none() => {
+            warn(
+                invocation,
+                format_args!("{failure}: NOTIFY_SOCKET is not told what PROG says of itself"),
+            );
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 /// What this process was started with and PROG gets, too: descriptors that stay where they are,
@@ -305,8 +352,7 @@ fn set_blocking(invocation: &Invocation, passed: &[Passed<OwnedFd>]) -> Result<(
 }
 
 fn warn(invocation: &Invocation, problem: impl std::fmt::Display) {
-    // Who cannot be told need not know.
-    let _ = writeln!(std::io::stderr(), "{}: warning: {problem}", invocation.called);
+    lines::say(&format!("{}: warning: {problem}", invocation.called));
 }
 
 /// What the environment says of descriptors that were for somebody else, and is not said anew:

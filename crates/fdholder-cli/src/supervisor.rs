@@ -16,7 +16,7 @@ mod strays;
 mod upward;
 mod wakes;
 
-use self::control::{Asker, Control};
+use self::control::{Asker, Claim, Control};
 use self::demand::Demand;
 use self::machine::{Action, Event, Exit, Machine, Number, Outcome, Phase, Policy};
 use self::origin::Origin;
@@ -27,9 +27,10 @@ use self::upward::Upward;
 use crate::failure::{exit, Failure};
 use crate::passing::front_door::FrontDoor;
 use crate::program::Invocation;
+use crate::show::lines;
 use crate::show::terminal::harmless;
 use crate::start::folder::Folder;
-use crate::start::notify::NotifySocket;
+use crate::start::notify::{close_elsewhere, NotifySocket};
 use crate::start::{self, Source};
 use fdholder_daemon::embedded::Holder;
 use nix::sys::signal::Signal;
@@ -38,7 +39,7 @@ use rustix::process::{wait, WaitOptions};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -86,6 +87,7 @@ pub struct Supervisor<'a> {
     upward: Upward,
     control: Option<Control>,
     register_at: Option<Instant>,
+    claim: Claim,
     /// Where the holder reads what PROG stores.
     door: Option<(OsString, FrontDoor)>,
     /// Whether READY=1 makes a generation ready: only where that was asked for. gunicorn sends it
@@ -94,7 +96,10 @@ pub struct Supervisor<'a> {
     demand: Demand,
     holder_path: PathBuf,
     service: OsString,
-    askers: usize,
+    /// Who waits for a restart.
+    askers: Vec<Asker>,
+    /// When the holder was last asked to read what PROG stores.
+    door_at: Option<Instant>,
     last_restart: Option<(RestartReport, Instant)>,
     starts: BTreeMap<String, u64>,
     time_to_ready: Duration,
@@ -126,6 +131,8 @@ impl<'a> Supervisor<'a> {
     pub fn new(invocation: &'a Invocation, settings: Settings) -> Result<Self, Failure> {
         start::check(invocation)?;
         let origin = Origin::take();
+        let begun = lines::begin().and_then(|()| close_elsewhere());
+        begun.map_err(|error| Failure::system("start a thread", error))?;
         let upward = Upward::of_environment(settings.notify_fd)?;
         let folder = Folder::make()?;
         let mut holder = None;
@@ -166,12 +173,14 @@ impl<'a> Supervisor<'a> {
             upward,
             control: None,
             register_at: Some(Instant::now()),
+            claim: Claim::First,
             door,
             counts_ready,
             demand: Demand::default(),
             holder_path,
             service: settings.name,
-            askers: 0,
+            askers: Vec::new(),
+            door_at: None,
             last_restart: None,
             starts: BTreeMap::new(),
             time_to_ready: Duration::ZERO,
@@ -319,6 +328,12 @@ impl<'a> Supervisor<'a> {
             if !is_all && waits {
                 continue;
             }
+            if !is_all {
+                self.warn(format_args!(
+                    "the holder does not take all that generation {number} has stored: the rest is \
+                     not held"
+                ));
+            }
             let is_ready = self.processes.get_mut(&number).is_some_and(Process::read_ready);
             if is_ready {
                 self.feed(Event::Ready(number));
@@ -369,7 +384,7 @@ impl<'a> Supervisor<'a> {
                         process.kill();
                     }
                 }
-                Action::Answer(asker, outcome) => self.answer(asker, &outcome),
+                Action::Answer(asker, outcome) => self.answer(&asker, &outcome),
                 Action::Note(outcome) => self.note(&outcome),
                 Action::Tell(told) => {
                     let speaker = self.machine.speaker().and_then(|it| self.processes.get(&it));
@@ -383,8 +398,8 @@ impl<'a> Supervisor<'a> {
 
     fn start(&mut self, number: Number) {
         self.demand.forget();
-        let path = self.folder.path().join(format!("notify.{number}"));
-        let started = NotifySocket::make(path, None).map_err(io::Error::other).and_then(|notify| {
+        let notify = NotifySocket::make(self.folder.path(), None).map_err(io::Error::other);
+        let started = notify.and_then(|notify| {
             let notify = if self.own_holder.is_some() { notify.unjudged() } else { notify };
             Process::start(&self.launch, number, notify, Instant::now())
         });
@@ -409,10 +424,10 @@ impl<'a> Supervisor<'a> {
         self.info(format_args!("generation {number} is told to stop"));
     }
 
-    fn answer(&mut self, asker: Asker, outcome: &Outcome) {
-        self.askers = self.askers.saturating_sub(1);
+    fn answer(&mut self, asker: &Asker, outcome: &Outcome) {
         let report = self.restart_report(outcome);
         asker.answer(&as_line(&report));
+        self.askers.retain(Asker::waits);
     }
 
     fn restart_report(&self, outcome: &Outcome) -> RestartReport {
@@ -452,18 +467,7 @@ impl<'a> Supervisor<'a> {
 
     fn say(&self, level: &str, text: impl Display) {
         let line = harmless(format!("{}: {level}: {}: {text}", self.invocation.called, self.name));
-        say(&line);
-    }
-}
-
-/// Writes a line to stderr, unless that is a pipe that nobody reads: the service goes on without.
-fn say(line: &str) {
-    let stderr = io::stderr();
-    let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
-    // A pipe is writable when a whole page fits, which is longer than a line.
-    if poll(&mut polled, Some(&Timespec::default())) != Ok(0) {
-        // Who cannot be told need not know.
-        let _ = writeln!(stderr.lock(), "{line}");
+        lines::say(&line);
     }
 }
 

@@ -414,7 +414,7 @@ pub(crate) fn leave() -> Vec<ClientFd> {
 /// # Errors
 ///
 /// EAGAIN: the user may have no more threads, or there is no memory.
-pub(crate) fn begin() -> Result<(), Errno> {
+pub fn begin() -> Result<(), Errno> {
     if lock().closers == 0 {
         start_closer(close_for_ever)?;
     }

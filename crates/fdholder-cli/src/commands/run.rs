@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::options::{milliseconds, number, Milliseconds, EXIT_CODES_EXEC};
 use crate::program::{Invocation, Program};
+use crate::show::lines;
 use crate::start;
 use crate::start::options::BIND_HELP;
 use crate::supervisor::child;
@@ -129,7 +130,9 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     if let Some(outcome) = child::act(invocation) {
         return outcome;
     }
-    let exit = Supervisor::new(invocation, settings(invocation)?)?.run()?;
+    let exit = Supervisor::new(invocation, settings(invocation)?).and_then(Supervisor::run);
+    lines::finish();
+    let exit = exit?;
     Ok(ExitCode::from(match exit {
         Exit::Code(code) | Exit::NotStarted { code, .. } => code,
         Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX), // There are 64.

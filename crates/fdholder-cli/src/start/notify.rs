@@ -7,16 +7,19 @@ use fdholder_daemon::access::User;
 use fdholder_daemon::credentials::Credentials;
 use fdholder_daemon::datagram::receive;
 use fdholder_daemon::listen::{listen_at, Listen};
+use fdholder_daemon::privileges::raise_open_files;
+use fdholder_daemon::{begin_closing, ClientFd};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     connect, sendmsg, socket_with, AddressFamily, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred,
 };
-use rustix::process::{geteuid, Gid, Pid, Uid};
+use rustix::process::{geteuid, getpid, Gid, Pid, Uid};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::IoSlice;
+use std::fs::{self, File};
+use std::io::{self, IoSlice, Read, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -45,16 +48,33 @@ pub struct NotifySocket {
     /// Whether datagrams go to the holder as if their senders had sent them there.
     is_judged: bool,
     /// A datagram that the holder could not take yet: nothing more is read until it does.
-    pending: Option<(Datagram, OwnedFd)>,
+    pending: Option<(Box<Datagram>, OwnedFd)>,
 }
 
-/// What a process of the program has sent.
+/// What a process of the program has sent. Its descriptors are closed by other threads, as that may
+/// take long.
 #[derive(Debug)]
 pub struct Datagram {
     pub said: Said,
     bytes: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<ClientFd>,
     sender: Credentials,
+}
+
+/// What there is to read.
+#[derive(Debug)]
+pub enum Next {
+    Datagram(Box<Datagram>),
+    /// There may be more, after something else was done.
+    Later,
+    Nothing,
+}
+
+/// A datagram that the holder did not take.
+#[derive(Debug)]
+pub struct Unsent {
+    pub datagram: Datagram,
+    pub errno: Errno,
 }
 
 /// What a program has said.
@@ -130,17 +150,23 @@ impl Said {
 }
 
 impl NotifySocket {
-    /// Makes one. Root's is for everybody to send to, because PROG may be another user by then: who
-    /// has sent something is looked at.
+    /// Makes one in a folder. Root's is for everybody to send to, because PROG may be another user by
+    /// then: who has sent something is looked at. But only PROG is told its name: the kernel tells
+    /// everybody the one that it was bound to.
     ///
     /// # Errors
     ///
     /// When it cannot be bound.
-    pub fn make(path: PathBuf, mode: Option<u32>) -> Result<Self, String> {
+    pub fn make(folder: &Path, mode: Option<u32>) -> Result<Self, String> {
         let mode = mode.unwrap_or(if geteuid().is_root() { 0o666 } else { 0o600 });
-        let listen = Listen { mode, kind: SocketType::DGRAM, ..Listen::stream_at(&path) };
+        let bound = folder.join("notify");
+        let path = folder.join(secret_name().map_err(|error| error.to_string())?);
+        // What can be bound, but not reached by its longer name, is of no use.
+        SocketAddrUnix::new(&path).map_err(fdholder::strerror)?;
+        let listen = Listen { mode, kind: SocketType::DGRAM, ..Listen::stream_at(&bound) };
         let socket = listen_at(&listen).map_err(|error| error.to_string())?;
         set_socket_passcred(&socket, true).map_err(fdholder::strerror)?;
+        fs::rename(&bound, &path).map_err(|error| error.to_string())?;
         let file = Some(SocketFile(path.clone()));
         Ok(Self { socket, path, file, is_judged: true, pending: None })
     }
@@ -152,8 +178,8 @@ impl NotifySocket {
     }
 
     /// One that this process was started with.
-    pub fn of(socket: OwnedFd, path: PathBuf) -> Self {
-        Self { socket, path, file: None, is_judged: true, pending: None }
+    pub fn of(socket: OwnedFd) -> Self {
+        Self { socket, path: PathBuf::new(), file: None, is_judged: true, pending: None }
     }
 
     pub fn path(&self) -> &Path {
@@ -176,25 +202,23 @@ impl NotifySocket {
     }
 
     /// The next datagram that `program`, a process that it has started, or this user has sent.
-    pub fn next(&mut self, program: u32) -> Option<Datagram> {
+    pub fn next(&mut self, program: u32) -> Next {
         if self.pending.is_some() {
-            return None;
+            return Next::Nothing;
         }
         let mut buffer = [0; LEN_MAX];
         for _ in 0..STRANGERS_PER_TURN {
-            let datagram = receive(&self.socket, &mut buffer).ok()?;
+            let Ok(datagram) = receive(&self.socket, &mut buffer) else { return Next::Nothing };
+            let uid = datagram.sender.map_or(u32::MAX, |sender| sender.user.uid);
+            let fds = datagram.fds.into_iter().map(|fd| ClientFd::new(fd, uid)).collect();
             let Some(sender) = datagram.sender.filter(|_| !datagram.is_cut) else { continue };
             if is_of(program, sender.user, sender.pid) {
                 let bytes = buffer[..datagram.len].to_vec();
-                return Some(Datagram {
-                    said: Said::parse(&bytes),
-                    bytes,
-                    fds: datagram.fds,
-                    sender,
-                });
+                let said = Said::parse(&bytes);
+                return Next::Datagram(Box::new(Datagram { said, bytes, fds, sender }));
             }
         }
-        None
+        Next::Later
     }
 
     /// Whether something waits for the holder.
@@ -207,10 +231,17 @@ impl NotifySocket {
     ///
     /// # Errors
     ///
-    /// When the holder does not read there any more; the descriptors are closed.
-    pub fn pass_to_holder(&mut self, address: &OsStr, datagram: Datagram) -> Result<(), Errno> {
-        let holder = connected(address)?;
-        self.try_to_pass(datagram, holder)
+    /// When the holder does not read there any more, or does not let this process speak for the
+    /// sender.
+    pub fn pass_to_holder(
+        &mut self,
+        address: &OsStr,
+        datagram: Box<Datagram>,
+    ) -> Result<(), Box<Unsent>> {
+        match connected(address) {
+            Ok(holder) => self.try_to_pass(datagram, holder),
+            Err(errno) => Err(Box::new(Unsent { datagram: *datagram, errno })),
+        }
     }
 
     /// Tries again.
@@ -218,15 +249,15 @@ impl NotifySocket {
     /// # Errors
     ///
     /// The same.
-    pub fn pass_pending(&mut self) -> Result<(), Errno> {
+    pub fn pass_pending(&mut self) -> Result<(), Box<Unsent>> {
         match self.pending.take() {
             Some((datagram, holder)) => self.try_to_pass(datagram, holder),
             None => Ok(()),
         }
     }
 
-    fn try_to_pass(&mut self, datagram: Datagram, holder: OwnedFd) -> Result<(), Errno> {
-        let Datagram { bytes, fds, sender, .. } = &datagram;
+    fn try_to_pass(&mut self, datagram: Box<Datagram>, holder: OwnedFd) -> Result<(), Box<Unsent>> {
+        let Datagram { bytes, fds, sender, .. } = &*datagram;
         let fds: Vec<_> = fds.iter().take(MESSAGE_FDS_MAX).map(AsFd::as_fd).collect();
         match send_as(&holder, bytes, &fds, self.is_judged.then_some(*sender)) {
             Ok(()) => Ok(()),
@@ -234,8 +265,45 @@ impl NotifySocket {
                 self.pending = Some((datagram, holder));
                 Ok(())
             }
-            Err(errno) => Err(errno),
+            Err(errno) => Err(Box::new(Unsent { datagram: *datagram, errno })),
         }
+    }
+}
+
+/// Has other threads close what is received from now on, and makes room for what they are busy with.
+///
+/// # Errors
+///
+/// When no thread can be started.
+pub fn close_elsewhere() -> io::Result<()> {
+    raise_open_files();
+    Ok(begin_closing()?)
+}
+
+/// A name that nobody can guess.
+fn secret_name() -> io::Result<String> {
+    let mut bytes = [0; 12];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let mut name = "notify.".to_owned();
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    Ok(name)
+}
+
+/// Writes the newline of `--notify-fd`. If there is no room for it a thread waits for that.
+pub fn write_newline(mut to: File) {
+    let has_room = {
+        let mut polled = [PollFd::new(&to, PollFlags::OUT)];
+        poll(&mut polled, Some(&Timespec::default())) == Ok(1)
+    };
+    // Nobody reads: nobody waits.
+    let mut write = move || drop(to.write_all(b"\n"));
+    if has_room {
+        write();
+    } else {
+        drop(std::thread::Builder::new().spawn(write));
     }
 }
 
@@ -251,18 +319,22 @@ fn send_as(
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(fds));
     }
-    let sender = sender.filter(|_| geteuid().is_root());
-    let pid = sender.and_then(|sender| Pid::from_raw(sender.pid?));
-    if let (Some(Credentials { user, .. }), Some(pid)) = (sender, pid) {
+    // A sender who is root here needs no other to speak for it.
+    let sender = sender.filter(|it| geteuid().is_root() && (it.user.uid != 0 || it.pid.is_some()));
+    if let Some(Credentials { user, pid }) = sender {
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        let pid = pid.and_then(Pid::from_raw).unwrap_or_else(getpid);
         control.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
     }
     let parts = [IoSlice::new(bytes)];
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    match sendmsg(socket, &parts, &mut control, flags) {
-        // It has ended, or this root is one of a user namespace.
-        Err(Errno::SRCH | Errno::PERM) if sender.is_some() => send_as(socket, bytes, fds, None),
-        result => result.map(drop),
+    match (sendmsg(socket, &parts, &mut control, flags), sender) {
+        // It has ended: but its user is known, and has no more rights for that.
+        (Err(Errno::SRCH | Errno::PERM), Some(sender)) if sender.pid.is_some() => {
+            let sender = Credentials { pid: None, ..sender };
+            send_as(socket, bytes, fds, Some(sender))
+        }
+        (result, _) => result.map(drop),
     }
 }
 

@@ -3,20 +3,21 @@
 //!
 //! It is nobody's child, as the program may wait for all of its own, and ends with the program.
 
-use super::folder::Folder;
-use super::notify::{tell, Datagram, NotifySocket};
+use super::folder::{self, Folder};
+use super::notify::{close_elsewhere, tell, write_newline, Datagram, Next, NotifySocket, Unsent};
 use crate::failure::{exit, Failure};
 use crate::passing::inherited::{close_others, take};
 use fdholder_daemon::launch::own_program;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{pidfd_open, test_kill_process, Pid, PidfdFlags};
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 /// Says to this program that it is a relay: for which process, and by which descriptors.
 const ROLE: &str = "FDHOLDER_RELAY";
@@ -27,6 +28,9 @@ const FOLDER: &str = "FDHOLDER_RELAY_FOLDER";
 
 /// Where no descriptor tells of the end of a process, it is looked for so often.
 const LOOK_PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How long the holder may take to take what a program that has ended has stored.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a relay has to know.
 #[derive(Debug)]
@@ -52,9 +56,9 @@ impl Relay {
             Failure::system("start a process that passes on what PROG says", error)
         };
         let folder = Folder::make()?;
-        let path = folder.path().join("notify");
-        let socket = NotifySocket::make(path.clone(), self.mode)
+        let socket = NotifySocket::make(folder.path(), self.mode)
             .map_err(|problem| Failure::new(exit::SYSTEM, problem))?;
+        let path = socket.path().to_owned();
         let (folder, lock) = folder.keep();
         let mut passed = vec![socket.into_inner(), lock];
         if let Some(newline) = &self.newline {
@@ -144,15 +148,19 @@ fn work(program: u32, kept: &[u32]) -> Result<ExitCode, Failure> {
         fds.push(take(*number).map_err(failed)?);
     }
     let mut fds = fds.into_iter();
-    let (Some(socket), Some(_lock)) = (fds.next(), fds.next()) else { return Err(misused()) };
+    let (Some(socket), Some(lock)) = (fds.next(), fds.next()) else { return Err(misused()) };
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default());
+    if !folder::is_made(&folder, &lock) {
+        return Err(misused());
+    }
+    close_elsewhere().map_err(|error| Failure::system("start a thread", error))?;
     let relayed = Relayed {
         upward: std::env::var_os("NOTIFY_SOCKET"),
         door: std::env::var_os(DOOR),
         newline: fds.next().map(File::from),
     };
-    let outcome = relayed.run(NotifySocket::of(socket, folder.join("notify")), program);
-    let _ = fs::remove_dir_all(folder);
+    let outcome = relayed.run(NotifySocket::of(socket), program);
+    folder::remove(&folder, &lock);
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
@@ -169,14 +177,15 @@ impl Relayed {
         let pid = Pid::from_raw(program.cast_signed()).ok_or_else(misused)?;
         // ESRCH: it has ended already.
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
+        let mut ended_at = None;
         loop {
             let (fd, is_for_writing) = socket.awaited();
             let flags = if is_for_writing { PollFlags::OUT } else { PollFlags::IN };
             let mut polled = vec![PollFd::from_borrowed_fd(fd, flags)];
-            polled
-                .extend(pidfd.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
-            let timeout = pidfd.is_none().then_some(&LOOK_PAUSE);
-            match poll(&mut polled, timeout) {
+            // Once it has ended only the socket is waited for.
+            let pidfd = pidfd.as_ref().filter(|_| ended_at.is_none());
+            polled.extend(pidfd.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+            match poll(&mut polled, pidfd.is_none().then_some(&LOOK_PAUSE)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(Failure::system("wait for what PROG says", errno)),
             }
@@ -184,25 +193,39 @@ impl Relayed {
                 Some(polled) => !polled.revents().is_empty(),
                 None => test_kill_process(pid).is_err(),
             };
-            let passed = socket.pass_pending();
-            if let Err(errno) = passed {
-                lost(errno);
+            if has_ended && ended_at.is_none() {
+                ended_at = Some(Instant::now());
             }
-            while let Some(datagram) = socket.next(program) {
-                self.pass_on(&mut socket, datagram);
+            let is_all = self.pass_all_on(&mut socket, program);
+            let Some(ended_at) = ended_at else { continue };
+            if is_all {
+                return Ok(());
             }
-            if has_ended {
+            if ended_at.elapsed() >= HOLDER_PATIENCE {
+                lost(fdholder::Errno::TIMEDOUT);
                 return Ok(());
             }
         }
     }
 
-    fn pass_on(&mut self, socket: &mut NotifySocket, datagram: Datagram) {
+    /// Returns whether nothing more waits.
+    fn pass_all_on(&mut self, socket: &mut NotifySocket, program: u32) -> bool {
+        if let Err(unsent) = socket.pass_pending() {
+            lost(unsent.errno);
+        }
+        loop {
+            match socket.next(program) {
+                Next::Datagram(datagram) => self.pass_on(socket, datagram),
+                Next::Later => return false,
+                Next::Nothing => return !socket.is_pending(),
+            }
+        }
+    }
+
+    fn pass_on(&mut self, socket: &mut NotifySocket, datagram: Box<Datagram>) {
         let said = &datagram.said;
-        let newline = self.newline.take_if(|_| said.is_ready);
-        if let Some(mut newline) = newline {
-            // Nobody reads: nobody waits.
-            let _ = newline.write_all(b"\n");
+        if let Some(newline) = self.newline.take_if(|_| said.is_ready) {
+            write_newline(newline);
         }
         let text = said.for_supervisor();
         if let Some(upward) = self.upward.as_ref().filter(|_| !text.is_empty()) {
@@ -210,7 +233,8 @@ impl Relayed {
             let _ = tell(upward, &text, Some(&datagram));
         }
         let door = self.door.as_deref().filter(|_| said.is_for_store || said.is_state());
-        if let Some(Err(errno)) = door.map(|door: &OsStr| socket.pass_to_holder(door, datagram)) {
+        let sent = door.map_or(Ok(()), |door: &OsStr| socket.pass_to_holder(door, datagram));
+        if let Err(Unsent { errno, .. }) = sent.map_err(|unsent| *unsent) {
             lost(errno);
         }
     }

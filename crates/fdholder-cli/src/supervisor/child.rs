@@ -142,19 +142,20 @@ fn become_probe(invocation: &Invocation, run: &str) -> Failure {
 
 /// Becomes PROG. Who has started this process is told why not, and says it.
 fn become_generation(invocation: &Invocation, role: &Role) -> Result<ExitCode, Failure> {
-    let report = inherited::take(role.report);
+    let report = inherited::take(role.report).ok();
     follow(role.parent, Signal::from_named_raw(role.death_signal))?;
     role.origin.restore();
-    let generation = Generation {
+    let mut generation = Generation {
+        report,
         holder: role.holder.clone(),
         notify_socket: role.notify_socket.clone(),
         ready: role.ready,
         variables: role.told(),
     };
-    let failure = start::start(invocation, Some(&generation));
+    let failure = start::start(invocation, Some(&mut generation));
     let text = format!("{} {failure}", failure.code());
-    let told = report.map(|report| std::fs::File::from(report).write_all(text.as_bytes()));
-    if matches!(told, Ok(Ok(()))) {
+    let report = generation.report.map(std::fs::File::from);
+    if report.is_some_and(|mut report| report.write_all(text.as_bytes()).is_ok()) {
         return Ok(ExitCode::from(failure.code()));
     }
     Err(failure)

@@ -1,12 +1,13 @@
 //! What programs and people say to a supervisor.
 
-use super::control::{Asker, Control, Request};
+use super::control::{Asker, Claim, Control, Request};
 use super::machine::{Event, Number, Phase};
 use super::{
     as_line, GenerationReport, Report, State, Supervisor, ASKERS_MAX, DATAGRAMS_PER_TURN,
     HOLDER_PATIENCE, REGISTER_PAUSE, REQUESTS_PER_TURN,
 };
-use crate::start::notify::Datagram;
+use crate::show::lines;
+use crate::start::notify::{Datagram, Next, Unsent};
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
 use std::fmt::Write as _;
@@ -17,20 +18,21 @@ impl Supervisor<'_> {
     pub(super) fn hear_program(&mut self, number: Number) -> bool {
         for _ in 0..DATAGRAMS_PER_TURN {
             let Some(process) = self.processes.get_mut(&number) else { return true };
-            let passed = process.notify.pass_pending();
-            let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
-            let next = process.notify.next(pid);
-            let is_pending = process.notify.is_pending();
-            if let Err(errno) = passed {
-                self.lose_door(errno);
+            if let Err(unsent) = process.notify.pass_pending() {
+                self.pass_again(number, *unsent);
+                continue;
             }
-            let Some(datagram) = next else { return !is_pending };
-            self.obey(number, datagram);
+            let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
+            match process.notify.next(pid) {
+                Next::Datagram(datagram) => self.obey(number, datagram),
+                Next::Later => return false,
+                Next::Nothing => return !process.notify.is_pending(),
+            }
         }
         false
     }
 
-    fn obey(&mut self, number: Number, datagram: Datagram) {
+    fn obey(&mut self, number: Number, datagram: Box<Datagram>) {
         let said = datagram.said.clone();
         if let Some(by) = said.extends {
             self.feed(Event::Extend(number, by));
@@ -63,7 +65,7 @@ impl Supervisor<'_> {
         }
     }
 
-    fn pass_to_holder(&mut self, number: Number, datagram: Datagram) {
+    fn pass_to_holder(&mut self, number: Number, datagram: Box<Datagram>) {
         let Some((_, door)) = &self.door else {
             if datagram.said.stores {
                 self.warn(format_args!(
@@ -75,17 +77,43 @@ impl Supervisor<'_> {
         };
         let address = door.address().to_owned();
         let Some(process) = self.processes.get_mut(&number) else { return };
-        if let Err(errno) = process.notify.pass_to_holder(&address, datagram) {
-            self.lose_door(errno);
+        if let Err(unsent) = process.notify.pass_to_holder(&address, datagram) {
+            self.pass_again(number, *unsent);
         }
     }
 
-    /// The holder does not read what PROG stores. Another one may be there by now.
-    fn lose_door(&mut self, errno: Errno) {
-        self.warn(format_args!(
-            "what the program has stored does not reach the holder: {}",
-            strerror(errno)
-        ));
+    /// The holder did not take it. Another one may be there by now, and is given it once more.
+    fn pass_again(&mut self, number: Number, unsent: Unsent) {
+        let Unsent { datagram, mut errno } = unsent;
+        let is_for_store = datagram.said.is_for_store;
+        // The holder reads on where this process may not speak for a sender.
+        if errno != Errno::PERM {
+            self.reopen_door();
+            let address = self.door.as_ref().map(|(_, door)| door.address().to_owned());
+            let process = self.processes.get_mut(&number);
+            if let Some((address, process)) = address.zip(process) {
+                match process.notify.pass_to_holder(&address, Box::new(datagram)) {
+                    Ok(()) => return,
+                    Err(unsent) => errno = unsent.errno,
+                }
+            }
+        }
+        if is_for_store {
+            self.warn(format_args!(
+                "what generation {number} stores does not reach the holder: {}",
+                strerror(errno)
+            ));
+        }
+    }
+
+    /// Has the holder that is there now read what PROG stores. One that does not answer keeps this
+    /// process from everything else, so it is asked once in a while.
+    fn reopen_door(&mut self) {
+        let now = Instant::now();
+        if self.door_at.is_some_and(|at| now < at + REGISTER_PAUSE) {
+            return;
+        }
+        self.door_at = Some(now);
         let Some((service, _)) = &self.door else { return };
         let source = Source::of(self.invocation, self.holder_path.clone(), true);
         let mut source = source.impatient(HOLDER_PATIENCE);
@@ -93,6 +121,8 @@ impl Supervisor<'_> {
             Ok(door) => self.door = Some((service.clone(), door)),
             Err(failure) => self.warn(failure),
         }
+        // What it took counts, too.
+        self.door_at = Some(Instant::now());
     }
 
     /// Carries out what was asked by the control socket.
@@ -101,11 +131,24 @@ impl Supervisor<'_> {
             let next = self.control.as_ref().map_or(Ok(None), Control::next);
             match next {
                 Ok(Some((Request::Status, asker))) => asker.answer(&as_line(&self.report())),
-                Ok(Some((Request::Restart, asker))) => self.hear_restart(asker),
+                Ok(Some((Request::Restart, asker))) => {
+                    if self.askers.len() >= ASKERS_MAX {
+                        self.askers.retain(Asker::waits);
+                        self.machine.forget_askers(|asker| !asker.waits());
+                    }
+                    if self.askers.len() >= ASKERS_MAX {
+                        refuse(&asker, "too many wait for a restart");
+                    } else {
+                        self.askers.push(asker.clone());
+                        self.feed(Event::Restart(Some(asker)));
+                    }
+                }
                 Ok(None) => return,
                 Err(_) => {
-                    // The holder has ended, or somebody has deleted it there.
+                    // The holder has ended, or somebody has deleted it there: another run of this
+                    // name, perhaps, which keeps it.
                     self.control = None;
+                    self.claim = Claim::IfFree;
                     self.register_at = Some(Instant::now() + REGISTER_PAUSE);
                     return;
                 }
@@ -113,23 +156,12 @@ impl Supervisor<'_> {
         }
     }
 
-    fn hear_restart(&mut self, asker: Asker) {
-        if self.askers >= ASKERS_MAX {
-            self.askers -= self.machine.forget_askers(Asker::is_gone);
-        }
-        if self.askers >= ASKERS_MAX {
-            return refuse(asker, "too many wait for a restart");
-        }
-        self.askers += 1;
-        self.feed(Event::Restart(Some(asker)));
-    }
-
     /// Has the holder hold the control socket.
     pub(super) fn register(&mut self) {
         self.register_at = None;
         let prefix = format!("{}: warning: {}", self.invocation.called, self.name);
-        let warn = move |problem| super::say(&format!("{prefix}: {problem}"));
-        match Control::register(self.holder_path.clone(), &self.service, warn) {
+        let warn = move |problem: String| lines::say(&format!("{prefix}: {problem}"));
+        match Control::register(self.holder_path.clone(), &self.service, self.claim, warn) {
             Ok(control) => self.control = Some(control),
             Err(failure) => self.warn(failure),
         }
@@ -161,7 +193,7 @@ impl Supervisor<'_> {
             pid: std::process::id(),
             generations: self.machine.generations().iter().map(generation).collect(),
             waits_for_clients: self.machine.waits_for_clients(),
-            askers: self.askers,
+            askers: self.askers.iter().filter(|asker| asker.waits()).count(),
             last_restart: last,
             starts: self.starts.clone(),
             time_to_ready_ms: millis(self.time_to_ready),
@@ -169,7 +201,7 @@ impl Supervisor<'_> {
     }
 }
 
-fn refuse(asker: Asker, why: &str) {
+fn refuse(asker: &Asker, why: &str) {
     let report = super::RestartReport {
         result: "refused".to_owned(),
         text: why.to_owned(),

@@ -130,15 +130,11 @@ impl<A> Machine<A> {
         phases.chain([self.respawn_at, self.idle_at()]).flatten().min()
     }
 
-    /// Forgets who does not wait for the answer any more; returns how many.
-    pub fn forget_askers(&mut self, is_gone: impl Fn(&A) -> bool) -> usize {
-        let all = [Some(&mut self.asked), self.follows.as_mut()];
-        let forget = |askers: &mut Vec<A>| {
-            let count = askers.len();
+    /// Forgets askers that do not wait for the answer any more.
+    pub fn forget_askers(&mut self, is_gone: impl Fn(&A) -> bool) {
+        for askers in [Some(&mut self.asked), self.follows.as_mut()].into_iter().flatten() {
             askers.retain(|asker| !is_gone(asker));
-            count - askers.len()
-        };
-        all.into_iter().flatten().map(forget).sum()
+        }
     }
 
     /// Takes an event; what is to be done is added to `actions`.

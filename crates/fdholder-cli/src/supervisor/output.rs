@@ -1,14 +1,19 @@
 //! What PROG writes to stderr goes where it would have gone, and its last lines are kept.
 //!
-//! A process of its own copies: PROG can go on writing when `run` has been killed.
+//! A process of its own copies: PROG can go on writing when `run` has been killed. It also has PROG
+//! stop then: the kernel would not, once PROG is another user.
 
 use super::signals::Signals;
-use crate::failure::Failure;
+use crate::failure::{exit, Failure};
 use crate::passing::inherited;
 use crate::start::relay::{own_command, with_inherited};
+use fdholder::transport::{receive, send, Wait};
+use fdholder::Errno;
+use rustix::event::{poll, PollFd, PollFlags};
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use rustix::io::{pread, pwrite};
-use rustix::process::Pid;
+use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
+use rustix::process::{pidfd_open, pidfd_send_signal, Pid, PidfdFlags, Signal};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -23,34 +28,53 @@ const KEPT_LEN: usize = 4096;
 /// Lines that are shown of it.
 const LINES_MAX: usize = 10;
 
-/// The copying process of one generation.
+/// The process beside one generation.
 #[derive(Debug)]
 pub struct Copier {
     pub pid: Pid,
     tail: OwnedFd,
+    /// It ends with `run`.
+    lifeline: OwnedFd,
 }
 
 impl Copier {
-    /// Starts one; returns what PROG gets as stderr. `None` where stderr is a terminal: PROG is to
-    /// have that itself, and people see what it writes.
+    /// Starts one that sends a signal to PROG when `run` ends; returns what PROG gets as stderr. `None`
+    /// where stderr is a terminal: PROG is to have that itself, and people see what it writes.
     ///
     /// # Errors
     ///
-    /// Those of pipe(2), `memfd_create(2)` and fork(2).
-    pub fn start() -> io::Result<Option<(Self, OwnedFd)>> {
-        if io::stderr().is_terminal() {
-            return Ok(None);
-        }
-        let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    /// Those of pipe(2), socketpair(2), `memfd_create(2)` and fork(2).
+    pub fn start(stop_signal: i32) -> io::Result<(Self, Option<OwnedFd>)> {
         let tail = memfd_create("fdholder-stderr", MemfdFlags::CLOEXEC)?;
+        let (lifeline, end) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let inherited = [tail, end];
+        let [tail, end] = inherited.each_ref().map(AsRawFd::as_raw_fd);
         let mut command = own_command();
-        command.env(COPIER, tail.as_raw_fd().to_string()).process_group(0);
-        command.stdin(Stdio::from(from)).stdout(Stdio::null());
-        let tail = [tail];
-        let started = with_inherited(&tail, || command.spawn());
-        let [tail] = tail;
+        command.env(COPIER, format!("{tail} {end} {stop_signal}")).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut stderr = None;
+        if !io::stderr().is_terminal() {
+            let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            command.stdin(Stdio::from(from));
+            stderr = Some(to);
+        }
+        let started = with_inherited(&inherited, || command.spawn());
+        let [tail, _] = inherited;
         let pid = Pid::from_child(&started?);
-        Ok(Some((Self { pid, tail }, to)))
+        Ok((Self { pid, tail, lifeline }, stderr))
+    }
+
+    /// Tells it which process PROG is: one that this process has not waited for yet.
+    ///
+    /// # Errors
+    ///
+    /// Those of sendmsg(2).
+    pub fn guard(&self, program: Pid) -> Result<(), Errno> {
+        // Before Linux 5.3 there is none, and the kernel sends the signal.
+        let program = pidfd_open(program, PidfdFlags::empty()).ok();
+        let fds: Vec<_> = program.iter().map(AsFd::as_fd).collect();
+        send(&self.lifeline, b"g", &fds, Wait::No).map(drop)
     }
 
     /// The last lines that PROG has written.
@@ -84,18 +108,29 @@ pub fn is_copier() -> bool {
 /// When there is nothing to copy to or from.
 pub fn copy() -> Result<ExitCode, Failure> {
     let failed = |error: io::Error| Failure::system("copy what the program writes", error);
-    let number = std::env::var(COPIER).ok().and_then(|number| number.parse().ok());
-    let number = number.unwrap_or(u32::MAX);
-    inherited::close_others(&[number]);
-    let tail = inherited::take(number).map_err(|errno| failed(errno.into()))?;
+    let words = std::env::var(COPIER).unwrap_or_default();
+    let numbers: Vec<u32> = words.split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [tail, lifeline, signal] = numbers[..] else {
+        return Err(Failure::new(exit::USAGE, format_args!("{COPIER} is for run alone")));
+    };
+    inherited::close_others(&[tail, lifeline]);
+    let take = |number| inherited::take(number).map_err(|errno| failed(errno.into()));
+    let (tail, lifeline) = (take(tail)?, take(lifeline)?);
     // A supervisor that stops all processes of the service is to lose no line of the others.
     let _signals = Signals::take().map_err(failed)?;
+    // Beside the copying, which may have to wait for a reader.
+    let guard = std::thread::Builder::new().spawn(move || guard(&lifeline, signal.cast_signed()));
+    let guard = guard.map_err(failed)?;
     let (mut from, mut to) = (io::stdin().lock(), io::stderr().lock());
     let mut kept = Vec::with_capacity(2 * KEPT_LEN);
     let mut buffer = [0; 16 * 1024];
     loop {
         let len = match from.read(&mut buffer) {
-            Ok(0) => return Ok(ExitCode::SUCCESS),
+            Ok(0) => {
+                // PROG may have closed its stderr, and go on.
+                let _ = guard.join();
+                return Ok(ExitCode::SUCCESS);
+            }
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(failed(error)),
@@ -105,6 +140,26 @@ pub fn copy() -> Result<ExitCode, Failure> {
         let _ = pwrite(tail.as_fd(), &kept, 0).and_then(|_| ftruncate(&tail, kept.len() as u64));
         // PROG must be able to write also where nobody reads.
         let _ = to.write_all(&buffer[..len]);
+    }
+}
+
+/// Waits for the end of PROG; if that of `run` comes first, PROG is to stop.
+fn guard(lifeline: &OwnedFd, signal: i32) {
+    // Without a process `run` has ended before it could start PROG.
+    let Ok(received) = receive(lifeline, &mut [0], Wait::Yes) else { return };
+    let Some(program) = received.fds.into_iter().next() else { return };
+    let has_come = loop {
+        let mut polled =
+            [PollFd::new(&program, PollFlags::IN), PollFd::new(lifeline, PollFlags::IN)];
+        match poll(&mut polled, None) {
+            Ok(_) => break polled.map(|it| !it.revents().is_empty()),
+            Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
+    };
+    if let ([false, true], Some(signal)) = (has_come, Signal::from_named_raw(signal)) {
+        // It may have ended just now.
+        let _ = pidfd_send_signal(&program, signal);
     }
 }
 

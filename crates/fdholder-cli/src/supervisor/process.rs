@@ -102,26 +102,27 @@ impl Process {
             has_watchdog: launch.has_watchdog,
             origin: launch.origin,
         };
-        let copier = Copier::start()?;
+        let (copier, stderr) = Copier::start(launch.stop_signal)?;
         let mut command = own_command();
         command.envs(role.variables()).process_group(0);
-        let mut output = None;
-        if let Some((copier, stderr)) = copier {
+        if let Some(stderr) = stderr {
             command.stderr(Stdio::from(stderr));
             // It is the pipe that PROG would take for the journal.
             command.env_remove("JOURNAL_STREAM");
-            output = Some(copier);
         }
         let child = with_inherited(&passed, || command.spawn())?;
+        let pid = Pid::from_child(&child);
+        // What failed here is that the copier has ended, and PROG goes on without it.
+        let _ = copier.guard(pid);
         let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });
         Ok(Self {
             number,
-            pid: Pid::from_child(&child),
+            pid,
             notify,
             ready,
             report: Some(report),
             reported: Vec::new(),
-            output,
+            output: Some(copier),
             output_has_ended: false,
             ended: None,
             status: None,

@@ -2,8 +2,8 @@
 
 use super::machine::Told;
 use crate::failure::Failure;
-use crate::passing::inherited;
-use crate::start::notify::connected;
+use crate::start::notify::{connected, write_newline};
+use crate::start::taken_for_newline;
 use fdholder::transport::{send, Wait};
 use fdholder::Errno;
 use nix::time::{clock_gettime, ClockId};
@@ -11,12 +11,45 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Messages that wait until their reader has room for them.
 const WAITING_MAX: usize = 256;
+
+/// Messages for a reader that has no room. A later status takes the place of one that waits, and no
+/// state is lost.
+#[derive(Debug, Default)]
+struct Waiting(VecDeque<String>);
+
+impl Waiting {
+    /// What `run` says itself.
+    fn push(&mut self, text: &str) {
+        if is_status(text) {
+            self.0.retain(|older| !is_status(older));
+        }
+        // It says nothing new.
+        if self.0.back().is_none_or(|last| last != text) {
+            self.0.push_back(text.to_owned());
+        }
+    }
+
+    /// What the program says.
+    fn push_if_room(&mut self, text: &str) {
+        let is_state = STATES.iter().any(|state| text.lines().any(|line| line == *state));
+        let max = if is_state { 2 * WAITING_MAX } else { WAITING_MAX };
+        if self.0.len() < max || is_status(text) {
+            self.push(text);
+        }
+    }
+}
+
+/// What systemd acts upon.
+const STATES: [&str; 3] = ["READY=1", "RELOADING=1", "STOPPING=1"];
+
+fn is_status(text: &str) -> bool {
+    text.lines().all(|line| line.starts_with("STATUS="))
+}
 
 /// Who is told.
 #[derive(Debug)]
@@ -25,7 +58,7 @@ pub struct Upward {
     /// Until the service is ready for the first time.
     newline: Option<File>,
     /// What waits until the reader has room, and a socket that tells when it has.
-    waiting: VecDeque<String>,
+    waiting: Waiting,
     full: Option<OwnedFd>,
     /// How often it expects a sign of life.
     watchdog: Option<Duration>,
@@ -41,11 +74,7 @@ impl Upward {
     ///
     /// When that descriptor is not open.
     pub fn of_environment(newline: Option<u32>) -> Result<Self, Failure> {
-        let newline = newline.map(|number| {
-            inherited::take(number).map(File::from).map_err(|errno| {
-                Failure::system(format!("use descriptor {number} (--notify-fd)"), errno)
-            })
-        });
+        let newline = newline.map(|number| taken_for_newline(number).map(File::from));
         let socket = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty());
         // It may be for another process.
         let pid = std::env::var("WATCHDOG_PID").ok();
@@ -55,7 +84,7 @@ impl Upward {
         Ok(Self {
             socket,
             newline: newline.transpose()?,
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             full: None,
             watchdog: watchdog.map(Duration::from_micros),
             watchdog_at: Instant::now(),
@@ -78,9 +107,8 @@ impl Upward {
                     // Writing to a string does not fail.
                     let _ = writeln!(text, "MAINPID={}", std::process::id());
                 }
-                if let Some(mut newline) = self.newline.take() {
-                    // Nobody reads: nobody waits.
-                    let _ = newline.write_all(b"\n");
+                if let Some(newline) = self.newline.take() {
+                    write_newline(newline);
                 }
                 self.has_been_ready = true;
             }
@@ -97,7 +125,10 @@ impl Upward {
         if let Some(status) = status.filter(|_| told == Told::Ready) {
             let _ = writeln!(text, "STATUS={status}");
         }
-        self.pass_on(&text);
+        if self.socket.is_some() {
+            self.waiting.push(&text);
+        }
+        self.send_waiting();
     }
 
     /// When to give a sign of life in the place of a program, where none serves.
@@ -116,8 +147,8 @@ impl Upward {
 
     /// Passes on what the program has said, in its order, as soon as the reader has room.
     pub fn pass_on(&mut self, text: &str) {
-        if self.socket.is_some() && self.waiting.len() < WAITING_MAX {
-            self.waiting.push_back(text.to_owned());
+        if self.socket.is_some() {
+            self.waiting.push_if_room(text);
         }
         self.send_waiting();
     }
@@ -131,14 +162,14 @@ impl Upward {
     pub fn send_waiting(&mut self) {
         self.full = None;
         let Some(address) = &self.socket else { return };
-        while let Some(text) = self.waiting.front() {
+        while let Some(text) = self.waiting.0.front() {
             // It may have gone, and the program is to go on.
-            let Ok(socket) = connected(address) else { return self.waiting.clear() };
+            let Ok(socket) = connected(address) else { return self.waiting.0.clear() };
             if let Err(Errno::AGAIN) = send(&socket, text.as_bytes(), &[], Wait::No) {
                 self.full = Some(socket);
                 return;
             }
-            self.waiting.pop_front();
+            self.waiting.0.pop_front();
         }
     }
 }
@@ -147,4 +178,37 @@ impl Upward {
 fn monotonic_usec() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_not_lost_behind_others() {
+        let mut waiting = Waiting::default();
+        for number in 0..2 * WAITING_MAX {
+            waiting.push_if_room(&format!("STATUS={number}\n"));
+        }
+        assert_eq!(waiting.0, ["STATUS=511\n"]);
+        for number in 0..2 * WAITING_MAX {
+            waiting.push_if_room(&format!("X_OWN={number}\n"));
+        }
+        assert_eq!(waiting.0.len(), WAITING_MAX);
+        waiting.push_if_room("RELOADING=1\nMONOTONIC_USEC=5\n");
+        waiting.push_if_room("READY=1\n");
+        waiting.push_if_room("STATUS=last\n");
+        waiting.push("STOPPING=1\n");
+        let last: Vec<_> = waiting.0.iter().skip(WAITING_MAX - 1).map(String::as_str).collect();
+        assert_eq!(
+            last,
+            ["RELOADING=1\nMONOTONIC_USEC=5\n", "READY=1\n", "STATUS=last\n", "STOPPING=1\n"]
+        );
+        // What comes again and again is said once.
+        let mut waiting = Waiting::default();
+        for _ in 0..3 {
+            waiting.push_if_room("WATCHDOG=1\n");
+        }
+        assert_eq!(waiting.0.len(), 1);
+    }
 }

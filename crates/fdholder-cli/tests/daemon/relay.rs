@@ -4,6 +4,7 @@ use crate::support::daemon::serve;
 use crate::support::{assert_exit, deadline, eventually, id, stderr, stdout, suite};
 use fdholder_daemon::datagram::receive;
 use rustix::net::sockopt::set_socket_passcred;
+use rustix::process::Signal;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
@@ -152,4 +153,90 @@ fn supervisor_that_has_gone_stops_nobody() {
     let output = exec(&daemon.path, gone.to_str().unwrap()).output().unwrap();
     assert_exit(&output, 0);
     daemon.client().retrieve(&id("svc/x"), deadline()).unwrap();
+}
+
+#[test]
+fn notification_fd_that_is_not_open_is_none_of_our_own() {
+    let (_folder, daemon) = serve(&[]);
+    for number in 3..10 {
+        let script = format!(
+            r#"exec "$0" exec --notify-fd {number} --notify svc "$1" -- true {}"#,
+            (3..10).map(|number| format!("{number}>&-")).collect::<Vec<_>>().join(" ")
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
+        let output = command.env_remove("NOTIFY_SOCKET").output().unwrap();
+        assert_exit(&output, 111);
+        assert!(stderr(&output).contains(&format!("descriptor {number} (--notify-fd)")));
+    }
+}
+
+/// Stores so many, and ends.
+const STORES: &str = r#"
+import array, os, signal, socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.connect(os.environ["NOTIFY_SOCKET"])
+os.kill(int(os.environ["HOLDER"]), signal.SIGSTOP)
+for number in range(18):
+    fds = array.array("i", [os.open("/dev/null", os.O_RDONLY)])
+    s.sendmsg([b"FDSTORE=1\nFDPOLL=0\nFDNAME=n%d" % number], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+"#;
+
+#[test]
+fn what_is_stored_right_before_the_end_is_held() {
+    let (folder, daemon) = serve(&[]);
+    let supervisor = folder.path().join("supervisor");
+    let _supervisor = UnixDatagram::bind(&supervisor).unwrap();
+    let mut command = suite::fdholder(["exec", "--notify", "svc"]);
+    command.arg(&daemon.path);
+    // The holder stops when the program begins, and its queue has no room for all.
+    command.args(["--", "python3", "-c", STORES]).env("HOLDER", daemon.pid().to_string());
+    // The relay has what is standard error here.
+    command.env("NOTIFY_SOCKET", &supervisor).stderr(std::process::Stdio::null());
+    assert!(command.status().unwrap().success());
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    daemon.signal(Signal::CONT);
+    eventually("all are held", || {
+        let ids = daemon.client().list(deadline()).unwrap();
+        ids.iter().filter(|id| id.as_bytes().starts_with(b"svc/n")).count() == 18
+    });
+}
+
+#[test]
+fn exec_without_room_for_a_relay_uses_the_socket_of_the_holder() {
+    let (folder, daemon) = serve(&[]);
+    let is_possible = Command::new("unshare").args(["-m", "true"]).output();
+    if !is_possible.is_ok_and(|output| output.status.success()) {
+        return crate::support::is_missing("unshare");
+    }
+    let supervisor = folder.path().join("supervisor");
+    let _supervisor = UnixDatagram::bind(&supervisor).unwrap();
+    let script = r#"mount -t tmpfs -o ro none /run && exec "$0" exec --notify svc "$1" -- sh -c 'echo $NOTIFY_SOCKET'"#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
+    // Nobody can make anything there.
+    command.env("TMPDIR", "/proc/self").env("XDG_RUNTIME_DIR", "/proc/self");
+    let output = command.env("NOTIFY_SOCKET", &supervisor).output().unwrap();
+    assert_exit(&output, 0);
+    assert_eq!(stdout(&output).trim(), format!("{}.svc.notify", daemon.path.display()));
+    assert!(stderr(&output).contains("warning: unable to"), "{}", stderr(&output));
+}
+
+#[test]
+fn relay_removes_only_its_own_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    for name in ["mine", "fdholder-run.mine"] {
+        let at = folder.path().join(name);
+        std::fs::create_dir(&at).unwrap();
+        std::fs::write(at.join("lock"), "").unwrap();
+        std::fs::write(at.join("precious"), "").unwrap();
+        let script = r#"exec "$0" exec -- true 3</dev/null 4</dev/null"#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_fdholder")]);
+        command.env("FDHOLDER_RELAY", format!("run {} 3 4", child.id()));
+        command.env("FDHOLDER_RELAY_FOLDER", &at).output().unwrap();
+        assert!(at.join("precious").exists() && at.join("lock").exists(), "{name}");
+    }
 }

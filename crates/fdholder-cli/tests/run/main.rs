@@ -9,6 +9,7 @@ mod first;
 mod hostile;
 mod ready;
 mod restarts;
+mod robust;
 mod same_as_exec;
 mod scene;
 mod shown;

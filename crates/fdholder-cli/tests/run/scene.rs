@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -138,6 +139,12 @@ impl Scene {
         let file = || File::options().create(true).append(true).open(&log).unwrap();
         let child = command.stdout(Stdio::null()).stderr(file()).spawn().unwrap();
         Run { child, log, folder: self.folder.path().to_owned() }
+    }
+
+    /// Starts it; what it and the program write goes there.
+    pub fn spawn_with(&self, mut command: Command, stderr: OwnedFd) -> Run {
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        Run { child, log: self.at("log"), folder: self.folder.path().to_owned() }
     }
 
     /// Starts it and waits until the first generation is ready.

@@ -1,8 +1,9 @@
 //! Clients that wait for a program that does not run, and those of one that does.
 
-use super::machine::Event;
+use super::machine::{Event, Exit};
 use super::wakes::Wakes;
 use super::{Supervisor, HOLDER_PATIENCE};
+use crate::failure::{exit, Failure};
 use crate::start::{self, Source};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +17,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The pause before descriptors are asked for again, where the holder did not give them.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a holder may take the first time, when nothing else is to be done yet: an address that is
+/// in use is tried for a second.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What PROG would be given, as far as clients come there.
 #[derive(Debug, Default)]
@@ -78,22 +83,20 @@ impl Supervisor<'_> {
         }
         if self.demand.fds.is_empty() || self.machine.waits_for_clients() {
             let source = Source::of(self.invocation, self.holder_path.clone(), false);
-            match start::descriptors(self.invocation, source.impatient(HOLDER_PATIENCE)) {
+            let is_first = !self.machine.is_announced();
+            let patience = if is_first { FIRST_PATIENCE } else { HOLDER_PATIENCE };
+            match start::descriptors(self.invocation, source.impatient(patience)) {
                 Ok(mut fds) => {
                     fds.retain(start::clients_come_by);
+                    if fds.is_empty() {
+                        return self.lacks_clients(now, &start::no_clients());
+                    }
                     self.demand.fds = fds;
                     self.demand.problem = None;
                 }
-                Err(failure) => {
-                    let problem = Some(failure.to_string());
-                    if self.demand.problem != problem {
-                        self.warn(failure);
-                    }
-                    self.demand.problem = problem;
-                    self.demand.look_at = Some(now + RETRY_PAUSE);
-                    return;
-                }
+                Err(failure) => return self.lacks_clients(now, &failure),
             }
+            self.feed(Event::Listening);
         }
         if self.machine.idle_at().is_some() {
             self.demand.look_at = Some(now + LOOK_PAUSE);
@@ -102,6 +105,20 @@ impl Supervisor<'_> {
             }
         } else {
             self.demand.look_at = Some(now + LOOK_AGAIN);
+        }
+    }
+
+    /// There is nothing that clients come by: as `exec` does, `run` ends if there never was.
+    fn lacks_clients(&mut self, now: Instant, failure: &Failure) {
+        self.demand.fds.clear();
+        self.demand.look_at = Some(now + RETRY_PAUSE);
+        let problem = Some(failure.to_string());
+        if self.demand.problem != problem {
+            self.warn(failure);
+        }
+        self.demand.problem = problem;
+        if !self.machine.is_announced() && failure.code() == exit::USAGE {
+            self.end = Some(Exit::Code(failure.code()));
         }
     }
 }

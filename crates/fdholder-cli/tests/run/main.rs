@@ -5,6 +5,7 @@ mod alone;
 mod bad;
 mod demand;
 mod ending;
+mod premature;
 mod ready;
 mod restarts;
 mod same_as_exec;

@@ -211,7 +211,7 @@ impl<'a> Supervisor<'a> {
         let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at(now)]);
         let strays_at = self.strays_at.map(|(_, at)| at);
         let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
-        let due = due.chain([self.machine.timeout(), self.register_at, self.demand.due()]);
+        let due = due.chain([self.machine.timeout(), self.register_at, self.look_at(now)]);
         let due = due.chain([strays_at, watchdog_at]);
         let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let timeout = left.map(|left| {

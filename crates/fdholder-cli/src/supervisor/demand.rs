@@ -38,11 +38,6 @@ impl Demand {
         self.fds.iter().filter(move |_| wants_clients).map(AsFd::as_fd)
     }
 
-    /// When to look again.
-    pub fn due(&self) -> Option<Instant> {
-        self.look_at
-    }
-
     /// The next program may be given others.
     pub fn forget(&mut self) {
         *self = Self::default();
@@ -69,10 +64,18 @@ impl Demand {
 }
 
 impl Supervisor<'_> {
+    fn clients_matter(&self) -> bool {
+        self.machine.waits_for_clients() || self.machine.idle_at().is_some()
+    }
+
+    /// When to look for clients: at once where they have begun to matter.
+    pub(super) fn look_at(&self, now: Instant) -> Option<Instant> {
+        self.clients_matter().then(|| self.demand.look_at.unwrap_or(now))
+    }
+
     /// Gets what clients come by, if that matters, and looks whether a running program has any.
     pub(super) fn look_for_clients(&mut self, now: Instant) {
-        let matters = self.machine.waits_for_clients() || self.machine.idle_at().is_some();
-        if !matters {
+        if !self.clients_matter() {
             self.demand.look_at = None;
             return;
         }

@@ -115,8 +115,7 @@ fn wait_for_clients(invocation: &Invocation, holder: &Path) -> Result<(), Failur
         let mut fds = descriptors(invocation, source)?;
         fds.retain(clients_come_by);
         if fds.is_empty() {
-            let problem = "--on-demand: no client can come by what PROG would get";
-            return Err(Failure::new(exit::USAGE, problem));
+            return Err(no_clients());
         }
         let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         match poll(&mut polled, Some(&LOOK_AGAIN)) {
@@ -125,6 +124,11 @@ fn wait_for_clients(invocation: &Invocation, holder: &Path) -> Result<(), Failur
             Err(errno) => return Err(Failure::system("wait for clients", errno)),
         }
     }
+}
+
+/// Nothing that PROG would get can have clients.
+pub fn no_clients() -> Failure {
+    Failure::new(exit::USAGE, "--on-demand: no client can come by what PROG would get")
 }
 
 /// How long to wait for clients before it is looked whether something else is held.

@@ -6,10 +6,12 @@
 pub mod child;
 pub mod control;
 mod demand;
+mod group;
 pub mod machine;
 mod origin;
 mod output;
 mod process;
+mod reaping;
 pub mod report;
 pub mod signals;
 mod strays;
@@ -18,9 +20,9 @@ mod wakes;
 
 use self::control::{Asker, Claim, Control};
 use self::demand::Demand;
-use self::machine::{Action, Event, Exit, Machine, Number, Outcome, Phase, Policy};
+use self::machine::{Action, Event, Exit, Life, Machine, Number, Outcome, Policy};
 use self::origin::Origin;
-use self::process::{Ended, Launch, Process};
+use self::process::{Launch, Process};
 use self::report::{in_words, GenerationReport, Report, RestartReport, State};
 use self::signals::{Asked, Signals};
 use self::upward::Upward;
@@ -35,7 +37,6 @@ use crate::start::{self, Source};
 use fdholder_daemon::embedded::Holder;
 use nix::sys::signal::Signal;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::process::{wait, WaitOptions};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -226,7 +227,7 @@ impl<'a> Supervisor<'a> {
         let due = self.processes.values().flat_map(|it| [it.probe_at(), it.last_words_at(now)]);
         let strays_at = self.strays_at.map(|(_, at)| at);
         let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
-        let due = due.chain([self.machine.timeout(), self.register_at, self.demand.due()]);
+        let due = due.chain([self.machine.timeout(), self.register_at, self.look_at(now)]);
         let due = due.chain([strays_at, watchdog_at]);
         let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let timeout = left.map(|left| {
@@ -271,12 +272,12 @@ impl<'a> Supervisor<'a> {
             Ready::Upward => self.upward.send_waiting(),
             Ready::Newline(number) => {
                 if self.processes.get_mut(&number).is_some_and(Process::read_ready) {
-                    self.feed(Event::Ready(number));
+                    self.is_ready(number);
                 }
             }
             Ready::Report(number) => {
-                if let Some(process) = self.processes.get_mut(&number) {
-                    process.read_report();
+                if self.processes.get_mut(&number).is_some_and(Process::read_report) {
+                    self.feed(Event::Executed(number));
                 }
             }
         }
@@ -292,7 +293,8 @@ impl<'a> Supervisor<'a> {
                 }
                 Asked::Stop(_) => self.feed(Event::Stop),
                 Asked::PassOn(signal) => {
-                    let speaker = self.machine.speaker();
+                    // Before it is PROG the signal would end it.
+                    let speaker = self.machine.speaker().filter(|it| self.is_prog(*it));
                     if let Some(process) = speaker.and_then(|it| self.processes.get(&it)) {
                         process.signal(signal as i32);
                     }
@@ -303,65 +305,30 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Takes note of all children that have ended, also those that this process was given as pid 1.
-    fn reap(&mut self, now: Instant) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            for process in self.processes.values_mut() {
-                match process.has_ended(pid, status, now) {
-                    Some(Ended::Probe(true)) => {
-                        let number = process.number;
-                        self.feed(Event::Ready(number));
-                        break;
-                    }
-                    Some(_) => break,
-                    None => {}
-                }
+    fn run_probes(&mut self, now: Instant) {
+        let starting = self.machine.generations().iter();
+        let starting: Vec<_> =
+            starting.filter(|it| it.is_starting()).map(|it| (it.number, it.life)).collect();
+        for (number, process) in &mut self.processes {
+            match starting.iter().find(|(starting, _)| starting == number) {
+                Some((_, Life::Prog)) => process.run_probe(now),
+                Some(_) => {}
+                None => process.end_probe(),
             }
-        }
-        let numbers: Vec<_> = self.processes.keys().copied().collect();
-        for number in numbers {
-            let Some(process) = self.processes.get_mut(&number) else { continue };
-            let Some(exit) = process.exit(now) else { continue };
-            // What it has sent before its end counts.
-            let is_all = self.hear_program(number);
-            let waits = self.processes.get(&number).is_some_and(|it| it.may_be_heard(now));
-            if !is_all && waits {
-                continue;
-            }
-            if !is_all {
-                self.warn(format_args!(
-                    "the holder does not take all that generation {number} has stored: the rest is \
-                     not held"
-                ));
-            }
-            let is_ready = self.processes.get_mut(&number).is_some_and(Process::read_ready);
-            if is_ready {
-                self.feed(Event::Ready(number));
-            }
-            self.feed(Event::Ended(number, exit));
-            self.processes.remove(&number);
         }
     }
 
-    fn run_probes(&mut self, now: Instant) {
-        let starting = self.machine.generations().iter();
-        let starting: Vec<_> = starting
-            .filter(|it| matches!(it.phase, Phase::Starting { .. }))
-            .map(|it| it.number)
-            .collect();
-        for (number, process) in &mut self.processes {
-            if starting.contains(number) {
-                process.run_probe(now);
-            } else {
-                process.end_probe();
-            }
-        }
+    /// Whether the process of a generation has become PROG, and lives.
+    fn is_prog(&self, number: Number) -> bool {
+        let mut all = self.machine.generations().iter();
+        all.any(|it| it.number == number && it.life == Life::Prog)
     }
 
     fn look_for_strays(&mut self, now: Instant) {
         let Some((number, _)) = self.strays_at.filter(|(_, at)| *at <= now) else { return };
         self.strays_at = None;
-        let Some(process) = self.processes.get(&number) else { return };
+        let process = self.processes.get(&number).filter(|process| process.is_alive());
+        let Some(process) = process else { return };
         if let Some(problem) = strays::look(process.pid.as_raw_nonzero().get().unsigned_abs()) {
             self.warn(problem);
         }
@@ -379,9 +346,8 @@ impl<'a> Supervisor<'a> {
                 Action::Start(number) => self.start(number),
                 Action::Stop(number) => self.stop(number),
                 Action::Kill(number) => {
-                    if let Some(process) = self.processes.get(&number) {
+                    if self.processes.get_mut(&number).is_some_and(Process::kill) {
                         self.warn(format_args!("generation {number} does not stop: killed"));
-                        process.kill();
                     }
                 }
                 Action::Answer(asker, outcome) => self.answer(&asker, &outcome),
@@ -411,17 +377,20 @@ impl<'a> Supervisor<'a> {
             }
             Err(error) => {
                 let why = format!("unable to start a process: {error}");
-                self.feed(Event::Ended(number, Exit::NotStarted { code: exit::SYSTEM, why }));
+                let exit = Exit::NotStarted { code: exit::SYSTEM, why };
+                self.feed(Event::Ended { number, exit, leaves_others: false });
             }
         }
     }
 
     fn stop(&mut self, number: Number) {
-        if let Some(process) = self.processes.get_mut(&number) {
-            process.end_probe();
-            process.signal(self.launch.stop_signal);
+        let Some(process) = self.processes.get_mut(&number) else { return };
+        process.stop(self.launch.stop_signal);
+        if process.is_over() {
+            self.info(format_args!("what generation {number} has left is told to stop"));
+        } else {
+            self.info(format_args!("generation {number} is told to stop"));
         }
-        self.info(format_args!("generation {number} is told to stop"));
     }
 
     fn answer(&mut self, asker: &Asker, outcome: &Outcome) {

@@ -41,8 +41,12 @@ fn define(command: Command) -> Command {
              - with --ready-command CMD: when that exits with 0\n  \
              - otherwise: after it has lived for --ready-after\n\n\
              SIGTERM, SIGINT and SIGQUIT stop PROG and run. SIGUSR1, SIGUSR2, SIGWINCH, SIGTTIN \
-             and SIGTTOU are passed on to PROG. When PROG ends by itself, run ends with its exit \
-             code (128 + N after signal N), unless --respawn.\n\n\
+             and SIGTTOU are passed on to PROG once it runs. When PROG ends by itself, run ends \
+             with its exit code, unless --respawn. Processes that a generation leaves in its \
+             process group are stopped as well, unless PROG was ready and exits with 0 by itself.\n\n\
+             After PROG was killed by signal N run exits with 128 + N, also where that is the stop \
+             signal: 143 for a PROG that does not catch SIGTERM. systemd takes that for a failure \
+             unless the unit says SuccessExitStatus=143.\n\n\
              {BIND_HELP}\n\n\
              READY=1, RELOADING=1 and the like go to the NOTIFY_SOCKET that run was started with \
              (Type=notify, Type=notify-reload).\n\n\

@@ -1,8 +1,9 @@
 //! Clients that wait for a program that does not run, and those of one that does.
 
-use super::machine::Event;
+use super::machine::{Event, Exit};
 use super::wakes::Wakes;
 use super::{Supervisor, HOLDER_PATIENCE};
+use crate::failure::{exit, Failure};
 use crate::start::{self, Source};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +17,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The pause before descriptors are asked for again, where the holder did not give them.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a holder may take the first time, when nothing else is to be done yet: an address that is
+/// in use is tried for a second.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What PROG would be given, as far as clients come there.
 #[derive(Debug, Default)]
@@ -31,11 +36,6 @@ impl Demand {
     /// What to wait for while no program runs.
     pub fn awaited(&self, wants_clients: bool) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.fds.iter().filter(move |_| wants_clients).map(AsFd::as_fd)
-    }
-
-    /// When to look again.
-    pub fn due(&self) -> Option<Instant> {
-        self.look_at
     }
 
     /// The next program may be given others.
@@ -64,10 +64,18 @@ impl Demand {
 }
 
 impl Supervisor<'_> {
+    fn clients_matter(&self) -> bool {
+        self.machine.waits_for_clients() || self.machine.idle_at().is_some()
+    }
+
+    /// When to look for clients: at once where they have begun to matter.
+    pub(super) fn look_at(&self, now: Instant) -> Option<Instant> {
+        self.clients_matter().then(|| self.demand.look_at.unwrap_or(now))
+    }
+
     /// Gets what clients come by, if that matters, and looks whether a running program has any.
     pub(super) fn look_for_clients(&mut self, now: Instant) {
-        let matters = self.machine.waits_for_clients() || self.machine.idle_at().is_some();
-        if !matters {
+        if !self.clients_matter() {
             self.demand.look_at = None;
             return;
         }
@@ -78,22 +86,20 @@ impl Supervisor<'_> {
         }
         if self.demand.fds.is_empty() || self.machine.waits_for_clients() {
             let source = Source::of(self.invocation, self.holder_path.clone(), false);
-            match start::descriptors(self.invocation, source.impatient(HOLDER_PATIENCE)) {
+            let is_first = !self.machine.is_announced();
+            let patience = if is_first { FIRST_PATIENCE } else { HOLDER_PATIENCE };
+            match start::descriptors(self.invocation, source.impatient(patience)) {
                 Ok(mut fds) => {
                     fds.retain(start::clients_come_by);
+                    if fds.is_empty() {
+                        return self.lacks_clients(now, &start::no_clients());
+                    }
                     self.demand.fds = fds;
                     self.demand.problem = None;
                 }
-                Err(failure) => {
-                    let problem = Some(failure.to_string());
-                    if self.demand.problem != problem {
-                        self.warn(failure);
-                    }
-                    self.demand.problem = problem;
-                    self.demand.look_at = Some(now + RETRY_PAUSE);
-                    return;
-                }
+                Err(failure) => return self.lacks_clients(now, &failure),
             }
+            self.feed(Event::Listening);
         }
         if self.machine.idle_at().is_some() {
             self.demand.look_at = Some(now + LOOK_PAUSE);
@@ -102,6 +108,20 @@ impl Supervisor<'_> {
             }
         } else {
             self.demand.look_at = Some(now + LOOK_AGAIN);
+        }
+    }
+
+    /// There is nothing that clients come by: as `exec` does, `run` ends if there never was.
+    fn lacks_clients(&mut self, now: Instant, failure: &Failure) {
+        self.demand.fds.clear();
+        self.demand.look_at = Some(now + RETRY_PAUSE);
+        let problem = Some(failure.to_string());
+        if self.demand.problem != problem {
+            self.warn(failure);
+        }
+        self.demand.problem = problem;
+        if !self.machine.is_announced() && failure.code() == exit::USAGE {
+            self.end = Some(Exit::Code(failure.code()));
         }
     }
 }

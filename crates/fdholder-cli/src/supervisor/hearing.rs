@@ -46,6 +46,11 @@ impl Supervisor<'_> {
         let generations = self.machine.generations().iter();
         let phase = generations.filter(|it| it.number == number).map(|it| it.phase).next();
         let mut passed_on = said.passed_on.clone();
+        if !self.machine.is_stopping() {
+            // This generation stops, but not the service.
+            let is_kept = |line: &&str| !line.starts_with("STOPPING=");
+            passed_on = passed_on.split_inclusive('\n').filter(is_kept).collect();
+        }
         if let Some(status) = &said.status {
             // Writing to a string does not fail.
             let _ = writeln!(passed_on, "STATUS={status}");
@@ -61,7 +66,7 @@ impl Supervisor<'_> {
             self.pass_to_holder(number, datagram);
         }
         if said.is_ready && self.counts_ready && matches!(phase, Some(Phase::Starting { .. })) {
-            self.feed(Event::Ready(number));
+            self.is_ready(number);
         }
     }
 

@@ -16,12 +16,19 @@
 //!
 //! At most one generation is starting and at most one is ready. A ready one is stopped only once the
 //! next one is ready, unless somebody asks for that.
+//!
+//! Between the death of PROG (`Died`) and its end (`Ended`) its last words may come. What it leaves in
+//! its process group is told to stop as well, unless it was ready and has exited with 0 by itself.
 
 mod model;
+mod stopping;
+mod telling;
 
-pub use model::{Action, Event, Exit, Failed, Generation, Number, Outcome, Phase, Policy, Told};
+pub use model::{Action, Event, Exit, Failed, Generation, Life, Number, Outcome};
+pub use model::{Phase, Policy, Told};
 
 use std::time::{Duration, Instant};
+use stopping::kill;
 
 /// Whether the supervisor itself goes on.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,13 +68,15 @@ pub struct Machine<A> {
     /// One more restart follows: who waits for it.
     follows: Option<Vec<A>>,
     has_been_ready: bool,
-    /// How the ready generation ended while the next one was starting.
-    lost: Option<Exit>,
+    /// For how long the ready generation served that ended while the next one was starting, and how.
+    lost: Option<(Duration, Exit)>,
     respawn_at: Option<Instant>,
     respawn_pause: Duration,
     /// No generation runs, and the next client starts one.
     is_asleep: bool,
     active_at: Option<Instant>,
+    /// What whoever started this process was told last.
+    last_told: Option<Told>,
 }
 
 impl<A> Machine<A> {
@@ -86,6 +95,7 @@ impl<A> Machine<A> {
             respawn_pause: RESPAWN_PAUSES.0,
             is_asleep: false,
             active_at: None,
+            last_told: None,
         }
     }
 
@@ -99,9 +109,9 @@ impl<A> Machine<A> {
         self.is_asleep && self.mode == Mode::Running
     }
 
-    /// Whether a generation is ready.
+    /// Whether a generation is ready and lives.
     pub fn is_serving(&self) -> bool {
-        self.ready().is_some()
+        self.serving().is_some()
     }
 
     /// Whether everything is being stopped.
@@ -140,14 +150,18 @@ impl<A> Machine<A> {
     /// Takes an event; what is to be done is added to `actions`.
     pub fn handle(&mut self, now: Instant, event: Event<A>, actions: &mut Vec<Action<A>>) {
         match event {
-            Event::Begin if self.policy.on_demand => {
-                self.fall_asleep();
-                // Its sockets are there: clients can come.
-                actions.push(Action::Tell(Told::Ready));
-            }
+            _ if self.mode == Mode::Ended => {}
+            Event::Begin if self.policy.on_demand => self.fall_asleep(actions),
             Event::Begin => self.begin(now, actions),
+            Event::Listening if self.is_announced() => {}
+            Event::Listening => self.tell(Told::Ready, actions),
+            Event::Executed(number) => self.executed(now, number),
             Event::Ready(number) => self.becomes_ready(now, number, actions),
-            Event::Ended(number, exit) => self.ended(now, number, exit, actions),
+            Event::Died(number) => self.died(number),
+            Event::Ended { number, exit, leaves_others } => {
+                self.ended(now, number, exit, leaves_others, actions);
+            }
+            Event::Gone(number) => self.gone(now, number, actions),
             Event::Restart(asker) => self.restart(now, asker, actions),
             Event::Stop => self.stop(now, Exit::Code(0), actions),
             Event::Kill => {
@@ -184,7 +198,7 @@ impl<A> Machine<A> {
         if is_due(self.respawn_at) {
             self.respawn_at = None;
             if self.policy.on_demand {
-                self.fall_asleep();
+                self.fall_asleep(actions);
             } else {
                 self.begin(now, actions);
             }
@@ -192,7 +206,7 @@ impl<A> Machine<A> {
         if is_due(self.idle_at()) {
             if let Some(number) = self.ready() {
                 self.begin_stop(now, number, actions);
-                self.fall_asleep();
+                self.fall_asleep(actions);
             }
         }
     }
@@ -209,10 +223,14 @@ impl<A> Machine<A> {
         self.generations.iter().find(|it| it.phase == Phase::Ready).map(|it| it.number)
     }
 
+    fn serving(&self) -> Option<Number> {
+        self.generations.iter().find(|it| it.is_serving()).map(|it| it.number)
+    }
+
     /// When the ready generation is stopped, if no client comes.
     pub fn idle_at(&self) -> Option<Instant> {
         let idle = self.policy.idle_stop?;
-        let ready = self.generations.iter().find(|it| it.phase == Phase::Ready)?;
+        let ready = self.generations.iter().find(|it| it.is_serving())?;
         let is_busy = self.starting().is_some() || self.draining() >= self.policy.draining_max;
         if is_busy || self.mode != Mode::Running {
             return None;
@@ -224,8 +242,9 @@ impl<A> Machine<A> {
         self.generations.iter().filter(|it| it.is_ending()).count()
     }
 
-    fn fall_asleep(&mut self) {
+    fn fall_asleep(&mut self, actions: &mut Vec<Action<A>>) {
         self.is_asleep = true;
+        self.finish_reloading(actions);
     }
 
     /// Starts the next generation, once it may run.
@@ -238,58 +257,76 @@ impl<A> Machine<A> {
         }
         let number = self.next;
         self.next += 1;
-        let phase = Phase::Starting {
-            ready_at: self.policy.ready_after.map(|after| now + after),
-            deadline: self.policy.start_timeout.map(|timeout| now + timeout),
-        };
-        self.generations.push(Generation { number, phase, started: now, since: now });
+        let deadline = self.policy.start_timeout.map(|timeout| now + timeout);
+        self.generations.push(Generation {
+            number,
+            phase: Phase::Starting { ready_at: None, deadline },
+            life: Life::Preparing,
+            was_ready: false,
+            started: now,
+            since: now,
+        });
         actions.push(Action::Start(number));
     }
 
+    /// From now on it can get ready by living.
+    fn executed(&mut self, now: Instant, number: Number) {
+        let after = self.policy.ready_after;
+        let preparing = self.find(number).filter(|it| it.life == Life::Preparing);
+        let Some(generation) = preparing else { return };
+        generation.life = Life::Prog;
+        if let Phase::Starting { ready_at, .. } = &mut generation.phase {
+            *ready_at = after.map(|after| now + after);
+        }
+    }
+
     fn restart(&mut self, now: Instant, asker: Option<A>, actions: &mut Vec<Action<A>>) {
-        let refusal = if self.mode != Mode::Running {
-            Outcome::Stopping
+        if self.mode != Mode::Running {
+            actions.push(Action::Note(Outcome::Stopping));
+            actions.extend(asker.map(|asker| Action::Answer(asker, Outcome::Stopping)));
         } else if self.starting().is_some() || self.waits_for_end {
             self.follows.get_or_insert_with(Vec::new).extend(asker);
-            return;
-        } else if self.is_asleep {
-            Outcome::Asleep
         } else {
             self.asked.extend(asker);
-            return self.replace(now, actions);
-        };
-        actions.push(Action::Note(refusal.clone()));
-        actions.extend(asker.map(|asker| Action::Answer(asker, refusal)));
+            self.replace(now, actions);
+        }
     }
 
     /// Starts a generation in the place of the one that is ready, if there is one.
     fn replace(&mut self, now: Instant, actions: &mut Vec<Action<A>>) {
+        // systemd waits for both after each SIGHUP, whatever that does.
+        self.tell_reloading(actions);
+        if self.is_asleep {
+            self.conclude(&Outcome::Asleep, actions);
+            return self.finish_reloading(actions);
+        }
+        let draining = self.draining();
         // Where none is ready the next one cannot wait.
-        if let Some(number) = self.ready() {
-            let draining = self.draining();
-            if draining >= self.policy.draining_max {
-                return self.conclude(&Outcome::TooMany(draining), actions);
-            }
-            actions.push(Action::Tell(Told::Reloading));
-            if !self.policy.overlaps {
-                self.begin_stop(now, number, actions);
-            }
+        if self.is_serving() && draining >= self.policy.draining_max {
+            self.conclude(&Outcome::TooMany(draining), actions);
+            return self.finish_reloading(actions);
+        }
+        if let Some(number) = self.ready().filter(|_| !self.policy.overlaps) {
+            self.begin_stop(now, number, actions);
         }
         self.begin(now, actions);
     }
 
     fn becomes_ready(&mut self, now: Instant, number: Number, actions: &mut Vec<Action<A>>) {
-        let Some(generation) = self.find(number).filter(|it| it.is_starting()) else { return };
-        let took = now.saturating_duration_since(generation.started);
         let old = self.ready();
-        if let Some(generation) = self.find(number) {
-            (generation.phase, generation.since) = (Phase::Ready, now);
+        let Some(generation) = self.find(number).filter(|it| it.is_starting()) else { return };
+        if generation.life == Life::Dead && old.is_some() {
+            // It cannot take the place of another one.
+            return;
         }
+        let took = now.saturating_duration_since(generation.started);
+        (generation.phase, generation.since) = (Phase::Ready, now);
+        generation.was_ready = true;
         (self.has_been_ready, self.lost, self.active_at) = (true, None, None);
         if let Some(old) = old {
             self.begin_stop(now, old, actions);
         }
-        actions.push(Action::Tell(Told::Ready));
+        self.tell(Told::Ready, actions);
         self.conclude(&Outcome::Ready(number, took), actions);
         self.follow(now, actions);
     }
@@ -300,9 +337,35 @@ impl<A> Machine<A> {
         self.failed(now, number, why, Exit::Code(EXIT_TIMED_OUT), actions);
     }
 
-    fn ended(&mut self, now: Instant, number: Number, exit: Exit, actions: &mut Vec<Action<A>>) {
-        let Some(at) = self.generations.iter().position(|it| it.number == number) else { return };
-        let generation = self.generations.remove(at);
+    fn died(&mut self, number: Number) {
+        let Some(generation) = self.find(number) else { return };
+        generation.life = Life::Dead;
+        match &mut generation.phase {
+            Phase::Starting { ready_at, deadline } => (*ready_at, *deadline) = (None, None),
+            Phase::Stopping { kill_at } => *kill_at = None,
+            Phase::Ready | Phase::Killed => {}
+        }
+    }
+
+    fn ended(
+        &mut self,
+        now: Instant,
+        number: Number,
+        exit: Exit,
+        leaves_others: bool,
+        actions: &mut Vec<Action<A>>,
+    ) {
+        let mut all = self.generations.iter();
+        let at = all.position(|it| it.number == number && it.life != Life::Orphans);
+        let Some(at) = at else { return };
+        let generation = self.generations[at];
+        // One that goes in order may leave what it likes.
+        let goes_by_itself = generation.phase == Phase::Ready && exit == Exit::Code(0);
+        if leaves_others && !goes_by_itself {
+            self.stop_orphans(now, at, actions);
+        } else {
+            self.generations.remove(at);
+        }
         if let Mode::Stopping { speaker, exit: with } = &mut self.mode {
             if *speaker == Some(number) {
                 *with = exit;
@@ -314,12 +377,27 @@ impl<A> Machine<A> {
                 let why = Failed::Ended(exit.clone());
                 self.failed(now, number, why, exit, actions);
             }
-            Phase::Ready if self.starting().is_some() => self.lost = Some(exit),
-            Phase::Ready => self.lost_service(now, &generation, exit, actions),
+            Phase::Ready => {
+                let lived = now.saturating_duration_since(generation.since);
+                if self.starting().is_some() {
+                    self.lost = Some((lived, exit));
+                } else {
+                    self.lost_service(now, lived, exit, actions);
+                }
+            }
             Phase::Stopping { .. } | Phase::Killed if self.waits_for_end => {
                 self.begin(now, actions);
             }
             Phase::Stopping { .. } | Phase::Killed => {}
+        }
+    }
+
+    fn gone(&mut self, now: Instant, number: Number, actions: &mut Vec<Action<A>>) {
+        self.generations.retain(|it| it.number != number || it.life != Life::Orphans);
+        if self.is_stopping() {
+            self.end_if_last(actions);
+        } else if self.waits_for_end {
+            self.begin(now, actions);
         }
     }
 
@@ -332,26 +410,21 @@ impl<A> Machine<A> {
         exit: Exit,
         actions: &mut Vec<Action<A>>,
     ) {
-        let others_serve = self.ready().is_some();
-        if others_serve && self.has_been_ready {
-            // It has been reloading.
-            actions.push(Action::Tell(Told::Ready));
+        let others_serve = self.is_serving();
+        if others_serve {
+            self.finish_reloading(actions);
         }
         self.conclude(&Outcome::Failed { number, why, others_serve }, actions);
         if others_serve || self.follows.is_some() {
             return self.follow(now, actions);
         }
-        if self.has_been_ready && self.policy.respawn {
-            return self.respawn(now);
+        if self.ready().is_some() {
+            // It has died as well: its end decides.
+            return;
         }
         match self.lost.take() {
-            Some(lost) => {
-                // Nobody will be there to do that later.
-                if let Some(generation) = self.find(number) {
-                    kill(generation, now, actions);
-                }
-                self.end_at_once(lost, actions);
-            }
+            Some((lived, lost)) => self.lost_service(now, lived, lost, actions),
+            None if self.has_been_ready && self.policy.respawn => self.respawn(now),
             None => self.stop(now, exit, actions),
         }
     }
@@ -360,11 +433,10 @@ impl<A> Machine<A> {
     fn lost_service(
         &mut self,
         now: Instant,
-        generation: &Generation,
+        lived: Duration,
         exit: Exit,
         actions: &mut Vec<Action<A>>,
     ) {
-        let lived = now.saturating_duration_since(generation.since);
         if self.policy.on_demand && exit == Exit::Code(0) {
             if lived < SERVED_AFTER {
                 // The client that waits would start it again at once.
@@ -372,21 +444,15 @@ impl<A> Machine<A> {
             }
             // It has stopped because it had nothing to do.
             self.respawn_pause = RESPAWN_PAUSES.0;
-            self.fall_asleep();
+            self.fall_asleep(actions);
         } else if self.policy.respawn {
             if lived >= HEALTHY_AFTER {
                 self.respawn_pause = RESPAWN_PAUSES.0;
             }
             self.respawn(now);
         } else {
-            self.end_at_once(exit, actions);
+            self.end_at_once(now, exit, actions);
         }
-    }
-
-    /// Nothing serves, and whoever started this process is to act. The others are stopping.
-    fn end_at_once(&mut self, exit: Exit, actions: &mut Vec<Action<A>>) {
-        self.mode = Mode::Ended;
-        actions.push(Action::End(exit));
     }
 
     fn respawn(&mut self, now: Instant) {
@@ -409,66 +475,10 @@ impl<A> Machine<A> {
         self.asked = askers;
         self.replace(now, actions);
     }
-
-    fn begin_stop(&mut self, now: Instant, number: Number, actions: &mut Vec<Action<A>>) {
-        let kill_at = self.policy.stop_timeout.map(|timeout| now + timeout);
-        if let Some(generation) = self.find(number).filter(|it| !it.is_ending()) {
-            (generation.phase, generation.since) = (Phase::Stopping { kill_at }, now);
-            actions.push(Action::Stop(number));
-        }
-    }
-
-    fn stop(&mut self, now: Instant, exit: Exit, actions: &mut Vec<Action<A>>) {
-        if self.mode != Mode::Running {
-            return;
-        }
-        let speaker = self.speaker();
-        self.mode = Mode::Stopping { speaker, exit };
-        self.respawn_at = None;
-        actions.push(Action::Tell(Told::Stopping));
-        if let Some(number) = self.starting() {
-            let others_serve = self.ready().is_some();
-            let why = Failed::Stopped;
-            self.conclude(&Outcome::Failed { number, why, others_serve }, actions);
-        }
-        let waiting = self.follows.take().into_iter().flatten();
-        for asker in waiting.chain(std::mem::take(&mut self.asked)) {
-            actions.push(Action::Answer(asker, Outcome::Stopping));
-        }
-        let all: Vec<_> = self.generations.iter().map(|generation| generation.number).collect();
-        for number in all {
-            self.begin_stop(now, number, actions);
-        }
-        self.end_if_last(actions);
-    }
-
-    fn end_if_last(&mut self, actions: &mut Vec<Action<A>>) {
-        if !self.generations.is_empty() {
-            return;
-        }
-        if let Mode::Stopping { exit, .. } = std::mem::replace(&mut self.mode, Mode::Ended) {
-            actions.push(Action::End(exit));
-        }
-    }
-
-    fn extend(&mut self, now: Instant, number: Number, by: Duration) {
-        let Some(generation) = self.find(number) else { return };
-        let (Phase::Starting { deadline: at, .. } | Phase::Stopping { kill_at: at }) =
-            &mut generation.phase
-        else {
-            return;
-        };
-        *at = at.map(|at| at.max(now + by));
-    }
 }
 
-fn kill<A>(generation: &mut Generation, now: Instant, actions: &mut Vec<Action<A>>) {
-    if generation.phase != Phase::Killed {
-        (generation.phase, generation.since) = (Phase::Killed, now);
-        actions.push(Action::Kill(generation.number));
-    }
-}
-
+#[cfg(test)]
+mod driven;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The process of one generation, and what belongs to it.
 
 use super::child::{read_report, Role, PROBE};
+use super::group;
 use super::machine::{Exit, Number};
 use super::origin::Origin;
 use super::output::Copier;
@@ -55,11 +56,23 @@ pub struct Process {
     output: Option<Copier>,
     /// Nothing more comes on PROG's stderr.
     output_has_ended: bool,
-    /// How it has ended, and when.
-    ended: Option<(WaitStatus, Instant)>,
+    /// The number of its process may be another one's by then.
+    ended: Option<End>,
+    was_killed: bool,
     /// The status line that it has sent.
     pub status: Option<String>,
     probe: Option<Probe>,
+}
+
+/// The end of PROG.
+#[derive(Debug)]
+struct End {
+    status: WaitStatus,
+    at: Instant,
+    /// Processes of its group were left each time that this was looked at.
+    leaves_others: bool,
+    /// The machine knows of it.
+    is_over: bool,
 }
 
 /// `--ready-command`, run again and again.
@@ -125,38 +138,86 @@ impl Process {
             output: Some(copier),
             output_has_ended: false,
             ended: None,
+            was_killed: false,
             status: None,
             probe,
         })
     }
 
+    /// Whether PROG, or the process that becomes it, lives.
+    pub fn is_alive(&self) -> bool {
+        self.ended.is_none()
+    }
+
     /// Sends a signal to PROG.
     pub fn signal(&self, signal: i32) {
-        let signal = Signal::from_named_raw(signal).filter(|_| self.ended.is_none());
+        let signal = Signal::from_named_raw(signal).filter(|_| self.is_alive());
         if let Some(signal) = signal {
             // It may have ended just now.
             let _ = kill_process(self.pid, signal);
         }
     }
 
-    /// Kills PROG and all in its process group.
-    pub fn kill(&self) {
-        let _ = kill_process_group(self.pid, Signal::KILL);
-        self.signal(Signal::KILL.as_raw());
+    /// Tells PROG to stop, or what it has left.
+    pub fn stop(&mut self, signal: i32) {
+        self.end_probe();
+        if self.report.is_some() {
+            // It is not PROG yet: the signal may mean something else to it.
+            self.signal(Signal::TERM.as_raw());
+        } else {
+            self.signal(signal);
+        }
+        if let Some(signal) = Signal::from_named_raw(signal).filter(|_| self.leaves_others()) {
+            let _ = kill_process_group(self.pid, signal);
+        }
     }
 
-    /// Reads what the process says before it becomes PROG.
-    pub fn read_report(&mut self) {
-        let Some(report) = &self.report else { return };
+    /// Kills PROG and all in its process group. Returns whether that is for the first time.
+    pub fn kill(&mut self) -> bool {
+        if self.is_alive() || self.leaves_others() {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+            self.signal(Signal::KILL.as_raw());
+        }
+        !std::mem::replace(&mut self.was_killed, true)
+    }
+
+    /// Whether processes that it has started are left. While there are any, no other process is
+    /// given its number.
+    pub fn leaves_others(&mut self) -> bool {
+        let Some(end) = &mut self.ended else { return false };
+        end.leaves_others = end.leaves_others && group::has_living(self.pid);
+        end.leaves_others
+    }
+
+    /// Whether the machine knows of its end.
+    pub fn is_over(&self) -> bool {
+        self.ended.as_ref().is_some_and(|end| end.is_over)
+    }
+
+    /// The machine is told of its end. Returns whether processes are left.
+    pub fn end(&mut self) -> bool {
+        if let Some(end) = &mut self.ended {
+            end.is_over = true;
+        }
+        self.leaves_others()
+    }
+
+    /// Reads what the process says before it becomes PROG. Returns whether it just has.
+    pub fn read_report(&mut self) -> bool {
+        let Some(report) = &self.report else { return false };
         let mut buffer = [0; 512];
         match read(report, &mut buffer) {
-            Ok(0) => self.report = None,
+            Ok(0) => {
+                self.report = None;
+                return self.is_alive() && self.reported.is_empty();
+            }
             Ok(len) if self.reported.len() + len <= REPORT_LEN_MAX => {
                 self.reported.extend_from_slice(&buffer[..len]);
             }
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.report = None,
         }
+        false
     }
 
     /// Whether a newline has come by `--ready-fd`. What comes without one, or the end of all that,
@@ -180,12 +241,15 @@ impl Process {
 
     /// A child of this process has ended: whether it belongs here.
     pub fn has_ended(&mut self, pid: Pid, status: WaitStatus, now: Instant) -> Option<Ended> {
-        if pid == self.pid {
-            self.ended = Some((status, now));
+        // Numbers are given again.
+        if self.is_alive() && pid == self.pid {
+            let leaves_others = group::has_living(pid);
+            self.ended = Some(End { status, at: now, leaves_others, is_over: false });
             self.end_probe();
             return Some(Ended::Program);
         }
-        if self.output.as_ref().is_some_and(|copier| copier.pid == pid) {
+        let copier = self.output.as_ref().filter(|_| !self.output_has_ended);
+        if copier.is_some_and(|copier| copier.pid == pid) {
             self.output_has_ended = true;
             return Some(Ended::Copier);
         }
@@ -197,7 +261,7 @@ impl Process {
 
     /// How PROG has ended, once its last words are known, or waiting for them takes too long.
     pub fn exit(&mut self, now: Instant) -> Option<Exit> {
-        let (status, at) = self.ended?;
+        let &End { status, at, .. } = self.ended.as_ref()?;
         let patience = self.output.as_ref().map_or(Duration::ZERO, |_| LAST_WORDS_PATIENCE);
         if !self.output_has_ended && now < at + patience {
             return None;
@@ -221,16 +285,19 @@ impl Process {
         })
     }
 
-    /// When to look again whether its last words are known.
+    /// When to look again whether its last words are known, or what it has left has ended.
     pub fn last_words_at(&self, now: Instant) -> Option<Instant> {
-        let (_, at) = self.ended?;
+        let &End { at, is_over, .. } = self.ended.as_ref()?;
+        if is_over {
+            return Some(now + group::LOOK_PAUSE);
+        }
         let times = [at + LAST_WORDS_PATIENCE, at + HOLDER_PATIENCE];
         times.into_iter().find(|it| *it > now)
     }
 
     /// Whether to wait until the holder has taken what it has stored.
     pub fn may_be_heard(&self, now: Instant) -> bool {
-        self.ended.is_some_and(|(_, at)| now < at + HOLDER_PATIENCE)
+        self.ended.as_ref().is_some_and(|end| now < end.at + HOLDER_PATIENCE)
     }
 
     /// The last lines that PROG has written to stderr.

@@ -3,8 +3,11 @@
 use crate::scene::{Run, Scene};
 use crate::support::family::is_alive;
 use crate::support::{assert_exit, deadline, eventually, id, stdout};
+use fdholder::Limit;
 use rustix::process::Signal;
+use std::io::Read;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn asleep(scene: &Scene) -> bool {
@@ -199,4 +202,47 @@ fn many_clients_of_a_service_that_comes_and_goes_are_served() {
         }
     }
     assert!(generations.len() > 3, "{generations:?}");
+}
+
+#[test]
+fn nothing_is_ready_before_it_listens() {
+    // The address is in use, and then it is not.
+    let scene = Scene::alone();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = format!("tcp=tcp:{}", other.local_addr().unwrap());
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let command = scene.command(&["--on-demand", "--notify-fd", "7", "--bind", &bind]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$0\" \"$@\" 7>&1 >/dev/null"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    scene.furnish(&mut shell);
+    let log = std::fs::File::create(scene.at("log")).unwrap();
+    let mut run = shell.stdout(writer).stderr(log).spawn().unwrap();
+    drop(shell);
+    eventually("it says why", || scene.read("log").contains("warning"));
+    let log = scene.read("log");
+    assert!(log.to_lowercase().contains("in use") && !log.contains("timed out"), "{log}");
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    let mut newline = [0];
+    let read = reader.read(&mut newline);
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    drop(other);
+    rustix::io::ioctl_fionbio(&reader, false).unwrap();
+    assert_eq!(reader.read(&mut newline).unwrap(), 1);
+    assert_eq!(scene.ask().0, 1);
+    run.kill().unwrap();
+    run.wait().unwrap();
+}
+
+#[test]
+fn service_that_no_client_can_come_to_ends() {
+    let scene = Scene::new();
+    let file = std::fs::File::open("/etc/passwd").unwrap();
+    scene.holder().client().store(&id("file"), Limit::never(), &file, deadline()).unwrap();
+    let program = scene.program();
+    let mut command = scene.fdholder(&["run", "--fd", "file", "--on-demand"]);
+    command.arg(&scene.holder().path).arg("--").args(program);
+    let mut run = scene.spawn(command);
+    assert_eq!(run.code(), Some(100), "{}", run.log());
+    assert!(run.log().contains("no client can come by"), "{}", run.log());
 }

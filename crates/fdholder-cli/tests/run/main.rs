@@ -7,6 +7,7 @@ mod demand;
 mod ending;
 mod first;
 mod hostile;
+mod premature;
 mod ready;
 mod restarts;
 mod robust;

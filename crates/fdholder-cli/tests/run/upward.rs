@@ -98,7 +98,7 @@ fn program_speaks_through_run_but_not_of_descriptors() {
                 notify('FDSTORE=1\\nFDNAME=x\\nFDPOLL=0\\nMAINPID=77\\nMAINPIDFDID=1\\nWATCHDOG=1', [0]); \
                 notify('FDSTOREREMOVE=1\\nFDNAME=x'); barrier(); \
                 notify('EXTEND_TIMEOUT_USEC=5\\nERRNO=2\\nEXIT_STATUS=3\\nX_OWN=1\\nBUSERROR=a.b'); \
-                notify('RELOADING=1\\nMONOTONIC_USEC=5'); notify('READY=1'); notify('STOPPING=1'); \
+                notify('RELOADING=1\\nMONOTONIC_USEC=5'); notify('READY=1'); notify('STOPPING=1\\nX=2'); \
                 barrier(); note('said'); serve()";
     scene.version(says);
     let _run = manager.start(&scene, &["--notify", "web"]);
@@ -109,7 +109,8 @@ fn program_speaks_through_run_but_not_of_descriptors() {
         "EXTEND_TIMEOUT_USEC=5\nERRNO=2\nEXIT_STATUS=3\nX_OWN=1\nBUSERROR=a.b\n",
         "RELOADING=1\nMONOTONIC_USEC=5\n",
         "READY=1\n",
-        "STOPPING=1\n",
+        // It is not the service that stops.
+        "X=2\n",
     ];
     for text in expected {
         assert_eq!(manager.next(), text);
@@ -462,4 +463,31 @@ fn absent_holder_does_not_block_run() {
         stream.is_some()
     });
     assert_eq!(crate::scene::Client::new(stream.unwrap()).ask("now").0, 1);
+}
+
+#[test]
+fn every_restart_is_told_and_over() {
+    // Asleep.
+    let scene = Scene::new();
+    let manager = Manager::new(&scene);
+    let run = manager.start(&scene, &["--on-demand"]);
+    assert!(manager.next().starts_with("READY=1"));
+    run.signal(Signal::HUP);
+    assert!(is_reloading(&manager.next()));
+    assert_eq!(manager.next(), "READY=1\n");
+    drop(run);
+    // Too many drain.
+    let scene = Scene::new();
+    let manager = Manager::new(&scene);
+    let run = manager.start(&scene, &["--drain-max", "1", "--ready-after", "1"]);
+    assert!(manager.next().starts_with("READY=1"));
+    let mut client = scene.connect();
+    client.send("wait slow");
+    scene.wait_for("slow.begun");
+    for _ in 0..2 {
+        run.signal(Signal::HUP);
+        assert!(is_reloading(&manager.next()));
+        assert_eq!(manager.next(), "READY=1\n");
+    }
+    run.logged("1 generations are still draining");
 }

@@ -67,10 +67,19 @@ pub enum Outcome {
 pub enum Event<A> {
     /// The supervisor has started.
     Begin,
+    /// A process has become PROG.
+    Executed(Number),
     /// A generation is ready.
     Ready(Number),
-    /// A generation has ended, and its last words are known.
-    Ended(Number, Exit),
+    /// PROG has died; what it has said before may still come.
+    Died(Number),
+    /// A generation has ended, and its last words are known. Processes that it has started may be
+    /// left in its process group.
+    Ended { number: Number, exit: Exit, leaves_others: bool },
+    /// No process of an ended generation is left.
+    Gone(Number),
+    /// The sockets of a service on demand are there.
+    Listening,
     /// Somebody asks for the next generation.
     Restart(Option<A>),
     /// Everything is to stop.
@@ -89,8 +98,9 @@ pub enum Event<A> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<A> {
     Start(Number),
-    /// Send the stop signal.
+    /// Send the stop signal: to PROG, or to what it has left.
     Stop(Number),
+    /// Kill PROG and all that it has started.
     Kill(Number),
     Answer(A, Outcome),
     /// The outcome of a start or restart, for the log and the counters.
@@ -124,11 +134,25 @@ pub enum Phase {
     Killed,
 }
 
+/// What of a generation lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// The process that becomes PROG.
+    Preparing,
+    Prog,
+    /// Nothing; how it has ended is not known yet.
+    Dead,
+    /// Only processes that PROG has started.
+    Orphans,
+}
+
 /// One run of PROG.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Generation {
     pub number: Number,
     pub phase: Phase,
+    pub life: Life,
+    pub was_ready: bool,
     /// When it was started.
     pub started: Instant,
     /// When its phase began.
@@ -136,11 +160,15 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(super) fn is_starting(&self) -> bool {
+    pub fn is_starting(&self) -> bool {
         matches!(self.phase, Phase::Starting { .. })
     }
 
     pub(super) fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Stopping { .. } | Phase::Killed)
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.phase == Phase::Ready && self.life != Life::Dead
     }
 }

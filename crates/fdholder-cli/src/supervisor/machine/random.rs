@@ -1,13 +1,16 @@
 //! Random sequences of what can happen.
 
-use super::tests::{code, Driven, SECOND};
+use super::driven::{code, Driven, SECOND};
 use super::*;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
 enum Deed {
+    Execute(prop::sample::Index),
     Ready(prop::sample::Index),
-    End(prop::sample::Index, u8),
+    Die(prop::sample::Index),
+    End(prop::sample::Index, u8, bool),
+    Gone(prop::sample::Index),
     Restart,
     Extend(prop::sample::Index),
     Demand,
@@ -20,7 +23,11 @@ enum Deed {
 fn deeds() -> impl Strategy<Value = Vec<Deed>> {
     let deed = prop_oneof![
         8 => any::<prop::sample::Index>().prop_map(Deed::Ready),
-        4 => (any::<prop::sample::Index>(), 0u8..3).prop_map(|(which, code)| Deed::End(which, code)),
+        8 => any::<prop::sample::Index>().prop_map(Deed::Execute),
+        2 => any::<prop::sample::Index>().prop_map(Deed::Die),
+        4 => (any::<prop::sample::Index>(), 0u8..4, any::<bool>())
+            .prop_map(|(which, code, leaves)| Deed::End(which, code, leaves)),
+        4 => any::<prop::sample::Index>().prop_map(Deed::Gone),
         6 => Just(Deed::Restart),
         1 => any::<prop::sample::Index>().prop_map(Deed::Extend),
         2 => Just(Deed::Demand),
@@ -63,28 +70,48 @@ proptest! {
             if it.end.is_some() {
                 break;
             }
-            let pick = |which: &prop::sample::Index, it: &Driven| {
-                let all: Vec<_> = it.alive.iter().copied().collect();
+            // One whose process is in such a state.
+            let pick = |which: &prop::sample::Index, it: &Driven, lives: &[Life]| {
+                let all = it.alive.iter().filter(|(_, real)| lives.contains(&real.life));
+                let all: Vec<_> = all.map(|(number, _)| *number).collect();
                 (!all.is_empty()).then(|| *which.get(&all))
             };
             let served = !it.serving.is_empty();
-            let mut may_stop = !policy.overlaps;
+            let mut may_stop = false;
             match &deed {
+                Deed::Execute(which) => {
+                    if let Some(number) = pick(which, &it, &[Life::Preparing]) {
+                        it.executed(number);
+                    }
+                }
                 Deed::Ready(which) => {
-                    if let Some(number) = pick(which, &it) {
+                    if let Some(number) = pick(which, &it, &[Life::Prog, Life::Dead]) {
                         it.ready(number);
                     }
                 }
-                Deed::End(which, with) => {
-                    if let Some(number) = pick(which, &it) {
+                Deed::Die(which) => {
+                    if let Some(number) = pick(which, &it, &[Life::Preparing, Life::Prog]) {
                         may_stop |= it.serving.contains(&number);
-                        it.ends(number, code(*with));
+                        it.dies(number);
+                    }
+                }
+                Deed::End(which, with, leaves) => {
+                    let lives = [Life::Preparing, Life::Prog, Life::Dead];
+                    if let Some(number) = pick(which, &it, &lives) {
+                        may_stop |= it.serving.contains(&number);
+                        it.ends_and_leaves(number, exit(*with), *leaves);
+                    }
+                }
+                Deed::Gone(which) => {
+                    if let Some(number) = pick(which, &it, &[Life::Orphans]) {
+                        it.gone(number);
                     }
                 }
                 Deed::Restart => drop(it.restart()),
                 Deed::Extend(which) => {
-                    if let Some(number) = pick(which, &it) {
-                        it.handle(Event::Extend(number, SECOND));
+                    let lives = [Life::Preparing, Life::Prog, Life::Dead, Life::Orphans];
+                    if let Some(number) = pick(which, &it, &lives) {
+                        it.extend(number, SECOND);
                     }
                 }
                 Deed::Demand => it.handle(Event::Demand),
@@ -102,6 +129,9 @@ proptest! {
                     may_stop = true;
                 }
             }
+            // Without overlap a restart begins with the end of the last one.
+            let restarts = it.last.contains(&Action::Tell(Told::Reloading));
+            may_stop |= !policy.overlaps && restarts;
             prop_assert!(!served || may_stop || !it.serving.is_empty(), "{deed:?}: nothing serves");
         }
         // Everything comes to its end.
@@ -109,9 +139,21 @@ proptest! {
             it.handle(Event::Kill);
         }
         while it.end.is_none() {
-            let number = *it.alive.iter().next().expect("it waits for nothing");
-            it.ends(number, code(0));
+            let (number, real) = it.alive.first_key_value().expect("it waits for nothing");
+            match (*number, real.life) {
+                (number, Life::Orphans) => it.gone(number),
+                (number, _) => it.ends_and_leaves(number, code(0), number % 2 == 0),
+            }
         }
         prop_assert_eq!(it.answers.len(), it.asked as usize);
+    }
+}
+
+/// How a generation may end.
+fn exit(which: u8) -> Exit {
+    match which {
+        2 => Exit::Signal(15),
+        3 => Exit::NotStarted { code: 126, why: "no such file".to_owned() },
+        other => code(other),
     }
 }

@@ -1,141 +1,6 @@
+use super::driven::{code, policy, Driven, SECOND};
 use super::*;
-use std::collections::{BTreeMap, BTreeSet};
-
-pub const SECOND: Duration = Duration::from_secs(1);
-
-pub fn policy() -> Policy {
-    Policy {
-        ready_after: None,
-        start_timeout: Some(60 * SECOND),
-        stop_timeout: Some(30 * SECOND),
-        draining_max: 3,
-        respawn: false,
-        overlaps: true,
-        on_demand: false,
-        idle_stop: None,
-    }
-}
-
-/// A machine, and what its driver would know.
-pub struct Driven {
-    pub machine: Machine<u32>,
-    pub now: Instant,
-    pub alive: BTreeSet<Number>,
-    /// Ready, and not told to stop.
-    pub serving: BTreeSet<Number>,
-    pub asked: u32,
-    pub answers: BTreeMap<u32, Outcome>,
-    pub told: Vec<Told>,
-    pub end: Option<Exit>,
-    pub last: Vec<Action<u32>>,
-}
-
-impl Driven {
-    pub fn new(policy: Policy) -> Self {
-        let mut driven = Self {
-            machine: Machine::new(policy),
-            now: Instant::now(),
-            alive: BTreeSet::new(),
-            serving: BTreeSet::new(),
-            asked: 0,
-            answers: BTreeMap::new(),
-            told: Vec::new(),
-            end: None,
-            last: Vec::new(),
-        };
-        driven.handle(Event::Begin);
-        driven
-    }
-
-    pub fn handle(&mut self, event: Event<u32>) {
-        let mut actions = Vec::new();
-        self.machine.handle(self.now, event, &mut actions);
-        self.carry_out(actions);
-    }
-
-    pub fn restart(&mut self) -> u32 {
-        self.asked += 1;
-        self.handle(Event::Restart(Some(self.asked)));
-        self.asked
-    }
-
-    pub fn ready(&mut self, number: Number) {
-        self.handle(Event::Ready(number));
-    }
-
-    pub fn ends(&mut self, number: Number, exit: Exit) {
-        assert!(self.alive.remove(&number));
-        self.serving.remove(&number);
-        self.handle(Event::Ended(number, exit));
-    }
-
-    /// Lets time pass, with a tick whenever one is due.
-    pub fn pass(&mut self, span: Duration) {
-        let until = self.now + span;
-        while let Some(at) = self.machine.timeout().filter(|at| *at <= until) {
-            self.now = self.now.max(at);
-            let mut actions = Vec::new();
-            self.machine.tick(self.now, &mut actions);
-            self.carry_out(actions);
-            assert!(self.machine.timeout().is_none_or(|at| at > self.now), "it would spin");
-        }
-        self.now = until;
-    }
-
-    pub fn carry_out(&mut self, actions: Vec<Action<u32>>) {
-        for action in &actions {
-            assert_eq!(self.end, None, "nothing comes after the end: {actions:?}");
-            match action {
-                Action::Start(number) => {
-                    let overlaps = self.machine.policy.overlaps;
-                    assert!(overlaps || self.alive.is_empty(), "{number} runs beside another");
-                    assert!(self.alive.insert(*number), "{number} again");
-                }
-                Action::Stop(number) | Action::Kill(number) => {
-                    assert!(self.alive.contains(number), "{number} has ended");
-                    self.serving.remove(number);
-                }
-                Action::Answer(asker, outcome) => {
-                    let before = self.answers.insert(*asker, outcome.clone());
-                    assert_eq!(before, None, "{asker} is answered twice");
-                }
-                Action::Tell(told) => self.told.push(*told),
-                Action::End(exit) => self.end = Some(exit.clone()),
-                Action::Note(_) => {}
-            }
-        }
-        for generation in self.machine.generations() {
-            if generation.phase == Phase::Ready {
-                self.serving.insert(generation.number);
-            }
-        }
-        self.last = actions;
-        self.check();
-    }
-
-    pub fn check(&self) {
-        let all = self.machine.generations();
-        let count = |is: fn(&Generation) -> bool| all.iter().filter(|it| is(it)).count();
-        assert!(count(Generation::is_starting) <= 1, "two are starting: {all:?}");
-        assert!(count(|it| it.phase == Phase::Ready) <= 1, "two are ready: {all:?}");
-        let known: BTreeSet<_> = all.iter().map(|it| it.number).collect();
-        assert_eq!(known, self.alive, "a generation is forgotten");
-        let machine = &self.machine;
-        let goes_on = count(|it| !it.is_ending()) > 0
-            || machine.waits_for_clients()
-            || machine.respawn_at.is_some()
-            || machine.waits_for_end;
-        assert!(goes_on || machine.is_stopping(), "nothing will ever serve: {machine:?}");
-    }
-
-    pub fn stops(&self, number: Number) -> bool {
-        self.last.contains(&Action::Stop(number))
-    }
-}
-
-pub fn code(code: u8) -> Exit {
-    Exit::Code(code)
-}
+use std::collections::BTreeSet;
 
 #[test]
 fn old_generation_is_stopped_when_next_is_ready() {
@@ -197,9 +62,11 @@ fn restarts_asked_for_during_one_are_one_more() {
 #[test]
 fn program_that_lives_long_enough_is_ready() {
     let mut it = Driven::new(Policy { ready_after: Some(SECOND), ..policy() });
+    it.executed(1);
     it.pass(SECOND);
     assert_eq!((it.serving.len(), &it.told[..]), (1, &[Told::Ready][..]));
     it.restart();
+    it.executed(2);
     it.pass(SECOND / 2);
     it.ends(2, code(1));
     assert!(it.serving.contains(&1));
@@ -376,9 +243,9 @@ fn service_on_demand_drains_within_the_limit() {
     it.ready(1);
     it.pass(2 * SECOND);
     it.handle(Event::Demand);
-    assert_eq!(it.alive, BTreeSet::from([1]));
+    assert!(it.alive.keys().eq(&[1]));
     it.ends(1, code(0));
-    assert_eq!(it.alive, BTreeSet::from([2]));
+    assert!(it.alive.keys().eq(&[2]));
 }
 
 #[test]
@@ -401,13 +268,147 @@ fn program_on_demand_that_ends_at_once_starts_after_a_pause() {
 fn program_may_ask_for_more_time() {
     let mut it = Driven::new(policy());
     it.pass(59 * SECOND);
-    it.handle(Event::Extend(1, 10 * SECOND));
+    it.extend(1, 10 * SECOND);
     it.pass(9 * SECOND);
     it.ready(1);
     it.handle(Event::Stop);
-    it.handle(Event::Extend(1, 40 * SECOND));
+    it.extend(1, 40 * SECOND);
     it.pass(39 * SECOND);
-    assert!(it.alive.contains(&1) && !it.last.contains(&Action::Kill(1)));
+    assert!(it.alive.contains_key(&1) && !it.last.contains(&Action::Kill(1)));
     it.handle(Event::Kill);
     assert!(it.last.contains(&Action::Kill(1)));
+}
+
+#[test]
+fn process_that_is_not_the_program_yet_gets_no_readier() {
+    let mut it = Driven::new(Policy { ready_after: Some(SECOND), ..policy() });
+    it.ready(1);
+    it.restart();
+    it.pass(30 * SECOND);
+    assert!(it.serving.contains(&1) && !it.stops(1));
+    it.executed(2);
+    it.pass(SECOND / 2);
+    assert!(it.serving.contains(&1));
+    it.pass(SECOND / 2);
+    assert!(it.serving.contains(&2) && it.stops(1));
+}
+
+#[test]
+fn dead_program_takes_no_place() {
+    let mut it = Driven::new(Policy { ready_after: Some(SECOND), ..policy() });
+    it.ready(1);
+    let asker = it.restart();
+    it.executed(2);
+    it.pass(SECOND * 9 / 10);
+    it.dies(2);
+    // Its last words are waited for, and it has said that it is ready.
+    it.pass(SECOND);
+    it.ready(2);
+    assert_eq!(it.serving, BTreeSet::from([1]));
+    it.ends(2, code(3));
+    let why = Failed::Ended(code(3));
+    assert_eq!(it.answers[&asker], Outcome::Failed { number: 2, why, others_serve: true });
+    // Where nothing serves, what it has said counts.
+    let mut it = Driven::new(policy());
+    it.dies(1);
+    it.ready(1);
+    it.ends(1, code(7));
+    assert_eq!((it.told, it.end), (vec![Told::Ready], Some(code(7))));
+}
+
+#[test]
+fn dead_generation_does_not_serve_on() {
+    let mut it = Driven::new(policy());
+    it.ready(1);
+    let asker = it.restart();
+    it.dies(1);
+    it.ends(2, code(3));
+    let why = Failed::Ended(code(3));
+    assert_eq!(it.answers[&asker], Outcome::Failed { number: 2, why, others_serve: false });
+    it.ends(1, code(4));
+    assert_eq!(it.end, Some(code(4)));
+}
+
+#[test]
+fn what_a_failed_generation_leaves_is_stopped_and_killed() {
+    let mut it = Driven::new(policy());
+    it.ready(1);
+    it.restart();
+    it.ends_and_leaves(2, code(1), true);
+    assert!(it.stops(2) && it.serving.contains(&1));
+    it.pass(30 * SECOND);
+    assert!(it.last.contains(&Action::Kill(2)));
+    it.gone(2);
+    // Run ends after them.
+    it.restart();
+    it.ends_and_leaves(3, code(1), true);
+    it.handle(Event::Stop);
+    it.ends(1, code(0));
+    assert_eq!(it.end, None);
+    it.gone(3);
+    assert_eq!(it.end, Some(code(0)));
+    // Nobody would kill them later.
+    let mut it = Driven::new(policy());
+    it.ready(1);
+    it.ends_and_leaves(1, Exit::Signal(11), true);
+    assert!(it.last.contains(&Action::Kill(1)) && it.end == Some(Exit::Signal(11)));
+    // One that goes by itself, in order, may leave what it likes.
+    let mut it = Driven::new(policy());
+    it.ready(1);
+    it.ends_and_leaves(1, code(0), true);
+    assert_eq!(it.end, Some(code(0)));
+}
+
+#[test]
+fn without_overlap_next_generation_starts_when_nothing_is_left() {
+    let mut it = Driven::new(Policy { overlaps: false, ..policy() });
+    it.ready(1);
+    it.restart();
+    it.ends_and_leaves(1, code(0), true);
+    assert!(it.stops(1) && it.alive.keys().eq(&[1]));
+    it.gone(1);
+    assert!(it.alive.keys().eq(&[2]));
+}
+
+#[test]
+fn service_on_demand_that_ends_during_a_failing_restart_sleeps() {
+    let mut it = Driven::new(Policy { on_demand: true, ..policy() });
+    it.handle(Event::Demand);
+    it.ready(1);
+    it.pass(5 * SECOND);
+    it.restart();
+    it.ends(1, code(0));
+    it.ends(2, code(3));
+    assert!(it.end.is_none() && it.machine.waits_for_clients());
+}
+
+#[test]
+fn every_restart_is_told_and_over() {
+    use Told::{Ready, Reloading};
+    // Asleep, also before the sockets are there.
+    let mut it = Driven { told: Vec::new(), ..Driven::new(policy()) };
+    it.machine = Machine::new(Policy { on_demand: true, ..policy() });
+    it.alive.clear();
+    it.handle(Event::Begin);
+    it.restart();
+    assert_eq!(it.told, []);
+    it.handle(Event::Listening);
+    it.handle(Event::Listening);
+    assert_eq!(it.told, [Ready]);
+    it.restart();
+    assert_eq!(it.told, [Ready, Reloading, Ready]);
+    // Too many drain.
+    let mut it = Driven::new(Policy { draining_max: 1, ..policy() });
+    it.ready(1);
+    it.restart();
+    it.ready(2);
+    it.restart();
+    assert_eq!(it.told, [Ready, Reloading, Ready, Reloading, Ready]);
+    // In the pause before the next start.
+    let mut it = Driven::new(Policy { respawn: true, ..policy() });
+    it.ready(1);
+    it.ends(1, code(1));
+    it.restart();
+    it.ready(2);
+    assert_eq!(it.told, [Ready, Reloading, Ready]);
 }

@@ -32,7 +32,7 @@ use crate::program::Invocation;
 use crate::show::lines;
 use crate::show::terminal::harmless;
 use crate::start::folder::Folder;
-use crate::start::notify::{close_elsewhere, NotifySocket};
+use crate::start::notify::{close_elsewhere, NotifySocket, UNCLOSED_PAUSE};
 use crate::start::{self, Source};
 use fdholder_daemon::embedded::Holder;
 use nix::sys::signal::Signal;
@@ -229,12 +229,7 @@ impl<'a> Supervisor<'a> {
         let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
         let due = due.chain([self.machine.timeout(), self.register_at, self.look_at(now)]);
         let due = due.chain([strays_at, watchdog_at]);
-        let left = due.flatten().min().map(|at| at.saturating_duration_since(now));
-        let timeout = left.map(|left| {
-            // Not a little too early, which would be once more for nothing.
-            let left = left + Duration::from_millis(1);
-            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
-        });
+        let mut left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let mut awaited: Vec<(Ready, BorrowedFd<'_>, bool)> =
             vec![(Ready::Signals, self.signals.as_fd(), false)];
         awaited.extend(self.control.iter().map(|it| (Ready::Control, it.as_fd(), false)));
@@ -242,8 +237,12 @@ impl<'a> Supervisor<'a> {
         awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
         for (number, process) in &self.processes {
-            let (fd, is_for_writing) = process.notify.awaited();
-            awaited.push((Ready::Notify(*number), fd, is_for_writing));
+            match process.notify.awaited() {
+                Some((fd, is_for_writing)) => {
+                    awaited.push((Ready::Notify(*number), fd, is_for_writing));
+                }
+                None => left = Some(left.map_or(UNCLOSED_PAUSE, |left| left.min(UNCLOSED_PAUSE))),
+            }
             let ready = process.ready.iter().map(|fd| (Ready::Newline(*number), fd.as_fd(), false));
             awaited.extend(ready);
             let report = process.report.iter();
@@ -252,6 +251,11 @@ impl<'a> Supervisor<'a> {
         let flags = |is_for_writing| if is_for_writing { PollFlags::OUT } else { PollFlags::IN };
         let mut polled: Vec<_> =
             awaited.iter().map(|(_, fd, out)| PollFd::from_borrowed_fd(*fd, flags(*out))).collect();
+        let timeout = left.map(|left| {
+            // Not a little too early, which would be once more for nothing.
+            let left = left + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(Failure::system("wait for events", errno)),

@@ -392,6 +392,11 @@ pub(crate) fn leaving(user: u32) -> Leaving {
     Leaving { user, own, all: state.open.len() }
 }
 
+/// How many are not closed yet, of all users.
+pub fn unclosed() -> usize {
+    leaving(u32::MAX).all
+}
+
 /// What nobody has begun to close: it is left to the program that this process is about to become,
 /// which would not begin before all of it is closed.
 pub(crate) fn leave() -> Vec<ClientFd> {

@@ -57,7 +57,7 @@ mod there;
 mod thread;
 mod unread;
 
-pub use closing::{begin as begin_closing, ClientFd};
+pub use closing::{begin as begin_closing, unclosed, ClientFd};
 pub use connection::{Answered, Connection, Question, Standing, Step};
 pub use delivery::Delivery;
 pub use outbox::Outbox;

@@ -8,7 +8,7 @@ use fdholder_daemon::credentials::Credentials;
 use fdholder_daemon::datagram::receive;
 use fdholder_daemon::listen::{listen_at, Listen};
 use fdholder_daemon::privileges::raise_open_files;
-use fdholder_daemon::{begin_closing, ClientFd};
+use fdholder_daemon::{begin_closing, unclosed, ClientFd};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
@@ -34,6 +34,12 @@ const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX), ScmCr
 
 /// Datagrams of others that are dropped before anything else is done again.
 const STRANGERS_PER_TURN: usize = 64;
+
+/// Descriptors of others that may be open and wait to be closed before nothing more is read.
+const UNCLOSED_MAX: usize = 64;
+
+/// How long to wait until some are closed.
+pub const UNCLOSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// Levels of parents that are looked at to find the generation that a sender belongs to.
 const PARENTS_MAX: usize = 64;
@@ -193,11 +199,13 @@ impl NotifySocket {
         socket
     }
 
-    /// What to wait for: a datagram, or that the holder can take one.
-    pub fn awaited(&self) -> (BorrowedFd<'_>, bool) {
+    /// What to wait for: a datagram, or that the holder can take one. `None` while too many
+    /// descriptors wait to be closed: look again after [`UNCLOSED_PAUSE`].
+    pub fn awaited(&self) -> Option<(BorrowedFd<'_>, bool)> {
         match &self.pending {
-            Some((_, holder)) => (holder.as_fd(), true),
-            None => (self.socket.as_fd(), false),
+            Some((_, holder)) => Some((holder.as_fd(), true)),
+            None if unclosed() > UNCLOSED_MAX => None,
+            None => Some((self.socket.as_fd(), false)),
         }
     }
 
@@ -208,6 +216,9 @@ impl NotifySocket {
         }
         let mut buffer = [0; LEN_MAX];
         for _ in 0..STRANGERS_PER_TURN {
+            if unclosed() > UNCLOSED_MAX {
+                return Next::Later;
+            }
             let Ok(datagram) = receive(&self.socket, &mut buffer) else { return Next::Nothing };
             let uid = datagram.sender.map_or(u32::MAX, |sender| sender.user.uid);
             let fds = datagram.fds.into_iter().map(|fd| ClientFd::new(fd, uid)).collect();

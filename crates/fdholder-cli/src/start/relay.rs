@@ -4,7 +4,9 @@
 //! It is nobody's child, as the program may wait for all of its own, and ends with the program.
 
 use super::folder::{self, Folder};
-use super::notify::{close_elsewhere, tell, write_newline, Datagram, Next, NotifySocket, Unsent};
+use super::notify::{
+    close_elsewhere, tell, write_newline, Datagram, Next, NotifySocket, Unsent, UNCLOSED_PAUSE,
+};
 use crate::failure::{exit, Failure};
 use crate::passing::inherited::{close_others, take};
 use fdholder_daemon::launch::own_program;
@@ -13,7 +15,7 @@ use rustix::process::{pidfd_open, test_kill_process, Pid, PidfdFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -164,6 +166,32 @@ fn work(program: u32, kept: &[u32]) -> Result<ExitCode, Failure> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
+/// Waits until a socket can be read or written to, or a process has ended: whether it has; `None`
+/// where that cannot be told.
+fn wait(
+    awaited: Option<(BorrowedFd<'_>, bool)>,
+    pidfd: Option<&OwnedFd>,
+) -> Result<Option<bool>, Failure> {
+    let mut polled = Vec::new();
+    polled.extend(pidfd.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+    polled.extend(awaited.map(|(fd, is_for_writing)| {
+        let flags = if is_for_writing { PollFlags::OUT } else { PollFlags::IN };
+        PollFd::from_borrowed_fd(fd, flags)
+    }));
+    let closing_pause = Timespec { tv_sec: 0, tv_nsec: UNCLOSED_PAUSE.subsec_nanos().into() };
+    let timeout = match (awaited, pidfd) {
+        (None, _) => Some(&closing_pause),
+        (_, None) => Some(&LOOK_PAUSE),
+        _ => None,
+    };
+    match poll(&mut polled, timeout) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(errno) => return Err(Failure::system("wait for what PROG says", errno)),
+    }
+    let process = polled.first().filter(|_| pidfd.is_some());
+    Ok(process.map(|polled| !polled.revents().is_empty()))
+}
+
 /// Where everything goes.
 struct Relayed {
     upward: Option<OsString>,
@@ -179,20 +207,11 @@ impl Relayed {
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
         let mut ended_at = None;
         loop {
-            let (fd, is_for_writing) = socket.awaited();
-            let flags = if is_for_writing { PollFlags::OUT } else { PollFlags::IN };
-            let mut polled = vec![PollFd::from_borrowed_fd(fd, flags)];
+            let awaited = socket.awaited();
             // Once it has ended only the socket is waited for.
             let pidfd = pidfd.as_ref().filter(|_| ended_at.is_none());
-            polled.extend(pidfd.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
-            match poll(&mut polled, pidfd.is_none().then_some(&LOOK_PAUSE)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(Failure::system("wait for what PROG says", errno)),
-            }
-            let has_ended = match polled.get(1) {
-                Some(polled) => !polled.revents().is_empty(),
-                None => test_kill_process(pid).is_err(),
-            };
+            let has_ended =
+                wait(awaited, pidfd)?.unwrap_or_else(|| test_kill_process(pid).is_err());
             if has_ended && ended_at.is_none() {
                 ended_at = Some(Instant::now());
             }

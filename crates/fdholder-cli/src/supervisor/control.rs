@@ -13,6 +13,7 @@ use fdholder_daemon::notify::run_id;
 use fdholder_daemon::ClientFd;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{fstat, FileType};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{shutdown, socketpair, AddressFamily, Shutdown, SocketFlags, SocketType};
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -197,6 +198,10 @@ impl Control {
             // An empty message looks like the end.
             if received.len == 0 && received.fds.is_empty() && !is_alive(&*self.socket) {
                 return Err(Errno::PIPE);
+            }
+            for fd in &received.fds {
+                // To close one would take as long as its other end likes. What is no socket fails.
+                let _ = set_socket_linger(fd, None);
             }
             // Who may retrieve the other end may send anything.
             let fds = received.fds.into_iter().map(|fd| ClientFd::new(fd, u32::MAX));

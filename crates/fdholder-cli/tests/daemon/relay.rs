@@ -211,7 +211,7 @@ fn exec_without_room_for_a_relay_uses_the_socket_of_the_holder() {
     }
     let supervisor = folder.path().join("supervisor");
     let _supervisor = UnixDatagram::bind(&supervisor).unwrap();
-    let script = r#"mount -t tmpfs -o ro none /run && exec "$0" exec --notify svc "$1" -- sh -c 'echo $NOTIFY_SOCKET'"#;
+    let script = r#"mount -t tmpfs -o ro none /run && mount -t tmpfs -o ro none /dev/shm && exec "$0" exec --notify svc "$1" -- sh -c 'echo $NOTIFY_SOCKET'"#;
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_fdholder")]).arg(&daemon.path);
     // Nobody can make anything there.

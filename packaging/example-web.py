@@ -12,7 +12,7 @@ import time
 
 
 def notify(text):
-    """Tells whoever has started this process, if that listens."""
+    """Tells the service manager, if that listens."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Family {
     path: PathBuf,
-    /// What they all log, as it comes: a standby has the stderr of whoever started it.
+    /// What they all log, as it comes: a standby has the stderr of the service manager.
     log: Receiver<(Instant, String)>,
     stderr: PipeWriter,
     /// Those that were started from here. Others may be there: standbys of standbys.

@@ -118,7 +118,7 @@ fn open_journal(socket: &Path) -> Result<Journal, Failure> {
     })
 }
 
-/// Says why a program ends, and gives the exit code. Whoever started it sees that on stderr in
+/// Says why a program ends, and gives the exit code. The service manager sees that on stderr in
 /// any case.
 pub fn end(called: &str, failure: &Failure) -> ExitCode {
     let Some(lines) = LINES.get() else { return failure.report(called) };

@@ -245,7 +245,7 @@ pub fn taken_for_newline(number: u32) -> Result<OwnedFd, Failure> {
     take(number).map_err(|errno| Failure::system(doing(), errno))
 }
 
-/// Starts a process that tells whoever has started this one what PROG says, if anybody wants to
+/// Starts a process that tells the service manager what PROG says, if anybody wants to
 /// know. Returns where PROG is to send then.
 fn relay(
     invocation: &Invocation,

@@ -52,7 +52,7 @@ impl ClientFd {
         self.owner = owner;
     }
 
-    /// A number that is the same for two descriptors of one file, and seldom for those of two.
+    /// A hash of the file: equal for two descriptors of one file, and rarely for those of two.
     pub fn file_hash(&self) -> u32 {
         let known = self.file.load(Ordering::Relaxed);
         if known != 0 {

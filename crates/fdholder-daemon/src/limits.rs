@@ -29,9 +29,12 @@ pub const MEMORY_RESERVE_LEN: usize = 1 << 20;
 /// are as long as may be, where what it was before it grew is still there.
 pub const MEMORY_RESERVE_PARTS: usize = 8;
 
+/// Bytes that are allocated in one piece without being asked for before, at most.
+pub const MEMORY_PIECE_LEN: usize = MEMORY_RESERVE_LEN / MEMORY_RESERVE_PARTS;
+
 const _: () = {
     let message = MESSAGE_FDS_MAX * DUMP_ENTRY_LEN_MAX;
-    assert!(MEMORY_RESERVE_LEN / MEMORY_RESERVE_PARTS >= message + message / 2);
+    assert!(MEMORY_PIECE_LEN >= message + message / 2);
 };
 
 /// Bytes that an entry takes at most while a set is taken: its place in the tables when they

@@ -106,6 +106,10 @@ struct Header {
 /// connections that nothing is asked on.
 const BUFFER_KEPT: usize = 4096;
 
+/// A buffer of more than half of this grows to this, which has room for the longest request and what
+/// is read with it.
+const BUFFER_OF_REQUEST: usize = 128 * 1024;
+
 /// The same for the places of descriptors that wait.
 const FDS_KEPT: usize = 16;
 
@@ -127,6 +131,13 @@ impl<F> Decoder<F> {
         } else if self.start > self.bytes.len() / 2 {
             self.bytes.drain(..self.start);
             self.start = 0;
+        }
+        let len = self.bytes.len() + bytes.len();
+        if (self.bytes.capacity() + 1..=BUFFER_OF_REQUEST).contains(&len)
+            && len > BUFFER_OF_REQUEST / 2
+        {
+            // Doubled, the longest request would take twice what it is.
+            self.bytes.reserve_exact(BUFFER_OF_REQUEST - self.bytes.len());
         }
         self.bytes.extend_from_slice(bytes);
         if fds_lost {
@@ -292,6 +303,18 @@ mod tests {
             assert!(has_frame && !frame.fds_lost);
             frames.push((frame.payload.to_vec(), frame.fds));
         }
+    }
+
+    #[test]
+    fn longest_request_takes_no_more_than_it_is() {
+        let mut decoder: Decoder<()> = Decoder::new(1 << 20);
+        let mut whole = 200_000u32.to_be_bytes().to_vec();
+        whole.resize(130_000, 0);
+        for part in whole.chunks(30_000) {
+            decoder.push(part, [], false);
+        }
+        assert!(decoder.bytes.capacity() <= BUFFER_OF_REQUEST, "{}", decoder.bytes.capacity());
+        assert!(decoder.is_mid_frame() && !decoder.has_frame());
     }
 
     proptest! {

@@ -77,7 +77,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let failure = Failure::new(exit::DENIED, format_args!("{shown}: {}", report.text));
     let code = failure.report(&invocation.called);
     for line in &report.lines {
-        // Whoever cannot be told sees the exit code.
+        // Where stderr is closed the exit code still says it.
         let _ = writeln!(std::io::stderr(), "  {}", harmless(line.clone()));
     }
     Ok(code)

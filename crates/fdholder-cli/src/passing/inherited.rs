@@ -52,7 +52,7 @@ pub fn take(number: u32) -> Result<OwnedFd, Errno> {
     let borrowed = descriptor(number)?;
     retried(|| fcntl_setfd(borrowed, FdFlags::CLOEXEC))?;
     let number = RawFd::try_from(number).map_err(|_| Errno::BADF)?;
-    // SAFETY: it is open, as was just seen, and whoever started this process has left it to
+    // SAFETY: it is open, as was just seen, and the service manager has left it to
     // us alone, by a variable that is read once.
     let taken = unsafe { OwnedFd::from_raw_fd(number) };
     if number > libc::STDERR_FILENO {

@@ -104,7 +104,7 @@ fn others_may_enter(folder: &Path) -> bool {
 }
 
 /// Locks the file in a folder; `None`: another process has locked or removed it. The folder itself is
-/// locked for a moment by whoever binds a socket.
+/// locked for a moment by a process that binds a socket.
 fn lock(folder: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
     let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = retried(|| open(folder.join(LOCK), flags, Mode::RUSR | Mode::WUSR))?;

@@ -1,5 +1,5 @@
-//! A notify socket in front of the holder's: what programs say by `sd_notify(3)` goes to whoever has
-//! started this process, and what they store goes to the holder.
+//! A notify socket in front of the holder's: what programs say by `sd_notify(3)` goes to the service
+//! manager, and what they store goes to the holder.
 
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::Errno;
@@ -97,7 +97,7 @@ pub struct Said {
     pub status: Option<String>,
     /// `MAINPID`.
     pub main_pid: Option<String>,
-    /// What is for whoever has started `run`, without what that says itself.
+    /// What is for the service manager, without what that says itself.
     pub passed_on: String,
 }
 
@@ -134,7 +134,7 @@ impl Said {
         self.is_ready || self.status.is_some()
     }
 
-    /// What is for whoever has started this process, with what `run` would say itself.
+    /// What is for the service manager, with what `run` would say itself.
     pub fn for_supervisor(&self) -> String {
         let mut text = self.passed_on.clone();
         if self.is_ready {
@@ -406,7 +406,7 @@ fn parent_and_group(pid: u32) -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Tells whoever has started this process, if that listens, as if a sender had.
+/// Tells the service manager, if that listens, as if a sender had.
 ///
 /// # Errors
 ///

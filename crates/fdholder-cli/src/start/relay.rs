@@ -1,5 +1,5 @@
-//! A process beside the program that `exec` becomes: it takes what the program says, tells whoever
-//! has started the program, and has the holder store what is to be stored.
+//! A process beside the program that `exec` becomes: it takes what the program says, tells the
+//! service manager, and has the holder store what is to be stored.
 //!
 //! It is nobody's child, as the program may wait for all of its own, and ends with the program.
 
@@ -37,7 +37,7 @@ const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
 /// What a relay has to know.
 #[derive(Debug)]
 pub struct Relay {
-    /// Whoever has started this process listens there.
+    /// The service manager listens there.
     pub upward: Option<OsString>,
     /// Where the holder reads what the program stores.
     pub door: Option<OsString>,

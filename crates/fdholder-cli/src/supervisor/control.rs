@@ -2,7 +2,7 @@
 //! NAME/.run. A request has a descriptor with it, to which the answer is written.
 //!
 //! Who may retrieve that may ask, as the holder's rules say, and needs no path. When `run` ends, its
-//! end of the pair closes, and whoever asks finds out at once.
+//! end of the pair closes, and a client that asks finds out at once.
 
 use crate::connect;
 use crate::failure::Failure;

@@ -75,7 +75,7 @@ pub struct Machine<A> {
     /// No generation runs, and the next client starts one.
     is_asleep: bool,
     active_at: Option<Instant>,
-    /// What whoever started this process was told last.
+    /// What the service manager was told last.
     last_told: Option<Told>,
 }
 

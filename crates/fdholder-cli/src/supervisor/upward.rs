@@ -1,4 +1,4 @@
-//! What `run` tells whoever has started it: by `NOTIFY_SOCKET`, and a newline on `--notify-fd`.
+//! What `run` tells the service manager: by `NOTIFY_SOCKET`, and a newline on `--notify-fd`.
 
 use super::machine::Told;
 use crate::failure::Failure;

@@ -11,7 +11,7 @@ use std::ptr;
 /// `IOCB_CMD_POLL` in `linux/aio_abi.h`, since 4.18.
 const POLL: u16 = 5;
 
-/// One request, as `linux/aio_abi.h` has it. What is between is nought for this kind.
+/// One request, as `linux/aio_abi.h` has it. The fields between are 0 for this kind.
 #[repr(C)]
 #[derive(Default)]
 struct Request {

@@ -1,4 +1,4 @@
-//! `exec --notify` and `--notify-fd`: what a program says reaches whoever has started it.
+//! `exec --notify` and `--notify-fd`: what a program says reaches the service manager.
 
 use crate::support::daemon::serve;
 use crate::support::{assert_exit, deadline, eventually, id, stderr, stdout, suite};

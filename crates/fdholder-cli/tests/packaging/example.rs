@@ -71,7 +71,7 @@ impl Server {
         fs::read_to_string(file("example-web.py")).unwrap()
     }
 
-    /// Whoever reads it at the same time has one version or the other.
+    /// A reader at the same time has one version or the other.
     fn write(&self, text: &str) {
         let new = self.path.with_extension("new");
         fs::write(&new, text).unwrap();

@@ -55,7 +55,7 @@ fn hanging_version_is_killed_with_all_of_its_group() {
     let options = ["--start-timeout", "2000", "--ready-fd", "4", "--stop-timeout", "300"];
     let run = scene.ready(&options);
     let first = scene.ask();
-    // Neither it nor what it has started heeds SIGTERM.
+    // It and what it has started ignore SIGTERM.
     let hangs = "signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); \
                  note('child' if child == 0 else 'parent', os.getpid()); wait_for('never')";
     scene.version(hangs);

@@ -1,4 +1,4 @@
-//! What goes to whoever has started `run`, and what goes into the holder.
+//! What goes to the service manager, and what goes into the holder.
 
 use crate::scene::{Run, Scene};
 use crate::support::family::signal;

@@ -3,6 +3,8 @@
 use super::{refusal, Appearance, Connection, Question, Sending, Upgrading};
 use crate::access::{Rights, User};
 use crate::delivery::Delivery;
+use crate::limits::MEMORY_PER_CHANGE;
+use crate::memory::reserve::has_room;
 use crate::shares::{Ledger, Resource, Short};
 use crate::store::{Change, Store};
 use fdholder::extension::{self, Extension, OnConflict};
@@ -58,6 +60,10 @@ impl<F> Connection<F> {
             },
             Extension::Release { runs, only_ask } => match self.positions(runs) {
                 Some(runs) if runs.iter().map(Range::len).sum::<usize>() <= RELEASE_FDS_MAX => {
+                    let count = runs.iter().map(Range::len).sum::<usize>();
+                    if !has_room(count * MEMORY_PER_CHANGE) {
+                        return self.fall_short(Short::Memory);
+                    }
                     self.release(&runs, only_ask, rights, store, now)
                 }
                 _ => self.refuse(Errno::INVAL),

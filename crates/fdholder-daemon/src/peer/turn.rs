@@ -8,8 +8,8 @@ use crate::closing::{self, ClientFd, Closes};
 use crate::connection::{Deed, Step};
 use crate::hold::Hold;
 use crate::limits::{
-    CLOSING_PER_USER_MAX, MESSAGES_PER_TURN, READS_PER_TURN, READ_LEN, REQUESTS_PER_TURN,
-    ROOM_PAUSE, SEND_PAUSE, SHORT_REQUEST_LEN,
+    CLOSING_PER_USER_MAX, MEMORY_PIECE_LEN, MESSAGES_PER_TURN, READS_PER_TURN, READ_LEN,
+    REQUESTS_PER_TURN, ROOM_PAUSE, SEND_PAUSE, SHORT_REQUEST_LEN,
 };
 use crate::memory::reserve;
 use crate::shares::{Claimant, Ledger, Quotas, Resource};
@@ -106,7 +106,8 @@ impl Peer {
                 || ledger.used(who.uid, Resource::Bytes) <= self.charged.get(Resource::Bytes);
         }
         if self.has_room {
-            return Some(READ_LEN);
+            // What has come and what comes is put together in one piece.
+            return Some(READ_LEN.min(MEMORY_PIECE_LEN.saturating_sub(come)));
         }
         SHORT_REQUEST_LEN.checked_sub(come).filter(|len| *len > 0)
     }

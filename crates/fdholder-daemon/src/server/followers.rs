@@ -11,6 +11,7 @@ use crate::limits::{
     FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, KEEP_PATIENCE, MIRROR_MESSAGES_PER_TURN,
     SEND_PAUSE,
 };
+use crate::memory::reserve;
 use crate::peer::Gone;
 use crate::reading::{is_transient, of_daemon};
 use crate::replication;
@@ -126,6 +127,10 @@ impl Server {
         let held = self.hold.store.len();
         if (capacity as usize) < held {
             return Err(Errno::NFILE);
+        }
+        // A list of all is made for it.
+        if !reserve::has_room(held * size_of::<usize>()) {
+            return Err(Errno::BUSY);
         }
         if self.roll.is_none() {
             self.renew_roll()?;

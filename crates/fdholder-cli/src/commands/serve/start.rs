@@ -369,8 +369,8 @@ fn whose(
     own_uid: u32,
     settings: &Settings,
 ) -> Result<Whose, Failure> {
-    // The lock here has gone with the process that took it. Its next program, or whoever has its place
-    // by now, has another.
+    // The lock here has gone with the process that took it. Its next program, or its heir, has
+    // another.
     let lives = || matches!(claimant(path, own_uid, ANSWER_PATIENCE), Ok(Claimed::By(..)));
     let served_until = Instant::now() + SILENT_MAX;
     // Either it serves, or it is about to begin, or to end: then there is nobody to answer.

@@ -1,4 +1,4 @@
-//! A machine with what surrounds it: processes that live and die, and whoever asks and is told.
+//! A machine with what surrounds it: processes that live and die, and clients that ask and are told.
 
 use super::*;
 use std::collections::{BTreeMap, BTreeSet};

@@ -105,13 +105,13 @@ pub enum Action<A> {
     Answer(A, Outcome),
     /// The outcome of a start or restart, for the log and the counters.
     Note(Outcome),
-    /// Tell whoever started this process.
+    /// Tell the service manager.
     Tell(Told),
     /// This supervisor ends, as its program did.
     End(Exit),
 }
 
-/// What whoever started the supervisor is told.
+/// What the service manager is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     Ready,

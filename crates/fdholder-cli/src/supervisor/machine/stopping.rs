@@ -33,7 +33,7 @@ impl<A> Machine<A> {
         }
     }
 
-    /// Nothing serves, and whoever started this process is to act. The others are stopping; nobody
+    /// Nothing serves, and the service manager is to act. The others are stopping; nobody
     /// will kill them later.
     pub(super) fn end_at_once(&mut self, now: Instant, exit: Exit, actions: &mut Vec<Action<A>>) {
         self.mode = Mode::Ended;

@@ -1,4 +1,4 @@
-//! What whoever has started this process knows of the service.
+//! What the service manager knows of the service.
 //!
 //! Each RELOADING is followed by a READY: systemd waits for both after it has sent SIGHUP.
 

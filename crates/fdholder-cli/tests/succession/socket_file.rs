@@ -161,6 +161,7 @@ fn promoted_standby_makes_the_file_again() {
         }
         family.kill(primary);
         eventually("the standby serves", || family.log().contains("which has gone"));
+        wait_until_made_again(&family);
         assert_eq!(family.primary(), standby);
         let mut client = family.client();
         assert_eq!(path_of(client.retrieve(&id("x"), deadline()).unwrap()), held);

@@ -103,7 +103,7 @@ impl<'a> Exchange<'a> {
         roll: &Roll,
         number: u32,
         until: Handed,
-        stop: Option<BorrowedFd<'_>>,
+        stop: BorrowedFd<'_>,
     ) -> Result<(), Broken> {
         self.tell_all()?;
         for client in clients {
@@ -189,7 +189,7 @@ impl<'a> Exchange<'a> {
         roll: &Roll,
         number: u32,
         until: Handed,
-        stop: Option<BorrowedFd<'_>>,
+        stop: BorrowedFd<'_>,
     ) -> Result<(), Broken> {
         roll.let_go().map_err(Broken::Failed)?;
         let (mut followed_at, mut has_warned) = (None, false);
@@ -211,7 +211,7 @@ impl<'a> Exchange<'a> {
                 warn!("the process that takes over is slow to serve; waiting for it");
             }
             // To end is safe at any time, unlike to go on.
-            if followed_at.is_some() && stop.is_some_and(is_readable) {
+            if followed_at.is_some() && is_readable(stop) {
                 return Ok(());
             }
             clock::sleep(if is_slow { LONG_LOOK_PAUSE } else { LOOK_PAUSE });

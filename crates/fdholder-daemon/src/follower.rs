@@ -6,7 +6,7 @@ use crate::closing::{self, Bell, ClientFd, Closes};
 use crate::inheritance::Inheritance;
 use crate::keeper::keep;
 use crate::limits::FORMER_LISTENERS_MAX;
-use crate::reading::{is_readable, is_transient, read, RETRY_PAUSE};
+use crate::reading::{is_readable, is_transient, read, retried, RETRY_PAUSE};
 use crate::replication::roll::{is_served, succeed, succeed_in_pending, Place, Succession};
 use crate::replication::{Replica, ReplicaError, Told};
 use fdholder::extension::{self, Extension, CLOSES_VERSION, FOLLOW_VERSION, VERSION};
@@ -15,6 +15,7 @@ use fdholder::link::{Dropped, Fed, Head, Heard, Mirrored, Pending, DROPPED_MAX, 
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, strerror, Errno, Malformed, Request};
 use rustix::event::{PollFd, PollFlags};
+use rustix::process::{set_parent_process_death_signal, Signal};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -220,7 +221,7 @@ impl Follower {
             calm: 0,
             tells_closes: version >= CLOSES_VERSION,
             closing: Vec::new(),
-            bell: Bell::new()?,
+            bell: retried(Bell::new)?,
         })
     }
 
@@ -271,6 +272,8 @@ impl Follower {
     ///
     /// [`FollowError`].
     pub fn stand_by(mut self, stop: impl AsFd) -> Result<Option<Inheritance>, FollowError> {
+        // One that its parent has stopped (SIGSTOP) goes on when that is killed.
+        let _ = set_parent_process_death_signal(Some(Signal::CONT));
         let mut has_passed_on = false;
         loop {
             let came = self.wait((!has_passed_on).then_some(stop.as_fd()), None)?;
@@ -285,7 +288,8 @@ impl Follower {
                 // It is for somebody else, unless that one does not come.
                 self.say([Heard::Commit])?;
                 let (inheritance, socket) = self.succeed(true)?;
-                return keep(&socket, inheritance).map_err(FollowError::System);
+                let stop = stop.as_fd();
+                return keep(&socket, inheritance, stop).map_err(FollowError::System);
             }
         }
         match self.succeed(false) {

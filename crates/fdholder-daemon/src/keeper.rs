@@ -18,13 +18,15 @@ use fdholder::link::{self, HandedClient, Head, Heard};
 use fdholder::request::Parsed;
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, Errno, Malformed, Request};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::geteuid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::warn;
 
 /// Keeps everything until it is taken over; or gives it back, to be served. Until then others
-/// may have to serve in its place.
+/// may have to serve in its place. Once another process has taken its place, `stop` ends it.
 ///
 /// # Errors
 ///
@@ -32,12 +34,18 @@ use tracing::warn;
 pub(crate) fn keep(
     socket: &OwnedFd,
     inheritance: Inheritance,
+    stop: BorrowedFd<'_>,
 ) -> Result<Option<Inheritance>, Errno> {
     let Inheritance { listener, former, store, clients, dropped, place } = inheritance;
     let share = |client: HandedClient<ClientFd>| client.map(|socket| Some(Arc::new(socket)));
     let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
-    let kept =
-        Kept { listener: &listener, store: &store, clients: &clients, place: place.as_ref() };
+    let kept = Kept {
+        listeners: (&listener, &former),
+        store: &store,
+        clients: &clients,
+        place: place.as_ref(),
+        stop,
+    };
     let Err(broken) = kept.wait_for_next(socket) else { return Ok(None) };
     warn!("the new program was to take over, and does not: {broken}");
     place.as_ref().map_or(Ok(()), Place::follow)?;
@@ -47,10 +55,12 @@ pub(crate) fn keep(
 }
 
 struct Kept<'a> {
-    listener: &'a OwnedFd,
+    /// Where clients come in, and where they did before.
+    listeners: (&'a OwnedFd, &'a [OwnedFd]),
     store: &'a crate::Store<ClientFd>,
     clients: &'a [HandedClient<Arc<ClientFd>>],
     place: Option<&'a Place>,
+    stop: BorrowedFd<'a>,
 }
 
 impl Kept<'_> {
@@ -58,7 +68,8 @@ impl Kept<'_> {
         let deadline = clock::now() + KEEP_PATIENCE;
         let mut decoder = Decoder::new(REQUEST_PAYLOAD_MAX);
         let mut buffer = vec![0; READ_LEN];
-        let mut roll = Roll::new().map_err(Broken::Failed)?;
+        // The new program is the process that others watch: it must not end for a failed call here.
+        let mut roll = until(deadline, Roll::new)?;
         loop {
             match next_request(socket, &mut decoder, &mut buffer, deadline)? {
                 Extension::Hello(_) => say(socket, &extension::hello())?,
@@ -87,9 +98,16 @@ impl Kept<'_> {
         decoder: &mut Decoder<ClientFd>,
         buffer: &mut [u8],
     ) -> Result<(), Broken> {
-        say(socket, &link::head(head, self.listener.as_fd(), roll.file().as_fd(), None))?;
+        let (listener, former) = self.listeners;
+        let oldest = former.first().unwrap_or(listener);
+        say(socket, &link::head(head, oldest.as_fd(), roll.file().as_fd(), None))?;
         let mut mirrors = Mirrors::default();
         let mirror = mirrors.add(self.store);
+        for newer in former.iter().chain([listener]).skip(1) {
+            let newer = until(clock::now() + FOLLOWER_PATIENCE, || fcntl_dupfd_cloexec(newer, 0))?;
+            let newer = Arc::new(ClientFd::new(newer, geteuid().as_raw()));
+            mirrors.get_mut(mirror).ok_or(Broken::Gone)?.comes_in_by(newer);
+        }
         let mirror = (&mut mirrors, mirror);
         let mut exchange = Exchange::new((socket, decoder), mirror, buffer, KEEP_PATIENCE);
         exchange.tell_all()?;
@@ -97,7 +115,20 @@ impl Kept<'_> {
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
         // Until it serves, this is the second copy.
-        exchange.hand_over(self.clients.iter().cloned(), roll, head.number, Handed::Serves, None)
+        let clients = self.clients.iter().cloned();
+        exchange.hand_over(clients, roll, head.number, Handed::Serves, self.stop)
+    }
+}
+
+/// Tries again what fails for a moment.
+fn until<T>(deadline: Instant, mut what: impl FnMut() -> Result<T, Errno>) -> Result<T, Broken> {
+    loop {
+        match what() {
+            Err(errno) if is_transient(errno) && clock::now() < deadline => {
+                clock::pause(RETRY_PAUSE);
+            }
+            result => return result.map_err(Broken::Failed),
+        }
     }
 }
 
@@ -120,15 +151,10 @@ fn next_request(
 }
 
 fn say(socket: &OwnedFd, message: &Message<BorrowedFd<'_>>) -> Result<(), Broken> {
-    let until = clock::now() + FOLLOWER_PATIENCE;
-    loop {
-        match transport::send(socket, message.bytes(), message.fds(), Wait::No) {
-            Ok(sent) if sent == message.bytes().len() => return Ok(()),
-            Ok(_) | Err(Errno::AGAIN) => return Err(Broken::Failed(Errno::MSGSIZE)),
-            Err(errno) if is_transient(errno) && clock::now() < until => {
-                clock::pause(RETRY_PAUSE);
-            }
-            Err(errno) => return Err(Broken::Failed(errno)),
-        }
+    let deadline = clock::now() + FOLLOWER_PATIENCE;
+    let send = || transport::send(socket, message.bytes(), message.fds(), Wait::No);
+    match until(deadline, send)? {
+        sent if sent == message.bytes().len() => Ok(()),
+        _ => Err(Broken::Failed(Errno::MSGSIZE)),
     }
 }

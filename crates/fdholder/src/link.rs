@@ -153,8 +153,7 @@ pub enum Fed<F> {
     /// That was all. Whoever says [`Heard::Commit`] now has it: to serve, if it has asked for
     /// that, or to keep for the next program, if it was started for one.
     Yours,
-    /// Clients come in here from now on: the socket's file was made again. Only a standby that the
-    /// primary has started is told so.
+    /// Clients come in here from now on, and by the sockets before: the socket's file was made again.
     Listener(F),
 }
 

@@ -69,7 +69,7 @@ fn takeover_that_ends_before_it_serves_is_undone() {
 }
 
 /// Whether a process is in the middle of pwrite(2) to a roll's first byte: see proc(5), "syscall".
-fn writes_to_roll(pid: u32) -> bool {
+pub fn writes_to_roll(pid: u32) -> bool {
     let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
     let fields: Vec<_> = call.split(' ').collect();
     let [_, fd, _, "0x1", "0x0", ..] = fields[..] else { return false };

@@ -245,6 +245,41 @@ fn renamed_socket_serves_by_both_names() {
     assert_eq!(path_of(family.client().retrieve(&id("x"), deadline()).unwrap()), held);
 }
 
+/// Clients come in by the former name, too, at each daemon that serves after that: the program that
+/// it becomes, a daemon that takes over, and a standby that was started later.
+#[test]
+fn renamed_socket_serves_by_both_names_after_each_succession() {
+    let mut family = Family::with(&["--standby"]);
+    let held = hold(&mut family.client(), family.folder.path());
+    let renamed = family.folder.path().join("renamed");
+    fs::rename(&family.path, &renamed).unwrap();
+    wait_until_made_again(&family);
+    let serves_by_both = |family: &Family, context: &str| {
+        for path in [&family.path, &renamed] {
+            let mut client = Client::connect(path, deadline()).unwrap();
+            let retrieved = client.retrieve(&id("x"), deadline());
+            assert_eq!(path_of(retrieved.unwrap()), held, "{context}: {}", family.log());
+        }
+    };
+    for round in 0..2 {
+        let (_, standby) = family.pair();
+        signal(standby, Signal::KILL);
+        eventually("it has ended", || !is_alive(standby));
+        let (primary, _) = family.pair();
+        signal(primary, Signal::KILL);
+        eventually("it serves", || family.primary() != primary);
+        serves_by_both(&family, &format!("later standby, round {round}"));
+        family.pair();
+        let upgraded = suite::fdholder(["upgrade"]).arg(&family.path).output().unwrap();
+        assert!(upgraded.status.success(), "{upgraded:?}");
+        serves_by_both(&family, "upgrade");
+        let old = family.primary();
+        family.serve(&["--standby"]);
+        assert_ne!(family.primary(), old);
+        serves_by_both(&family, "takeover");
+    }
+}
+
 /// A client that has asked for the list and waits to be let in.
 fn waiting_client(path: &Path) -> UnixStream {
     let mut waiting = UnixStream::connect(path).unwrap();

@@ -1,5 +1,6 @@
 //! A daemon becomes another program.
 
+use crate::second_copy::writes_to_roll;
 use crate::support::family::{is_alive, signal};
 use crate::support::{
     assert_exit, deadline, eventually, id, lingering, open_files, path_of, stderr, stdout, suite,
@@ -304,6 +305,79 @@ fn the_old_program_ends_when_the_keeper_serves() {
     assert_eq!(family.wait(strace), Some(111), "{}", family.log());
     assert_eq!(family.client().list(deadline()).unwrap(), [id("2")]);
     assert_eq!(family.alive().len(), 1);
+}
+
+/// The old program has stopped the keeper, to take the lease back, and is killed before it does.
+#[test]
+fn stopped_keeper_serves_when_the_old_program_is_killed() {
+    let mut family = Family::new();
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-o", "/dev/null", "-e", "trace=execve,kill"]);
+    strace.args(["-e", "inject=execve:error=EACCES"]);
+    // The first of its kills is the stop.
+    strace.args(["-e", "inject=kill:error=EPERM:signal=SIGKILL:when=2"]);
+    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-1"]).arg(&family.path);
+    let strace = family.spawn(strace);
+    fill(&mut family.client(), family.folder.path(), 30);
+    let before = content(&mut family.client());
+    let old = family.primary();
+    signal(old, Signal::USR2);
+    family.wait(strace);
+    assert_eq!(content(&mut family.client()), before, "{}", family.log());
+    assert_eq!(family.alive(), [family.primary()]);
+}
+
+/// A call of the keeper that fails for a moment does not end the new program, which is the one that
+/// a supervisor watches.
+#[test]
+fn new_program_serves_although_a_call_of_the_keeper_fails() {
+    let calls = ["memfd_create", "eventfd2", "fcntl", "sendmsg", "recvmsg", "pwrite64"];
+    for call in calls {
+        let it = Upgradable::by_scripts(&[]);
+        fill(&mut it.family.client(), it.family.folder.path(), 30);
+        let before = content(&mut it.family.client());
+        let ours = env!("CARGO_BIN_EXE_fdholder");
+        let log = it.family.folder.path().join("strace");
+        it.installed.replace_by_script(&format!(
+            "[ -n \"$FDHOLDER_TAKE_OVER\" ] && exec {ours} \"$@\"\n\
+             exec strace -D -qq -o {log} -e trace={call} -e inject={call}:error=ENOMEM:when=1+3 \
+             {ours} \"$@\"",
+            log = log.display(),
+        ));
+        // It may fail before anything is handed over.
+        let upgraded = it.upgrade();
+        assert!(is_alive(it.pid), "{call}: {upgraded:?} {}", it.family.log());
+        assert_eq!(it.family.primary(), it.pid, "{call}: {}", it.family.log());
+        assert_eq!(content(&mut it.family.client()), before, "{call}");
+        let injected = fs::read_to_string(&log).unwrap();
+        assert!(injected.contains("(INJECTED)"), "{call}: {injected}");
+    }
+}
+
+/// The keeper waits for a new program that has the lease and is slow to serve; asked to end, it does.
+#[test]
+fn keeper_of_a_slow_program_ends_when_it_is_asked_to() {
+    let it = Upgradable::by_scripts(&[]);
+    fill(&mut it.family.client(), it.family.folder.path(), 30);
+    let before = content(&mut it.family.client());
+    let ours = env!("CARGO_BIN_EXE_fdholder");
+    let keeper = it.family.folder.path().join("keeper");
+    // Each write to a roll takes long: the second says that it serves.
+    it.installed.replace_by_script(&format!(
+        "[ -z \"$FDHOLDER_TAKE_OVER\" ] && echo $$ > {keeper} && exec {ours} \"$@\"\n\
+         exec strace -D -qq -o /dev/null -e trace=pwrite64 \
+         -e inject=pwrite64:delay_exit=3000000:when=1 {ours} \"$@\"",
+        keeper = keeper.display()
+    ));
+    signal(it.pid, Signal::USR2);
+    eventually("the new program has the lease", || writes_to_roll(it.pid));
+    let keeper = fs::read_to_string(&keeper).unwrap().trim().parse().unwrap();
+    assert!(is_alive(keeper));
+    signal(keeper, Signal::TERM);
+    eventually("it has ended before the new program serves", || !is_alive(keeper));
+    assert!(it.family.log().matches(": ready on").count() == 1, "{}", it.family.log());
+    assert_eq!(content(&mut it.family.client()), before, "{}", it.family.log());
+    assert_eq!(it.family.primary(), it.pid);
 }
 
 /// With a standby it is the same, and the new program has one.

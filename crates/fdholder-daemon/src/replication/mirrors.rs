@@ -1,7 +1,7 @@
 //! The primary's side: what each follower has been told, and what may be answered.
 
 use crate::bugs::{active, Bug};
-use crate::limits::{CLOSING_PER_USER_MAX, MIRROR_BACKLOG_MAX};
+use crate::limits::{CLOSING_PER_USER_MAX, FORMER_LISTENERS_MAX, MIRROR_BACKLOG_MAX};
 use crate::outbox::Departing;
 use crate::store::{Change, Record, Store};
 use fdholder::link::{self, Changes, Dropped, HandedClient, Heard};
@@ -75,7 +75,7 @@ impl<F> Mirrors<F> {
             sent: self.now.recorded,
             carried_out: self.now.recorded,
             is_shelf: counts,
-            listener: None,
+            listeners: VecDeque::new(),
             closing: BTreeSet::new(),
         })
     }
@@ -251,8 +251,8 @@ pub struct Mirror<F> {
     carried_out: u64,
     /// It is told item by item, and has carried out what it was sent.
     is_shelf: bool,
-    /// Where clients come in now, if it has not been told so.
-    listener: Option<Arc<F>>,
+    /// Where clients come in besides, oldest first, if it has not been told so.
+    listeners: VecDeque<Arc<F>>,
     /// What it has dropped and not closed, if it is one that tells.
     closing: BTreeSet<Dropped>,
 }
@@ -266,7 +266,7 @@ impl<F> Mirror<F> {
 
     fn is_behind(&self, now: Ticket) -> bool {
         self.departing.is_some()
-            || self.listener.is_some()
+            || !self.listeners.is_empty()
             || !self.queue.is_empty()
             || !self.counts
             || !self.is_carried_out(now)
@@ -318,7 +318,7 @@ impl<F> Mirror<F> {
     }
 
     fn next(&mut self) -> Option<Departing<Carrier<F>>> {
-        if let Some(listener) = self.listener.take() {
+        if let Some(listener) = self.listeners.pop_front() {
             return Some(link::listener(Carrier::Client(listener)).into());
         }
         let mut changes = Changes::default();
@@ -385,9 +385,13 @@ impl<F> Mirror<F> {
         self.departing = client.map(|client| link::client(client).into());
     }
 
-    /// Clients come in by another socket.
+    /// Clients come in by this socket from now on, and by those before, if they still do.
     pub(crate) fn comes_in_by(&mut self, listener: Arc<F>) {
-        self.listener = Some(listener);
+        // The follower keeps no more of them.
+        if self.listeners.len() > FORMER_LISTENERS_MAX {
+            self.listeners.pop_front();
+        }
+        self.listeners.push_back(listener);
     }
 
     /// The end of that.

@@ -22,7 +22,9 @@ use fdholder::link::{self, Heard};
 use fdholder::transport::{self, Wait};
 use fdholder::{strerror, Errno, Timestamp};
 use rustix::event::epoll;
+use rustix::io::fcntl_dupfd_cloexec;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 use tracing::warn;
 
@@ -135,10 +137,12 @@ impl Server {
         if self.roll.is_none() {
             self.renew_roll()?;
         }
+        let others = self.newer_listeners().map_err(|_| Errno::BUSY)?;
         let pending = self.place.as_ref().filter(|_| self.is_new).map(Place::pending);
         let followers = self.roll.as_mut().ok_or(Errno::NOMEM)?;
         let about = replication::head(followers, &self.hold.store);
-        let first = link::head(about, self.listener.as_fd(), followers.file().as_fd(), pending);
+        let oldest = self.former.first().unwrap_or(&self.listener);
+        let first = link::head(about, oldest.as_fd(), followers.file().as_fd(), pending);
         let peer = self.peers.get(token).ok_or(Errno::BADF)?;
         let sent = transport::send(peer.socket(), first.bytes(), first.fds(), Wait::No);
         let data = epoll::EventData::new_u64(self.links.vacant_key() as u64 | LINK);
@@ -163,12 +167,16 @@ impl Server {
         let peer = self.remove(token);
         // Nothing else has it: it is in no message.
         let Some(socket) = peer.into_socket() else { return Ok(()) };
+        let mirror = self.hold.mirrors.add(&self.hold.store);
+        if let Some(mirror) = self.hold.mirrors.get_mut(mirror) {
+            others.into_iter().for_each(|listener| mirror.comes_in_by(listener));
+        }
         let entry = self.links.vacant_entry();
         entry.insert(Link {
             who,
             socket,
             decoder: Decoder::new(REQUEST_PAYLOAD_MAX),
-            mirror: self.hold.mirrors.add(&self.hold.store),
+            mirror,
             number: about.number,
             role,
             wants_over: None,
@@ -181,6 +189,16 @@ impl Server {
             watched,
         });
         Ok(())
+    }
+
+    /// Where clients come in now, and did before: all but the oldest, which a follower is told first.
+    fn newer_listeners(&self) -> Result<Vec<Arc<ClientFd>>, Errno> {
+        let all = self.former.iter().chain([&self.listener]);
+        let copy = |listener: &OwnedFd| {
+            let copy = fcntl_dupfd_cloexec(listener, 0)?;
+            Ok(Arc::new(ClientFd::new(copy, self.user.uid)))
+        };
+        all.skip(1).map(copy).collect()
     }
 
     /// A new roll, with nobody on it.

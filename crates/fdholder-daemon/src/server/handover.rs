@@ -50,7 +50,6 @@ impl Server {
         self.leave_standby();
         self.leave_successor();
         self.cut_off_busy_clients();
-        self.take_in_all_waiting();
         // Whoever is next does not know how late it was here, if the clock was set back.
         self.hold.expire(Timestamp::now(), usize::MAX);
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
@@ -64,8 +63,7 @@ impl Server {
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
         let clients = clients.chain(self.handed.iter().cloned());
         let clients = clients.chain(self.undecided.clone().map(newcomer));
-        let handed_over =
-            exchange.hand_over(clients, roll, number, until, Some(self.signals.term()));
+        let handed_over = exchange.hand_over(clients, roll, number, until, self.signals.term());
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {
             link.progress = clock::now();

@@ -4,7 +4,6 @@
 //! So the daemon compares what its path leads to with what it was, by device and inode.
 
 use super::admission::{is_lost, newcomer};
-use super::followers::Role;
 use super::{Accepting, Server, CLAIM, FORMER, LISTENER};
 use crate::accept_queue::inode_of_file;
 use crate::clock;
@@ -186,7 +185,7 @@ impl Server {
             shelf.keep_listener(Arc::new(kept));
         }
         let for_others = Arc::new(ClientFd::new(for_others, self.user.uid));
-        for (_, link) in self.links.iter().filter(|(_, link)| link.role == Role::Standby) {
+        for (_, link) in &self.links {
             if let Some(mirror) = self.hold.mirrors.get_mut(link.mirror) {
                 mirror.comes_in_by(Arc::clone(&for_others));
             }
@@ -219,15 +218,6 @@ impl Server {
         }
         self.former.push(former);
         self.listening = true;
-    }
-
-    /// Who waits at former listening sockets is for the next daemon, which has not got these.
-    pub(super) fn take_in_all_waiting(&mut self) {
-        let former = std::mem::take(&mut self.former);
-        for socket in &former {
-            self.take_in_waiting(socket);
-        }
-        self.former = former;
     }
 
     /// They are served as if another daemon had handed them over.

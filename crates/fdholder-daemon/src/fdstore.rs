@@ -10,8 +10,11 @@
 //! | `bN` | the same, wrapped: a socket in whose queue it is, as systemd has another number's descriptor of the same open file, and would drop a second one |
 //! | `m…` | what one number is, or some that came together: a sealed file in memory, see `about.rs`. What is not described is not held |
 //! | `i…` | the same for all that was held at some moment; the last of these counts for everything up to a number that it says |
-//! | `l` | the listening socket |
-//! | `r` | the roll of followers |
+//! | `lN` | the listening socket, with inode N |
+//! | `r0`, `r1` | the roll of followers: that of an even or odd [generation](roll::generation) |
+//!
+//! A socket, roll or list that takes the place of another has another name, so that systemd has
+//! one of them at each moment.
 
 pub(crate) mod about;
 mod letter;
@@ -32,9 +35,9 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// Descriptors that systemd keeps beside those held: the listening socket, the roll, some
-/// lists of everything, and what describes those that are not in a list yet.
-pub const BESIDE_MAX: usize = 5 + shelf::DESCRIBED_MAX;
+/// Descriptors that systemd keeps beside those held: the listening socket, the roll, a list of
+/// everything, each perhaps twice, and what describes those that are not in a list yet.
+pub const BESIDE_MAX: usize = 6 + shelf::DESCRIBED_MAX;
 
 /// How much systemd keeps for this service, by its own word (since 254); at most what makes
 /// sense, see [`FDSTORE_FDS_MAX`](crate::limits::FDSTORE_FDS_MAX).

@@ -69,7 +69,8 @@ impl Kept<'_> {
         let mut decoder = Decoder::new(REQUEST_PAYLOAD_MAX);
         let mut buffer = vec![0; READ_LEN];
         // The new program is the process that others watch: it must not end for a failed call here.
-        let mut roll = until(deadline, Roll::new)?;
+        let generation = self.place.map_or(0, Place::generation);
+        let mut roll = until(deadline, || Roll::new(generation))?;
         loop {
             match next_request(socket, &mut decoder, &mut buffer, deadline)? {
                 Extension::Hello(_) => say(socket, &extension::hello())?,
@@ -154,7 +155,7 @@ fn say(socket: &OwnedFd, message: &Message<BorrowedFd<'_>>) -> Result<(), Broken
     let deadline = clock::now() + FOLLOWER_PATIENCE;
     let send = || transport::send(socket, message.bytes(), message.fds(), Wait::No);
     match until(deadline, send)? {
-        sent if sent == message.bytes().len() => Ok(()),
+        len if len == message.bytes().len() => Ok(()),
         _ => Err(Broken::Failed(Errno::MSGSIZE)),
     }
 }

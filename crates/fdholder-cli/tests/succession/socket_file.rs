@@ -347,7 +347,8 @@ fn systemd_is_given_the_new_socket() {
         let mut buffer = [0; 4096];
         while let Ok(received) = transport::receive(&systemd, &mut buffer, Wait::No) {
             let text = std::str::from_utf8(&buffer[..received.len]).unwrap();
-            if text.lines().any(|line| line.starts_with("FDNAME=l")) {
+            let is_listener = text.lines().any(|line| line.starts_with("FDNAME=l"));
+            if is_listener && text.starts_with("FDSTORE=1") {
                 kept = received.fds.into_iter().next();
             }
         }

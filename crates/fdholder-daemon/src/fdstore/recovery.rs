@@ -1,10 +1,12 @@
 //! What systemd has kept for this service.
 
 use super::about::{self, About};
+use super::shelf::ROLLS;
 use super::unwrap;
 use crate::closing::ClientFd;
 use crate::listen::check_inherited;
-use crate::replication::roll::{try_recover, Succession};
+use crate::reading::retried;
+use crate::replication::roll::{generation, try_recover, Succession};
 use crate::store::{Record, Store};
 use fdholder::{Entry, Errno};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,8 +18,8 @@ use tracing::warn;
 pub struct Recovered {
     /// One that systemd itself listens on for this service.
     pub listener: Option<OwnedFd>,
-    /// The listening socket that was kept. It may lead nowhere any more.
-    pub kept_listener: Option<OwnedFd>,
+    /// The listening sockets that were kept, and their names. Most lead nowhere any more.
+    pub kept_listeners: Vec<(String, OwnedFd)>,
     /// Who may serve.
     pub roll: Option<OwnedFd>,
     /// What is held.
@@ -53,8 +55,12 @@ impl Names {
 #[derive(Debug, Default)]
 pub struct Past {
     pub(crate) names: Names,
-    /// It has the listening socket.
-    pub(crate) has_listener: bool,
+    /// It has the listening socket, by this name.
+    pub(crate) listener: Option<String>,
+    /// The names of all that were kept.
+    pub(crate) listeners: Vec<String>,
+    /// That of its roll.
+    pub(crate) generation: u64,
     /// It may have things that nobody here knows of.
     pub(crate) is_known: bool,
 }
@@ -70,13 +76,19 @@ impl Past {
 
     /// Whether it has the listening socket, from a daemon that had it keep descriptors.
     pub fn has_listener(&self) -> bool {
-        self.has_listener
+        self.listener.is_some()
     }
 
     /// The listening socket that it has is not the one that is served on.
     #[must_use]
     pub fn without_listener(self) -> Self {
-        Self { has_listener: false, ..self }
+        Self { listener: None, ..self }
+    }
+
+    /// The one that it has by this name is.
+    #[must_use]
+    pub fn with_listener(self, name: String) -> Self {
+        Self { listener: Some(name), ..self }
     }
 
     /// There was none.
@@ -104,7 +116,7 @@ fn number(name: &str, kind: char) -> Option<u64> {
 
 /// Puts together what systemd has given back, with room for so many.
 pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
-    let (mut listener, mut kept_listener, mut roll) = (None, None, None);
+    let (mut listener, mut kept_listeners, mut rolls) = (None, Vec::new(), Vec::new());
     let (mut lists, mut single) = (Vec::new(), Vec::new());
     let (mut fds, mut wrapped) = (HashMap::new(), HashMap::new());
     for (name, fd) in given {
@@ -116,12 +128,12 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
             single.extend(about::read(&fd).into_iter().flat_map(|written| written.all));
         } else if number(&name, 'i').is_some() {
             lists.extend(about::read(&fd));
-        } else if name == "r" {
-            roll = Some(fd);
+        } else if ROLLS.contains(&&*name) {
+            rolls.push((retried(|| generation(&fd)).unwrap_or(0), fd));
         // It does not tell what fails for a moment from what it is not.
         } else if (0..3).any(|_| check_inherited(&fd).is_ok()) {
-            if name == "l" {
-                kept_listener = Some(fd);
+            if name == "l" || number(&name, 'l').is_some() {
+                kept_listeners.push((name, fd));
             } else {
                 listener = Some(fd);
             }
@@ -141,8 +153,13 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
         Names { direct: fds.keys().copied().collect(), wrapped: wrapped.keys().copied().collect() };
     wrapped.extend(fds);
     let store = restore(known, wrapped, highest, capacity);
-    let past = Past { names, has_listener: kept_listener.is_some(), is_known: true };
-    Recovered { listener, kept_listener, roll, store, past }
+    // The daemon that has told of the last one was the last to serve, or is about to.
+    let roll = rolls.into_iter().max_by_key(|(generation, _)| *generation);
+    let (generation, roll) = roll.map_or((0, None), |(generation, roll)| (generation, Some(roll)));
+    let listeners: Vec<_> = kept_listeners.iter().map(|(name, _)| name.clone()).collect();
+    let listener_name = listeners.first().cloned();
+    let past = Past { names, listener: listener_name, listeners, generation, is_known: true };
+    Recovered { listener, kept_listeners, roll, store, past }
 }
 
 /// Holds what is known and there.

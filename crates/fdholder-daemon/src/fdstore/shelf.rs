@@ -7,11 +7,12 @@ use super::Notifier;
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::limits::FOLLOWER_PATIENCE;
+use crate::replication::roll::Roll;
 use crate::replication::{Item, Mirrors};
 use crate::same_file::are_one;
 use crate::store::{Record, Store};
 use fdholder::{strerror, Errno};
-use rustix::fs::{statx, AtFlags, StatxFlags};
+use rustix::fs::{fstat, statx, AtFlags, StatxFlags};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -24,6 +25,9 @@ pub(super) const DESCRIBED_MAX: usize = 64;
 
 /// Names of lists. A new one takes the other name, and then those before it are forgotten.
 const LISTS: [&str; 2] = ["i0", "i1"];
+
+/// Names of rolls: of an even generation, of an odd one, and of any in versions before.
+pub(super) const ROLLS: [&str; 3] = ["r0", "r1", "r"];
 
 /// Messages in one turn of the loop.
 const MESSAGES_PER_TURN: usize = 64;
@@ -95,7 +99,7 @@ pub(crate) struct Shelf {
     pause: Duration,
     /// What it keeps of the daemon's own.
     listener: Option<Arc<OwnedFd>>,
-    roll: Option<Arc<OwnedFd>>,
+    roll: Option<(u64, Arc<OwnedFd>)>,
     /// What was so at the start is told, but for what systemd may have already.
     has_begun: bool,
 }
@@ -106,6 +110,11 @@ fn file_of(fd: impl AsFd) -> Option<(u64, u64)> {
     let stat = statx(fd, c"", flags, StatxFlags::INO).ok()?;
     let device = u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor);
     Some((device, stat.stx_ino))
+}
+
+/// By this a daemon that has the same socket knows the name.
+fn name_of_listener(listener: impl AsFd) -> String {
+    fstat(listener).map_or_else(|_| "l".to_owned(), |stat| format!("l{}", stat.st_ino))
 }
 
 impl Shelf {
@@ -136,6 +145,9 @@ impl Shelf {
             roll: None,
             has_begun: false,
         };
+        for stale in past.listeners.iter().filter(|name| past.listener.as_ref() != Some(name)) {
+            shelf.forget(stale);
+        }
         let mut all = store.all();
         all.sort_unstable_by_key(|record| record.origin.serial);
         for record in all {
@@ -167,21 +179,32 @@ impl Shelf {
         shelf
     }
 
-    /// Has systemd keep the listening socket.
+    /// Has systemd keep the listening socket, in the place of the one before. If it has this one
+    /// from a daemon before, nothing changes.
     pub fn keep_listener(&mut self, listener: Arc<OwnedFd>) {
-        self.forget("l");
-        self.store("l", Fd::Shared(Arc::clone(&listener)));
-        self.listener = Some(listener);
+        let name = name_of_listener(&listener);
+        self.store(&name, Fd::Shared(Arc::clone(&listener)));
+        let before = self.listener.replace(listener).map(|before| name_of_listener(&before));
+        if let Some(before) = before.filter(|before| *before != name) {
+            self.forget(&before);
+        }
     }
 
-    /// Has systemd keep the roll of followers, in the place of the one before; before anything
+    /// Has systemd keep the roll of followers, in the place of those before; before anything
     /// else, as it says who serves.
-    pub fn keep_roll(&mut self, roll: &Arc<OwnedFd>) {
-        self.roll = Some(Arc::clone(roll));
+    pub fn keep_roll(&mut self, roll: &Roll) {
+        self.keep_roll_of(roll.generation(), Arc::clone(roll.file()));
+    }
+
+    fn keep_roll_of(&mut self, generation: u64, file: Arc<OwnedFd>) {
         let told = std::mem::take(&mut self.letters);
-        self.forget("r");
-        self.store("r", Fd::Shared(Arc::clone(roll)));
+        let name = ROLLS[(generation % 2) as usize]; // 0 or 1.
+        self.store(name, Fd::Shared(Arc::clone(&file)));
+        for other in ROLLS.iter().filter(|other| **other != name) {
+            self.forget(other);
+        }
         self.letters.extend(told);
+        self.roll = Some((generation, file));
     }
 
     /// Whether systemd has been told what is so at the start; or does not want to hear it.
@@ -297,8 +320,8 @@ impl Shelf {
         if let Some(listener) = listener {
             self.keep_listener(listener);
         }
-        if let Some(roll) = roll {
-            self.keep_roll(&roll);
+        if let Some((generation, file)) = roll {
+            self.keep_roll_of(generation, file);
         }
         true
     }

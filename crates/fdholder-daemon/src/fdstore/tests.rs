@@ -4,6 +4,7 @@
 use super::shelf::Shelf;
 use super::*;
 use crate::closing::ClientFd;
+use crate::replication::roll::Roll;
 use crate::replication::{Mirrors, Ticket};
 use crate::same_file::are_one;
 use crate::store::Store;
@@ -15,7 +16,8 @@ use proptest::prelude::*;
 use rustix::fs::{fstat, memfd_create, MemfdFlags};
 use rustix::io::{fcntl_dupfd_cloexec, pread, pwrite};
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::sync::Arc;
 
 const CAPACITY: usize = 40;
 
@@ -240,4 +242,106 @@ proptest! {
         prop_assert_eq!(Daemon::new(notifier(), store, &past).content(), held);
         prop_assert!(fstat(&systemd.socket).is_ok());
     }
+}
+
+/// A daemon that keeps a roll and a listening socket, and a systemd, killed at any message.
+struct Own {
+    folder: tempfile::TempDir,
+    systemd: Systemd,
+    daemon: Daemon,
+}
+
+impl Own {
+    fn notifier(folder: &tempfile::TempDir) -> Notifier {
+        Notifier::to(folder.path().join("notify").as_os_str()).unwrap()
+    }
+
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        let systemd = Systemd { socket, kept: Vec::new() };
+        let daemon = Daemon::new(Self::notifier(&folder), Store::new(CAPACITY), &Past::none());
+        Self { folder, systemd, daemon }
+    }
+
+    fn listener(&self, name: &str) -> Arc<OwnedFd> {
+        Arc::new(UnixListener::bind(self.folder.path().join(name)).unwrap().into())
+    }
+
+    /// What a daemon would go on with: the generation of the roll, and the listening sockets.
+    fn recovered(&self) -> (Option<u64>, Vec<OwnedFd>) {
+        let Recovered { kept_listeners, roll, .. } = recover(self.systemd.give(), CAPACITY);
+        let generation = roll.map(|roll| crate::replication::roll::generation(roll).unwrap());
+        (generation, kept_listeners.into_iter().map(|(_, listener)| listener).collect())
+    }
+
+    /// Has systemd read message by message, and looks at it after each.
+    fn read_all(&mut self, mut look: impl FnMut(&Self)) {
+        for _ in 0..300 {
+            self.daemon.tell();
+            self.systemd.read(1);
+            look(self);
+        }
+    }
+}
+
+/// When a roll or a listening socket takes the place of another, systemd has one of them at each
+/// moment, and in the end only that.
+#[test]
+fn roll_and_listening_socket_are_never_missing() {
+    let mut own = Own::new();
+    let [first, second, third] = ["1", "2", "3"].map(|name| own.listener(name));
+    own.daemon.shelf.keep_listener(Arc::clone(&first));
+    own.daemon.shelf.keep_roll(&Roll::new(1).unwrap());
+    own.read_all(|_| ());
+    assert_eq!(own.recovered().0, Some(1));
+    let mut before = first;
+    for (generation, listener) in [(2, second), (3, third)] {
+        // The heir of that daemon: nobody tells it what systemd was told, but it has the socket.
+        let notifier = Own::notifier(&own.folder);
+        own.daemon = Daemon::new(notifier, Store::new(CAPACITY), &Past::unknown([]));
+        own.daemon.shelf.keep_listener(Arc::clone(&before));
+        own.daemon.shelf.keep_roll(&Roll::new(generation).unwrap());
+        let has = |own: &Own, socket: &OwnedFd| {
+            own.recovered().1.iter().any(|kept| are_one(kept, socket).unwrap())
+        };
+        own.read_all(|own| {
+            let roll = own.recovered().0;
+            assert!([Some(generation - 1), Some(generation)].contains(&roll), "{roll:?}");
+            assert!(has(own, &before));
+        });
+        assert_eq!(own.recovered().0, Some(generation));
+        // Its socket's file is made again.
+        own.daemon.shelf.keep_listener(Arc::clone(&listener));
+        own.read_all(|own| assert!(has(own, &before) || has(own, &listener)));
+        assert!(has(&own, &listener) && !has(&own, &before));
+        before = listener;
+    }
+    let rolls = own.systemd.kept.iter().filter(|(name, _)| name.starts_with('r'));
+    assert_eq!(rolls.count(), 1);
+}
+
+/// It says whether a standby may be let alone: only when systemd could be told of everything.
+#[test]
+fn everything_is_told_once_the_last_message_is_sent() {
+    let mut own = Own::new();
+    assert!(!own.daemon.shelf.has_told_all(), "nothing is sent");
+    own.read_all(|_| ());
+    assert!(own.daemon.shelf.has_told_all());
+    let entry = |number| Entry {
+        id: id(number),
+        limit: Limit::never_from(now()),
+        fd: ClientFd::new(file(usize::from(number)), 0),
+    };
+    // As many as no queue of systemd has room for.
+    for number in 0..CAPACITY as u8 {
+        let outcome = own.daemon.store.store(entry(number), 0, now());
+        own.daemon.record(&outcome.changes);
+    }
+    own.daemon.tell();
+    assert!(!own.daemon.shelf.has_told_all(), "its queue is full");
+    own.read_all(|_| ());
+    assert!(own.daemon.shelf.has_told_all());
+    let names = own.systemd.kept.iter().filter(|(name, _)| name.starts_with('h'));
+    assert_eq!(names.count(), CAPACITY);
 }

@@ -7,6 +7,7 @@
 //! | byte | not 0 |
 //! | --- | --- |
 //! | 0 | somebody has followed this primary already, or keeps everything: see below |
+//! | 1 to 8 | how many have served before, one after the other: the [generation](generation) |
 //! | n | follower n was given up, and may not have everything |
 //!
 //! Nothing else decides: not that a link has ended, a process seems to be gone, or a time-out has
@@ -27,7 +28,7 @@
 use super::bytes::{self, Bytes};
 use crate::bugs::{active, Bug};
 use crate::clock;
-use crate::reading::is_transient;
+use crate::reading::{is_transient, retried};
 use fdholder::link::Pending;
 use rustix::fs::{fcntl_lock, memfd_create, FlockOperation, MemfdFlags};
 use rustix::io::{pread, pwrite, Errno};
@@ -47,6 +48,10 @@ const RECOVERED: u8 = 2;
 const KEPT: u8 = 3;
 const SERVES: u8 = 4;
 
+/// Where the generation stands, and the last byte of it.
+const GENERATION: u64 = 1;
+const GENERATION_END: u32 = 8;
+
 /// The primary itself has taken a place and does not serve yet. For who follows it this is as 0.
 const UNSETTLED: u8 = 5;
 
@@ -59,17 +64,19 @@ pub(crate) struct Roll {
     /// Never closed while this process is the primary; see [`file`](Self::file).
     file: Arc<OwnedFd>,
     bytes: Bytes,
+    generation: u64,
     last: u32,
 }
 
 impl Roll {
-    /// A new one, locked.
+    /// A new one, locked. The generation is that of the daemon before, and one more; that of a
+    /// daemon that only keeps everything is the same.
     ///
     /// # Errors
     ///
     /// Those of `memfd_create(2)`, mmap(2) and fcntl(2); EFBIG if no file may be so long, see
     /// [`can_be`](Self::can_be).
-    pub fn new() -> Result<Self, Errno> {
+    pub fn new(generation: u64) -> Result<Self, Errno> {
         let file =
             memfd_create("fdholder roll", MemfdFlags::CLOEXEC).map_err(|errno| match errno {
                 // ENFILE tells a follower that it has too little room itself.
@@ -78,9 +85,10 @@ impl Roll {
             })?;
         // Now there is the memory, too. Read beyond the end, nobody was given up.
         pwrite(&file, &[0], bytes::LEN as u64 - 1)?;
+        pwrite(&file, &generation.to_be_bytes(), GENERATION)?;
         let bytes = Bytes::of(&file)?;
         fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { file: Arc::new(file), bytes, last: 0 })
+        Ok(Self { file: Arc::new(file), bytes, generation, last: GENERATION_END })
     }
 
     /// Whether the limit on the size of files allows for one.
@@ -92,6 +100,11 @@ impl Roll {
     /// free the lock, see fcntl(2).
     pub fn file(&self) -> &Arc<OwnedFd> {
         &self.file
+    }
+
+    /// Its generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The number of a new follower.
@@ -315,6 +328,12 @@ impl Place {
         Self { roll, number, before }
     }
 
+    /// The generation of the daemon that had it.
+    pub(crate) fn generation(&self) -> u64 {
+        // Without it systemd might keep a roll more.
+        retried(|| generation(&self.roll)).unwrap_or(0)
+    }
+
     /// For who follows us before we [serve](Self::serve): the place that may go back to somebody.
     pub(crate) fn pending(&self) -> Pending<BorrowedFd<'_>> {
         match &self.before {
@@ -344,6 +363,17 @@ impl Place {
         // Nobody asks for its lock any more.
         self.before = None;
     }
+}
+
+/// The generation of a roll.
+///
+/// # Errors
+///
+/// Those of pread(2).
+pub(crate) fn generation(roll: impl AsFd) -> Result<u64, Errno> {
+    let mut bytes = [0; size_of::<u64>()];
+    pread(roll, &mut bytes, GENERATION)?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 fn try_lock(roll: BorrowedFd<'_>) -> Result<bool, Errno> {

@@ -23,7 +23,7 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{PEERS_PLACED_MAX, READ_LEN, SERIALS_SKIPPED};
 use crate::lookout::Lookout;
-use crate::replication::roll::Roll;
+use crate::replication::roll::{Place, Roll};
 use crate::replication::Mirrors;
 use crate::room::Room;
 use crate::rota::Rota;
@@ -264,20 +264,20 @@ impl Server {
         if !past.is_known {
             self.hold.store.skip_serials(SERIALS_SKIPPED);
         }
-        let has_listener = past.has_listener;
         let Hold { store, mirrors, .. } = &mut self.hold;
         let mut told = Shelf::new(notifier, mirrors, store, past);
-        if !has_listener {
+        if !past.has_listener() {
             let is_heir = !self.hold.store.is_empty();
             let listener = insist(is_heir, || fcntl_dupfd_cloexec(&self.listener, 0))?;
             told.keep_listener(Arc::new(listener));
         }
-        let roll = insist(!self.hold.store.is_empty(), Roll::new)?;
+        let before = self.place.as_ref().map_or(0, Place::generation).max(past.generation);
+        let roll = insist(!self.hold.store.is_empty(), || Roll::new(before + 1))?;
         // Whoever starts with what systemd has sees by it whether we serve.
         if self.is_pending() {
             roll.settle(false);
         }
-        told.keep_roll(roll.file());
+        told.keep_roll(&roll);
         self.roll = Some(roll);
         if past.is_known {
             told.begin();

@@ -169,7 +169,9 @@ impl Server {
         let Some(socket) = peer.into_socket() else { return Ok(()) };
         let mirror = self.hold.mirrors.add(&self.hold.store);
         if let Some(mirror) = self.hold.mirrors.get_mut(mirror) {
-            others.into_iter().for_each(|listener| mirror.comes_in_by(listener));
+            for listener in others {
+                mirror.comes_in_by(listener);
+            }
         }
         let entry = self.links.vacant_entry();
         entry.insert(Link {
@@ -203,9 +205,9 @@ impl Server {
 
     /// A new roll, with nobody on it.
     pub(super) fn renew_roll(&mut self) -> Result<(), Errno> {
-        let roll = Roll::new()?;
+        let roll = Roll::new(self.place.as_ref().map_or(0, Place::generation) + 1)?;
         if let Some(shelf) = &mut self.shelf {
-            shelf.keep_roll(roll.file());
+            shelf.keep_roll(&roll);
         }
         self.roll = Some(roll);
         Ok(())

@@ -142,11 +142,11 @@ pub fn at(
         warn!("what systemd has kept is older than what was held last, and is dropped");
         recovered.drop_what_is_held();
     }
-    let Recovered { listener, kept_listener, roll, store, past } = recovered;
+    let Recovered { listener, kept_listeners, roll, store, past } = recovered;
     // Never closed: that would free the lock, also where the same file comes from a predecessor.
     let roll = roll.map(ManuallyDrop::new);
     if whose == Whose::Anothers {
-        drop((listener, kept_listener));
+        drop((listener, kept_listeners));
         // It may have changed things since what systemd has given to this process.
         let is_there = || roll.as_ref().is_none_or(|roll| !is_abandoned(&**roll));
         return listen_or_take_over(listen, user, settings, is_there, |_| {
@@ -159,8 +159,8 @@ pub fn at(
     let made = listener.filter(leads_here);
     let (listener, past) = match made {
         Some(listener) => (Some(listener), past.without_listener()),
-        None => match kept_listener.filter(leads_here) {
-            Some(listener) => (Some(listener), past),
+        None => match kept_listeners.into_iter().find(|(_, listener)| leads_here(listener)) {
+            Some((name, listener)) => (Some(listener), past.with_listener(name)),
             None => (None, past.without_listener()),
         },
     };

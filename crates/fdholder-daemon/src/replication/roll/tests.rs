@@ -1,23 +1,31 @@
 use super::*;
 
-/// For another process: a path to the roll, and its number there, or 0 if it recovers.
+/// For another process: a path to the roll, and its number there, 0 if it recovers, or that it only
+/// looks.
 const ROLL: &str = "FDHOLDER_TEST_ROLL";
 const NUMBER: &str = "FDHOLDER_TEST_NUMBER";
+
+const LOOKS: &str = "looks";
 
 const WAITS: i32 = 10;
 const HAS_IT: i32 = 11;
 const COMES_LATE: i32 = 12;
 const IS_GIVEN_UP: i32 = 13;
+const IS_ABANDONED: i32 = 14;
 
 /// Locks belong to a process: what another one makes of the roll. It ends, and its lock
 /// with it.
 fn another(roll: &Roll, number: u32) -> i32 {
+    another_as(roll, &number.to_string())
+}
+
+fn another_as(roll: &Roll, number: &str) -> i32 {
     let fd = std::os::fd::AsRawFd::as_raw_fd(&**roll.file());
     std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "replication::roll::tests::be_another"])
         // Opened there, as our lock would end with a second descriptor that is closed here.
         .env(ROLL, format!("/proc/{}/fd/{fd}", std::process::id()))
-        .env(NUMBER, number.to_string())
+        .env(NUMBER, number)
         .output()
         .unwrap()
         .status
@@ -30,7 +38,11 @@ fn another(roll: &Roll, number: u32) -> i32 {
 fn be_another() {
     let Some(path) = std::env::var_os(ROLL) else { return };
     let roll = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let succession = match std::env::var(NUMBER).unwrap().parse().unwrap() {
+    let number = std::env::var(NUMBER).unwrap();
+    if number == LOOKS {
+        std::process::exit(if is_abandoned(&roll) { IS_ABANDONED } else { WAITS });
+    }
+    let succession = match number.parse().unwrap() {
         0 => try_recover(&roll),
         number => try_succeed(&roll, number, false),
     };
@@ -44,7 +56,7 @@ fn be_another() {
 
 #[test]
 fn nobody_follows_while_the_primary_is_there() {
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let (first, second) = (roll.enter(), roll.enter());
     assert_ne!(first, second);
     assert!(!roll.is_handed_over(Handed::Follows));
@@ -57,7 +69,7 @@ fn nobody_follows_while_the_primary_is_there() {
     roll.let_go().unwrap();
     assert_eq!(another(&roll, first), HAS_IT);
     assert!(roll.is_handed_over(Handed::Follows));
-    let roll = Roll::new().unwrap();
+    let roll = Roll::new(1).unwrap();
     roll.let_go().unwrap();
     assert_eq!(another(&roll, 0), HAS_IT);
 }
@@ -65,7 +77,7 @@ fn nobody_follows_while_the_primary_is_there() {
 /// It has ended, and has told nobody anything: the lock is free and byte 0 does not say SERVES.
 #[test]
 fn primary_takes_lease_back_unless_another_served() {
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let (dies, next) = (roll.enter(), roll.enter());
     roll.let_go().unwrap();
     assert_eq!(another(&roll, dies), HAS_IT);
@@ -84,19 +96,19 @@ fn primary_takes_lease_back_unless_another_served() {
 #[test]
 fn one_of_predecessor_and_follower_gets_a_pending_place() {
     let pending = |roll: &Roll, number| Pending { roll: roll.file().try_clone().unwrap(), number };
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let next = roll.enter();
     roll.let_go().unwrap();
     assert_eq!(another(&roll, next), HAS_IT);
     assert!(roll.take_back(next));
     assert_eq!(succeed_in_pending(&pending(&roll, next)), Ok(Succession::GivenUp));
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let next = roll.enter();
     roll.let_go().unwrap();
     assert_eq!(another(&roll, next), HAS_IT);
     assert_eq!(succeed_in_pending(&pending(&roll, next)), Ok(Succession::Ours));
     assert!(is_undecided(roll.file()) && !roll.is_handed_over(Handed::Serves));
-    let own = Roll::new().unwrap().file().try_clone().unwrap();
+    let own = Roll::new(1).unwrap().file().try_clone().unwrap();
     let mut place = Place::of(own, 1, Some(pending(&roll, next)));
     assert_eq!(place.pending().number, next, "whom it follows may have that again");
     place.serve();
@@ -149,7 +161,7 @@ fn what_there_is_no_memory_for_is_tried_again() {
 /// Between processes see also `tests/succession`.
 #[test]
 fn one_follows_and_nobody_who_was_given_up() {
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
     roll.give_up(second).unwrap();
     let file = roll.file().as_fd();
@@ -163,13 +175,13 @@ fn one_follows_and_nobody_who_was_given_up() {
 /// not serve any more. Once somebody has served, there is nothing to recover.
 #[test]
 fn a_recovery_may_be_tried_again() {
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let first = roll.enter();
     let file = roll.file().as_fd();
     assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
     assert_eq!(try_recover(file), Ok(Some(Succession::Ours)));
     assert_eq!(succeed(file, first, false), Ok(Succession::Anothers));
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let first = roll.enter();
     let file = roll.file().as_fd();
     assert_eq!(succeed(file, first, false), Ok(Succession::Ours));
@@ -182,7 +194,7 @@ fn a_recovery_may_be_tried_again() {
 /// let one serve.
 #[test]
 fn a_keeper_has_not_followed_yet() {
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let (first, second, third) = (roll.enter(), roll.enter(), roll.enter());
     let file = roll.file().as_fd();
     assert_eq!(succeed(file, first, true), Ok(Succession::Ours));
@@ -197,7 +209,7 @@ fn a_keeper_has_not_followed_yet() {
 /// Followers may serve all the same; who gets it from systemd asks first.
 #[test]
 fn roll_of_a_primary_that_does_not_serve_yet_says_so() {
-    let mut roll = Roll::new().unwrap();
+    let mut roll = Roll::new(1).unwrap();
     let first = roll.enter();
     assert!(!is_undecided(roll.file()));
     roll.settle(false);
@@ -205,8 +217,38 @@ fn roll_of_a_primary_that_does_not_serve_yet_says_so() {
     assert_eq!(another(&roll, first), WAITS);
     roll.let_go().unwrap();
     assert_eq!(another(&roll, first), HAS_IT);
-    let roll = Roll::new().unwrap();
+    let roll = Roll::new(1).unwrap();
     roll.settle(false);
     roll.settle(true);
     assert!(!is_undecided(roll.file()));
+}
+
+/// Nobody has it, and nobody has served in its place. To look takes it from nobody and says nothing.
+#[test]
+fn abandoned_roll_is_told_from_one_that_is_used() {
+    let mut roll = Roll::new(1).unwrap();
+    let next = roll.enter();
+    let looks = |roll: &Roll| another_as(roll, LOOKS);
+    assert_eq!(looks(&roll), WAITS, "its primary is there");
+    roll.let_go().unwrap();
+    assert_eq!((looks(&roll), looks(&roll)), (IS_ABANDONED, IS_ABANDONED));
+    assert!(!roll.is_handed_over(Handed::Follows) && !is_undecided(roll.file()));
+    assert_eq!(another(&roll, next), HAS_IT, "it may be followed");
+    assert_eq!(looks(&roll), IS_ABANDONED, "that one has ended");
+    Place::of(roll.file().try_clone().unwrap(), next, None).serve();
+    assert_eq!(looks(&roll), WAITS, "its heir may live");
+}
+
+/// Where the generation stands no follower is given up.
+#[test]
+fn generation_is_kept_beside_followers() {
+    for generation in [0, 1, u64::MAX] {
+        let mut roll = Roll::new(generation).unwrap();
+        for _ in 0..20 {
+            let number = roll.enter();
+            assert_eq!(is_set(roll.file().as_fd(), number.into()), Ok(false));
+            roll.give_up(number).unwrap();
+        }
+        assert_eq!(super::generation(roll.file()), Ok(generation));
+    }
 }

@@ -68,6 +68,40 @@ fn takeover_that_ends_before_it_serves_is_undone() {
     assert_eq!(family.wait(old), Some(0));
 }
 
+/// It has the lease, and does not serve for longer than anything else is waited for: its predecessor
+/// is silent, and still there. If it ends then, that one goes on.
+#[test]
+fn predecessor_of_a_daemon_that_is_slow_to_serve_stays() {
+    for is_killed in [false, true] {
+        let mut family = Family::with(&["-n", "500"]);
+        let old = family.primary();
+        fill(&mut family.client(), family.folder.path(), 50);
+        let before = content(&mut family.client());
+        // It has written that it follows, and goes on later.
+        let mut strace = std::process::Command::new("strace");
+        strace.args(["-D", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64"]);
+        strace.args(["-e", "inject=pwrite64:delay_exit=13000000:when=1"]);
+        strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-n", "500"]);
+        let log = std::fs::File::options().append(true).open(family.log_path()).unwrap();
+        let mut new = strace.arg(&family.path).stderr(log).spawn().unwrap();
+        eventually("it is waited for", || family.log().contains("is slow to serve"));
+        assert!(is_alive(old));
+        if is_killed {
+            signal(new.id(), Signal::KILL);
+            new.wait().unwrap();
+        }
+        assert_eq!(content(&mut family.client()), before, "{}", family.log());
+        assert_eq!(family.log().matches(": ready on ").count(), 2 - usize::from(is_killed));
+        if is_killed {
+            assert!(is_alive(old), "{}", family.log());
+        } else {
+            assert_eq!(family.wait(old), Some(0), "{}", family.log());
+            signal(new.id(), Signal::KILL);
+            new.wait().unwrap();
+        }
+    }
+}
+
 /// Whether a process is in the middle of pwrite(2) to a roll's first byte: see proc(5), "syscall".
 pub fn writes_to_roll(pid: u32) -> bool {
     let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();

@@ -27,6 +27,7 @@ def measure(bench, way, has_long):
         failed = sum(it.failed() for it in long)
         outcome = load.finish()
     outcome["failed"] += failed
+    outcome["failed_restarts"] = getattr(way, "failed_restarts", 0)
     return outcome
 
 
@@ -35,6 +36,8 @@ def verdict(outcome, undisturbed):
     missed = []
     if outcome["failed"]:
         missed.append(f"{outcome['failed']:,} failed")
+    if outcome["failed_restarts"]:
+        missed.append(f"{outcome['failed_restarts']} restarts failed")
     ratio = outcome["p99.9"] / undisturbed["p99.9"]
     if ratio > P999_AT_MOST:
         missed.append(f"p99.9 is {ratio:.1f} × the undisturbed one")

@@ -67,6 +67,7 @@ class Run:
 
     def __init__(self, bench, holder, server, options=()):
         self.holder, self.server, self.options = holder, server, options
+        self.failed_restarts = 0
 
     def start(self):
         self.holder.bind("web", *self.server.bind_options())
@@ -82,7 +83,8 @@ class Run:
         return [*command, *self.options, self.holder.path, "--", *program]
 
     def restart(self):
-        self.holder.run("restart", "web")
+        command = [self.holder.program, "restart", self.holder.path, "web"]
+        self.failed_restarts += subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0
 
     def stop(self):
         end(self.process)

@@ -35,7 +35,7 @@ def measure(bench, way):
             due = max(due + EVERY_S, time.monotonic())
             time.sleep(max(0, due - time.monotonic()))
         outcome = load.finish()
-    return outcome | {"restarts": restarts}
+    return outcome | {"restarts": restarts, "failed_restarts": getattr(way, "failed_restarts", 0)}
 
 
 def run(bench):
@@ -59,6 +59,8 @@ def run(bench):
             for name, least in (("p99", P99_US), ("longest", LONGEST_US)):
                 if outcome[name] > max(least, 2 * undisturbed[name]):
                     missed.append(f"{name} {ms(outcome[name])}")
+            if outcome["failed_restarts"]:
+                missed.append(f"{outcome['failed_restarts']} restarts failed")
             if outcome["failed"]:
                 missed.append(f"{outcome['failed']:,} failed")
     headings = ["restarted by", "restarts", "requests", "a second", "failed", "p50", "p99", "longest"]

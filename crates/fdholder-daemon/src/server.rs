@@ -382,9 +382,13 @@ impl Server {
         self.rota.end_turn(now);
     }
 
-    /// A lame duck ends when nobody is in the middle of anything, or its time is up.
+    /// A lame duck ends when nobody is in the middle of anything, or its time is up. Before its place
+    /// is its own its predecessor would go on, whom nobody has asked to end.
     fn has_ended(&self) -> Option<Ended> {
         let Accepting::LameDuck(deadline) = self.accepting else { return self.ended };
+        if self.is_pending() {
+            return None;
+        }
         let is_over = !self.peers.iter().any(|(_, peer)| peer.is_busy())
             || deadline.is_some_and(|deadline| deadline <= clock::now());
         let held = self.hold.store.len();

@@ -37,8 +37,8 @@ impl Scene {
         Self { _folder: folder, server, service, systemd }
     }
 
-    fn turn(&mut self) {
-        self.server.turn(&mut Vec::with_capacity(EVENTS_PER_TURN)).unwrap();
+    fn turn(&mut self) -> Option<Ended> {
+        self.server.turn(&mut Vec::with_capacity(EVENTS_PER_TURN)).unwrap()
     }
 
     fn systemd_reads(&self) {
@@ -61,4 +61,19 @@ fn doors_are_read_once_the_place_is_ours() {
         scene.turn();
     }
     assert!(!scene.server.is_pending());
+}
+
+/// Otherwise the predecessor would go on, although the end was asked for.
+#[test]
+fn who_is_asked_to_end_waits_until_the_place_is_ours() {
+    let mut scene = Scene::new();
+    scene.server.begin_lame_duck();
+    assert_eq!(scene.turn(), None);
+    loop {
+        scene.systemd_reads();
+        if let Some(ended) = scene.turn() {
+            assert_eq!(ended, Ended::Stopped { held: 0, kept: 1, clients: 0 });
+            return assert!(!scene.server.is_pending());
+        }
+    }
 }

@@ -56,8 +56,10 @@ pub(crate) struct Peer {
     awaited: Option<Awaited>,
     /// There was no room for descriptors that it has sent: they stay in the socket for now.
     waits_for_room: bool,
-    /// There is memory for the whole request of which a part has come.
+    /// There is memory for the whole request of which a part has come, or it goes on all the same.
     has_room: bool,
+    /// Its place among those of its user for which there was none.
+    in_line: Option<u64>,
     /// It has broken the protocol; the replies before are still due.
     broken: Option<Malformed>,
     /// What it waits for.
@@ -153,6 +155,7 @@ impl Peer {
             awaited: None,
             waits_for_room: false,
             has_room: false,
+            in_line: None,
             broken: None,
             interest: EventFlags::IN,
             watched: None,
@@ -266,6 +269,7 @@ impl Peer {
 
     /// It goes, and has nothing any more.
     pub fn discharge(&mut self, ledger: &mut Ledger) {
+        ledger.line.leave(self.who.user.uid, &mut self.in_line);
         ledger.recharge(self.who.user.uid, &mut self.charged, Amounts::default());
     }
 

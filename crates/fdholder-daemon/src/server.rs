@@ -301,11 +301,11 @@ impl Server {
     /// server has ended, if it has.
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<Option<Ended>> {
         self.look_after_memory();
+        self.resume_once();
         self.look_after_wards();
         self.look_for_listeners();
         self.tend_followers();
         self.begin_upgrade_that_is_due();
-        self.resume_once();
         self.let_leave();
         if let Some(ended) = self.has_ended() {
             return Ok(Some(ended));
@@ -382,9 +382,13 @@ impl Server {
         self.rota.end_turn(now);
     }
 
-    /// A lame duck ends when nobody is in the middle of anything, or its time is up.
+    /// A lame duck ends when nobody is in the middle of anything, or its time is up. Before its place
+    /// is its own its predecessor would go on, whom nobody has asked to end.
     fn has_ended(&self) -> Option<Ended> {
         let Accepting::LameDuck(deadline) = self.accepting else { return self.ended };
+        if self.is_pending() {
+            return None;
+        }
         let is_over = !self.peers.iter().any(|(_, peer)| peer.is_busy())
             || deadline.is_some_and(|deadline| deadline <= clock::now());
         let held = self.hold.store.len();
@@ -459,10 +463,11 @@ impl Server {
         let (deadline, turn) = (self.deadlines.next(), self.rota.next());
         let doors = self.wards.rest_until;
         let undecided = self.may_decide().then(clock::now);
+        let resumes = self.is_to_resume_now().then(clock::now);
         let fresh = self.hold.store.has_fresh().then(clock::now);
         let (asking, socket) = (self.asking_until, self.socket_file_due());
         let next = [accepting, undecided, deadline, turn, followers, watchdog, doors, left_out];
-        let next = next.into_iter().chain([fresh, asking, socket, readiness]);
+        let next = next.into_iter().chain([fresh, resumes, asking, socket, readiness]);
         clock::wait_until(next.flatten().min())
     }
 }

@@ -15,9 +15,12 @@
 //! do worse. Each of the two has a reserve that nobody else can use: until it has as much as that,
 //! it may have more, whatever is left. So `size` and two reserves are taken at most.
 
+mod line;
+
 use crate::limits::READ_LEN;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::Errno;
+pub use line::Line;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -315,6 +318,8 @@ pub struct Ledger {
     leaving: Leaving,
     /// Only those that have something: at most one for each connection.
     users: BTreeMap<u32, Amounts>,
+    /// Who waits for room for the rest of a request.
+    pub line: Line,
 }
 
 impl Ledger {
@@ -327,6 +332,7 @@ impl Ledger {
             having: Amounts::default(),
             leaving: Leaving::default(),
             users: BTreeMap::new(),
+            line: Line::default(),
         }
     }
 

@@ -52,7 +52,7 @@ impl Peer {
             return Ok(false);
         }
         self.waits_for_room = false;
-        let Some(len) = self.may_bring(&hold.ledger) else {
+        let Some(len) = self.may_bring(&mut hold.ledger) else {
             self.waits_for_room = true;
             self.again = Some(clock::now() + ROOM_PAUSE);
             return Ok(false);
@@ -93,23 +93,35 @@ impl Peer {
         transport::receive(&self.socket, &mut hold.buffer[..len], Wait::No).map(Some)
     }
 
-    /// How many bytes it may bring. A whole request, if there is memory for that: then it has this
-    /// until it is whole, as one of each user may in any case. Otherwise as many as a request takes
-    /// that is no set. A limit of its user's own is for replies: those are refused, while a request
-    /// waits in its socket.
-    fn may_bring(&mut self, ledger: &Ledger) -> Option<usize> {
+    /// How many bytes it may bring. A whole request, if there is memory for that, or it is the first
+    /// of its user's that wait: then it has this until it is whole. Otherwise as many as a request
+    /// takes that is no set. A limit of its user's own is for replies: requests wait.
+    fn may_bring(&mut self, ledger: &mut Ledger) -> Option<usize> {
         let come = self.connection.come_len();
         self.has_room &= come > 0;
         if !self.has_room {
             let who = Claimant { quotas: Quotas::default(), ..self.claimant() };
-            self.has_room = ledger.room(&who, Resource::Bytes) >= HEADER_LEN + REQUEST_PAYLOAD_MAX
-                || ledger.used(who.uid, Resource::Bytes) <= self.charged.get(Resource::Bytes);
+            if ledger.room(&who, Resource::Bytes) >= HEADER_LEN + REQUEST_PAYLOAD_MAX {
+                ledger.line.leave(who.uid, &mut self.in_line);
+                self.has_room = true;
+            } else if come < SHORT_REQUEST_LEN {
+                return Some(SHORT_REQUEST_LEN - come);
+            } else if ledger.line.is_first(who.uid, &mut self.in_line) {
+                self.has_room = true;
+            } else {
+                return None;
+            }
         }
-        if self.has_room {
-            // What has come and what comes is put together in one piece.
-            return Some(READ_LEN.min(MEMORY_PIECE_LEN.saturating_sub(come)));
-        }
-        SHORT_REQUEST_LEN.checked_sub(come).filter(|len| *len > 0)
+        // What has come and what comes is put together in one piece.
+        let most = READ_LEN.min(MEMORY_PIECE_LEN.saturating_sub(come));
+        // The next request has to wait for its own turn.
+        Some(if self.in_line.is_some() { most.min(self.connection.missing_len()) } else { most })
+    }
+
+    /// A request was carried out. For the next one there may be no room.
+    fn gives_up_its_room(&mut self, ledger: &mut Ledger) {
+        self.has_room = false;
+        ledger.line.leave(self.who.user.uid, &mut self.in_line);
     }
 
     /// Whether there is room for the descriptors of a whole message of its. Those that it has
@@ -228,6 +240,7 @@ impl Peer {
             drop(closing::begun());
             match self.connection.step(&mut hold.store, &hold.ledger, now) {
                 Ok(Step::Did { changes, cost, deed }) => {
+                    self.gives_up_its_room(&mut hold.ledger);
                     let mut closes = Closes::default();
                     if hold.store.has_cleared_the_way() {
                         // This is nothing that the client has dropped.

@@ -80,7 +80,7 @@ impl Server {
 
     /// Whether nobody is let in, as another process is to serve, or may still have to.
     fn is_silent(&self) -> bool {
-        self.is_handing_over || self.settles_until.is_some() || self.is_pending()
+        self.is_handing_over || self.is_pending()
     }
 
     /// Whether there is memory for one more client: the table of them may have to grow.

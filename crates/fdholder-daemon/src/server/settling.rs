@@ -52,9 +52,15 @@ impl Server {
         self.is_new && self.place.is_some()
     }
 
+    /// Whether the place has just become ours: what has waited for that is due.
+    pub(super) fn is_to_resume_now(&self) -> bool {
+        self.is_to_resume && !self.is_pending()
+    }
+
     /// Goes on serving those whom the daemon before has served, as soon as the place is ours.
     pub(super) fn resume_once(&mut self) {
-        if !self.is_pending() && std::mem::take(&mut self.is_to_resume) {
+        if self.is_to_resume_now() {
+            self.is_to_resume = false;
             self.resume_handed();
         }
     }

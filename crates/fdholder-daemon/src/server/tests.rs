@@ -14,6 +14,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+mod begun;
+mod pending;
+
 /// A server, and the folder that its socket is in.
 fn server() -> (tempfile::TempDir, Server) {
     server_with(Options::default())

@@ -47,8 +47,8 @@ pub(super) struct Wards {
 impl Server {
     /// Begins to watch what has come, and stops watching what has gone.
     pub(super) fn look_after_wards(&mut self) {
-        // What they bring would be lost if this process ended before it serves.
-        if self.settles_until.is_some() {
+        // If this process ended, its predecessor would go on without what they have brought.
+        if self.is_pending() {
             return;
         }
         let mut touched = self.hold.store.take_touched();

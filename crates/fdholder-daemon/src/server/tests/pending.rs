@@ -17,7 +17,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (folder, mut server) = server();
-        let roll = fcntl_dupfd_cloexec(&**Roll::new().unwrap().file(), 0).unwrap();
+        let roll = fcntl_dupfd_cloexec(&**Roll::new(1).unwrap().file(), 0).unwrap();
         server.place = Some(Place::of(roll, 1, None));
         let (door, service) = UnixDatagram::pair().unwrap();
         door.set_nonblocking(true).unwrap();

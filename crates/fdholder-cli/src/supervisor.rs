@@ -8,6 +8,7 @@ pub mod control;
 mod demand;
 mod group;
 pub mod machine;
+mod niceness;
 mod origin;
 mod output;
 mod process;
@@ -75,6 +76,8 @@ pub struct Settings {
     pub notify: Option<OsString>,
     /// The descriptor that gets a newline once the service is ready.
     pub notify_fd: Option<u32>,
+    /// The niceness that is added to a generation which starts beside another.
+    pub start_nice: Option<u32>,
 }
 
 /// A service that is running.
@@ -160,6 +163,7 @@ impl<'a> Supervisor<'a> {
             holder: holder.as_ref().map(|_| holder_path.clone()),
             has_watchdog: upward.has_watchdog(),
             origin,
+            niceness: niceness::added(settings.start_nice)?,
         };
         let tells_otherwise = settings.ready_fd.is_some() || settings.has_ready_command;
         let counts_ready = settings.policy.ready_after.is_none()
@@ -209,6 +213,7 @@ impl<'a> Supervisor<'a> {
             let now = Instant::now();
             self.reap(now);
             self.run_probes(now);
+            self.take_niceness_back();
             if self.register_at.is_some_and(|at| at <= now) {
                 self.register();
             }
@@ -322,6 +327,19 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// From those that are ready, or start while nobody serves any more.
+    fn take_niceness_back(&mut self) {
+        let gives_way = |number| {
+            let mut all = self.machine.generations().iter();
+            self.machine.is_serving() && all.any(|it| it.number == number && it.is_starting())
+        };
+        for (number, process) in &mut self.processes {
+            if !gives_way(*number) {
+                process.take_niceness_back();
+            }
+        }
+    }
+
     /// Whether the process of a generation has become PROG, and lives.
     fn is_prog(&self, number: Number) -> bool {
         let mut all = self.machine.generations().iter();
@@ -371,7 +389,8 @@ impl<'a> Supervisor<'a> {
         let notify = NotifySocket::make(self.folder.path(), None).map_err(io::Error::other);
         let started = notify.and_then(|notify| {
             let notify = if self.own_holder.is_some() { notify.unjudged() } else { notify };
-            Process::start(&self.launch, number, notify, Instant::now())
+            let gives_way = self.machine.is_serving();
+            Process::start(&self.launch, number, notify, gives_way, Instant::now())
         });
         match started {
             Ok(process) => {

@@ -110,7 +110,7 @@ fn supervision() -> [Arg; 8] {
     ]
 }
 
-fn readiness() -> [Arg; 4] {
+fn readiness() -> [Arg; 5] {
     [
         Arg::new("ready-notify").long("ready-notify").action(ArgAction::SetTrue).help(
             "PROG is ready when it sends READY=1 to NOTIFY_SOCKET, and not before: as --notify, \
@@ -127,6 +127,15 @@ fn readiness() -> [Arg; 4] {
         span("start-timeout")
             .default_value("60000")
             .help("Stop a generation that is not ready after so long; 0: never"),
+        Arg::new("start-nice")
+            .long("start-nice")
+            .value_name("N")
+            .value_parser(clap::value_parser!(u32).range(0..=19))
+            .help(
+                "Make the next generation nicer by N until it is ready, so that it takes no \
+                 processor from the one that serves [default: 10 where run may take that back \
+                 (CAP_SYS_NICE), otherwise 0]",
+            ),
     ]
 }
 
@@ -174,5 +183,6 @@ fn settings(invocation: &Invocation) -> Result<Settings, Failure> {
         has_ready_command,
         notify,
         notify_fd: start::notify_fd(invocation),
+        start_nice: invocation.optional("start-nice"),
     })
 }

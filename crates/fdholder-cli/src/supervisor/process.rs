@@ -3,6 +3,7 @@
 use super::child::{read_report, Role, PROBE};
 use super::group;
 use super::machine::{Exit, Number};
+use super::niceness;
 use super::origin::Origin;
 use super::output::Copier;
 use crate::start::notify::NotifySocket;
@@ -40,6 +41,8 @@ pub struct Launch {
     pub holder: Option<PathBuf>,
     pub has_watchdog: bool,
     pub origin: Origin,
+    /// What is added while a generation starts beside another.
+    pub niceness: u8,
 }
 
 /// A generation.
@@ -62,6 +65,8 @@ pub struct Process {
     /// The status line that it has sent.
     pub status: Option<String>,
     probe: Option<Probe>,
+    /// What was added, and not taken back yet.
+    niceness: u8,
 }
 
 /// The end of PROG.
@@ -83,7 +88,8 @@ struct Probe {
 }
 
 impl Process {
-    /// Starts a generation.
+    /// Starts a generation; one that gives way is nicer than others until it is
+    /// [taken back](Self::take_niceness_back).
     ///
     /// # Errors
     ///
@@ -92,6 +98,7 @@ impl Process {
         launch: &Launch,
         number: Number,
         notify: NotifySocket,
+        gives_way: bool,
         now: Instant,
     ) -> io::Result<Self> {
         let (report, report_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -125,6 +132,10 @@ impl Process {
         }
         let child = with_inherited(&passed, || command.spawn())?;
         let pid = Pid::from_child(&child);
+        let niceness = if gives_way { launch.niceness } else { 0 };
+        if niceness > 0 {
+            niceness::add(pid, niceness);
+        }
         // What failed here is that the copier has ended, and PROG goes on without it.
         let _ = copier.guard(pid);
         let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });
@@ -141,12 +152,21 @@ impl Process {
             was_killed: false,
             status: None,
             probe,
+            niceness,
         })
     }
 
     /// Whether PROG, or the process that becomes it, lives.
     pub fn is_alive(&self) -> bool {
         self.ended.is_none()
+    }
+
+    /// It does not give way any more.
+    pub fn take_niceness_back(&mut self) {
+        let added = std::mem::take(&mut self.niceness);
+        if added > 0 && self.is_alive() {
+            niceness::take_back(self.pid, added);
+        }
     }
 
     /// Sends a signal to PROG.

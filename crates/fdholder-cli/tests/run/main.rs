@@ -7,6 +7,7 @@ mod demand;
 mod ending;
 mod first;
 mod hostile;
+mod niceness;
 mod premature;
 mod ready;
 mod restarts;

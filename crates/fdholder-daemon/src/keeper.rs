@@ -8,6 +8,7 @@ use crate::closing::ClientFd;
 use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
 use crate::limits::{FOLLOWER_PATIENCE, KEEP_PATIENCE, READ_LEN};
+use crate::memory::reserve::has_room;
 use crate::reading::{is_transient, read, RETRY_PAUSE};
 use crate::replication::roll::{Handed, Place, Roll};
 use crate::replication::{self, Mirrors};
@@ -18,10 +19,16 @@ use fdholder::link::{self, HandedClient, Head, Heard};
 use fdholder::request::Parsed;
 use fdholder::transport::{self, Wait};
 use fdholder::{reply, Errno, Malformed, Request};
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::warn;
+
+/// Whether there is memory to keep so much: asked before anything is given up for it.
+pub(crate) fn can_keep(held: usize) -> bool {
+    has_room(held * size_of::<usize>())
+}
 
 /// Keeps everything until it is taken over; or gives it back, to be served. Until then others
 /// may have to serve in its place.
@@ -34,15 +41,11 @@ pub(crate) fn keep(
     inheritance: Inheritance,
 ) -> Result<Option<Inheritance>, Errno> {
     let Inheritance { listener, former, store, clients, dropped, place } = inheritance;
-    let share = |client: HandedClient<ClientFd>| client.map(|socket| Some(Arc::new(socket)));
-    let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
     let kept =
         Kept { listener: &listener, store: &store, clients: &clients, place: place.as_ref() };
     let Err(broken) = kept.wait_for_next(socket) else { return Ok(None) };
     warn!("the new program was to take over, and does not: {broken}");
     place.as_ref().map_or(Ok(()), Place::follow)?;
-    let clients = clients.into_iter().filter_map(|client| client.map(Arc::into_inner));
-    let clients = clients.collect();
     Ok(Some(Inheritance { listener, former, store, clients, dropped, place }))
 }
 
@@ -97,7 +100,8 @@ impl Kept<'_> {
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
         // Until it serves, this is the second copy.
-        exchange.hand_over(self.clients.iter().cloned(), roll, head.number, Handed::Serves, None)
+        let clients = self.clients.iter().map(Cow::Borrowed);
+        exchange.hand_over(clients, roll, head.number, Handed::Serves, None)
     }
 }
 

@@ -11,7 +11,6 @@ use crate::limits::{
     FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, KEEP_PATIENCE, MIRROR_MESSAGES_PER_TURN,
     SEND_PAUSE,
 };
-use crate::memory::reserve;
 use crate::peer::Gone;
 use crate::reading::{is_transient, of_daemon};
 use crate::replication;
@@ -123,15 +122,13 @@ impl Server {
             return Err(Errno::BUSY);
         }
         // It need not have room for what goes anyway.
-        self.hold.expire(Timestamp::now(), usize::MAX);
+        self.hold.expire_all(Timestamp::now()).map_err(|_| Errno::BUSY)?;
         let held = self.hold.store.len();
         if (capacity as usize) < held {
             return Err(Errno::NFILE);
         }
-        // A list of all is made for it.
-        if !reserve::has_room(held * size_of::<usize>()) {
-            return Err(Errno::BUSY);
-        }
+        // Taken before anything is said to it.
+        let copy = self.hold.store.try_all().ok_or(Errno::BUSY)?;
         if self.roll.is_none() {
             self.renew_roll()?;
         }
@@ -168,7 +165,7 @@ impl Server {
             who,
             socket,
             decoder: Decoder::new(REQUEST_PAYLOAD_MAX),
-            mirror: self.hold.mirrors.add(&self.hold.store),
+            mirror: self.hold.mirrors.add_with(copy),
             number: about.number,
             role,
             wants_over: None,

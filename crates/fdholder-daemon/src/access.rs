@@ -16,14 +16,14 @@ use crate::limits::RIGHTS_CACHED_MAX;
 use crate::shares::Quotas;
 use fdholder::{Errno, Identifier};
 use pattern::Pattern;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A user as the kernel knows it: effective uid and gid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct User {
     /// Effective user id.
     pub uid: u32,
@@ -298,7 +298,7 @@ struct Remembered {
 #[derive(Debug)]
 pub struct Rules {
     source: Source,
-    remembered: HashMap<User, Remembered>,
+    remembered: BTreeMap<User, Remembered>,
     told: watch::Told,
     settled: Duration,
 }
@@ -357,7 +357,7 @@ impl Rules {
         };
         Self {
             source,
-            remembered: HashMap::new(),
+            remembered: BTreeMap::new(),
             told: watch::Told::of(folder),
             settled: freshness::SETTLED,
         }
@@ -378,7 +378,7 @@ impl Rules {
 
     /// Forgets what was decided, for the memory of compiled expressions: it is decided anew.
     pub fn forget(&mut self) {
-        self.remembered = HashMap::new();
+        self.remembered = BTreeMap::new();
     }
 
     /// The rights of `user` in a daemon that runs as `own`.

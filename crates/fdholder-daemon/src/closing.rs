@@ -8,6 +8,7 @@
 //!
 //! This is for the process as a whole, as its table of descriptors is.
 
+use crate::backlog::Backlog;
 use crate::clock;
 use crate::limits::{CLOSERS_MAX, CLOSERS_PER_USER, CLOSER_STACK_LEN, CLOSE_SLOW};
 use crate::shares::Leaving;
@@ -16,7 +17,7 @@ use rustix::event::{eventfd, EventfdFlags};
 use rustix::fs::fstat;
 use rustix::io::Errno;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -93,7 +94,7 @@ impl Drop for ClientFd {
         let _ = DROPPED.try_with(|dropped| {
             let mut dropped = dropped.borrow_mut();
             dropped.gathered.extend(one.take());
-            if !dropped.gathers {
+            if !dropped.gathers || dropped.gathered.len() >= GATHERED_MAX {
                 dropped.hand_over();
             }
         });
@@ -124,15 +125,27 @@ impl Closes {
     }
 }
 
-/// Takes out what has been closed of these.
-pub(crate) fn take_ended<T>(closing: &mut Vec<(T, Closes)>) -> Vec<T> {
+/// Takes out what has been closed of these, so many at most.
+pub(crate) fn take_ended<T>(closing: &mut Backlog<(T, Closes)>, most: usize) -> Vec<T> {
+    let mut ended = Vec::new();
     if closing.is_empty() {
-        return Vec::new();
+        return ended;
     }
     let state = lock();
-    let ended = closing.extract_if(.., |(_, closes)| state.have_ended(closes));
-    ended.map(|(what, _)| what).collect()
+    // Each is looked at once; those that are not closed come round in their order.
+    for _ in 0..closing.len() {
+        let Some((what, closes)) = closing.pop_front() else { break };
+        if ended.len() < most && state.have_ended(&closes) {
+            ended.push(what);
+        } else {
+            closing.push_back((what, closes));
+        }
+    }
+    ended
 }
+
+/// How many are gathered at most: in one piece of memory.
+const GATHERED_MAX: usize = 1024;
 
 /// What a thread has dropped.
 struct Dropped {
@@ -246,7 +259,7 @@ impl AsFd for Bell {
 /// What waits to be closed, and who closes it.
 struct State {
     /// By user.
-    queues: BTreeMap<u32, VecDeque<(u64, OwnedFd)>>,
+    queues: BTreeMap<u32, Backlog<(u64, OwnedFd)>>,
     /// How many closers are busy with each user's.
     busy: BTreeMap<u32, usize>,
     /// How long each user has kept closers busy: whoever has the least is the next. Only those who
@@ -305,9 +318,9 @@ impl State {
     }
 
     /// The number of what is closed next.
-    fn next_number(&self) -> Option<u64> {
-        let queue = self.queues.get(&self.next_user()?)?;
-        queue.front().map(|(number, _)| *number)
+    fn next_number(&mut self) -> Option<u64> {
+        let user = self.next_user()?;
+        self.queues.get_mut(&user)?.front_mut().map(|(number, _)| *number)
     }
 
     fn push(&mut self, fd: OwnedFd, user: u32) {
@@ -348,8 +361,11 @@ impl State {
     }
 
     /// The number of what waits for somebody who closes it, if nobody has nothing to do.
-    fn due(&self) -> Option<u64> {
-        self.next_number().filter(|_| self.idle == 0)
+    fn due(&mut self) -> Option<u64> {
+        if self.idle > 0 {
+            return None;
+        }
+        self.next_number()
     }
 
     /// Has whoever stands by look whether it is needed.
@@ -387,7 +403,7 @@ pub(crate) fn leaving(user: u32) -> Leaving {
     if state.open.is_empty() {
         return Leaving { user, ..Leaving::default() };
     }
-    let queued = state.queues.get(&user).map_or(0, VecDeque::len);
+    let queued = state.queues.get(&user).map_or(0, Backlog::len);
     let own = queued + state.busy.get(&user).copied().unwrap_or_default();
     Leaving { user, own, all: state.open.len() }
 }
@@ -403,8 +419,8 @@ pub(crate) fn leave() -> Vec<ClientFd> {
     DROPPED.with_borrow_mut(|dropped| dropped.hand_over());
     let mut state = lock();
     let mut left = Vec::new();
-    for (user, queue) in std::mem::take(&mut state.queues) {
-        for (number, fd) in queue {
+    for (user, mut queue) in std::mem::take(&mut state.queues) {
+        for (number, fd) in queue.drain(usize::MAX) {
             state.open.remove(&number);
             left.push(ClientFd::new(fd, user));
         }

@@ -9,7 +9,7 @@ use self::sets::Set;
 use crate::access::{Rights, User};
 use crate::audit;
 use crate::delivery::{Delivery, Held};
-use crate::limits::{MEMORY_PER_FD, REPLY_BYTES_PENDING_MAX, WORK_PER_REQUEST};
+use crate::limits::{MEMORY_PER_FD, MEMORY_PIECE_LEN, WORK_PER_REQUEST};
 use crate::memory::reserve::has_room;
 use crate::outbox::Outbox;
 use crate::shares::{Amounts, Claimant, Ledger, Quotas, Resource, Short};
@@ -18,7 +18,7 @@ use crate::tally::Operation;
 use fdholder::extension::{self, Extension, OnConflict, Taken};
 use fdholder::frame::{Decoder, Message};
 use fdholder::limits::{MESSAGE_FDS_MAX, REQUEST_PAYLOAD_MAX};
-use fdholder::link::HandedClient;
+use fdholder::link::{self, HandedClient};
 use fdholder::reply::{self, Answer};
 use fdholder::request::Parsed;
 use fdholder::{Entry, Errno, Identifier, Malformed, Request, Status, Timestamp};
@@ -190,21 +190,21 @@ impl<F> Connection<F> {
     }
 
     /// A client that another daemon has served.
-    pub fn resume<S>(standing: Standing, handed: &HandedClient<S>) -> Self {
-        let mut connection = Self::new(standing);
-        connection.is_fdholder = handed.is_fdholder;
-        connection.on_conflict = handed.on_conflict;
-        connection.taken.clone_from(&handed.taken);
-        connection.decoder.push(&handed.unread, [], false);
-        if handed.awaits_upgrade {
+    pub fn resume<S>(standing: Standing, handed: HandedClient<S>) -> (Self, S) {
+        let HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, taken, unread } =
+            handed;
+        // Nothing is copied: nobody could be refused that.
+        let decoder = Decoder::resume(REQUEST_PAYLOAD_MAX, unread);
+        let mut connection =
+            Self { decoder, is_fdholder, on_conflict, taken, ..Self::new(standing) };
+        if awaits_upgrade {
             connection.upgrade_ended(Ok(env!("CARGO_PKG_VERSION")));
         }
-        connection
+        (connection, socket)
     }
 
-    /// For the daemon that is to serve this client next; `None` when it is in the middle of
-    /// something.
-    pub fn hand_over<S>(&self, socket: S) -> Option<HandedClient<S>> {
+    /// Whether the next daemon can go on with this client: not when it is in the middle of something.
+    pub fn can_be_handed_over(&self) -> bool {
         let begun = self.outbox.is_empty() && self.set.is_none() && self.snapshot.is_empty();
         if !begun
             || self.is_delivering()
@@ -213,20 +213,31 @@ impl<F> Connection<F> {
             || self.question.is_some()
             || self.awaits_close
         {
+            return false;
+        }
+        let kept = self.taken.as_ref().map_or(0, |taken| taken.kept.len());
+        // What it waits for is asked for again.
+        let again = self.awaits.as_ref().map_or(0, |awaited| awaited.id.as_bytes().len() + 16);
+        let unread = self.decoder.unread_without_fds();
+        unread.is_some_and(|unread| link::fits(kept, again + unread.len()))
+    }
+
+    /// For that daemon; `None` if it cannot.
+    pub fn hand_over<S>(&self, socket: S) -> Option<HandedClient<S>> {
+        if !self.can_be_handed_over() {
             return None;
         }
         // It asks again, and what it has asked behind that waits.
         let mut unread = self.awaits.as_ref().map_or_else(Vec::new, Appearance::request);
         unread.extend_from_slice(self.decoder.unread_without_fds()?);
-        let handed = HandedClient {
+        Some(HandedClient {
             socket,
             is_fdholder: self.is_fdholder,
             awaits_upgrade: self.awaits_upgrade(),
             on_conflict: self.on_conflict,
             taken: self.taken.clone(),
             unread,
-        };
-        handed.fits().then_some(handed)
+        })
     }
 
     /// It asks for an upgrade; [`upgrade_ended`](Self::upgrade_ended) tells it what came of
@@ -562,19 +573,21 @@ impl<F> Connection<F> {
                 Vec::new()
             }
             Request::List if !rights.list => self.refuse(Errno::PERM),
-            Request::List if self.lacks_bytes(store.id_bytes(now) + store.count(now), ledger) => {
-                self.fall_short_of_bytes(store.id_bytes(now) + store.count(now))
-            }
             Request::List => {
+                let bytes = store.id_bytes(now) + store.count(now);
+                if let Some(short) = self.short_of_bytes(bytes, store.len(), ledger) {
+                    return Ok(self.fall_short(short));
+                }
                 let entries = store.dump(now);
                 self.outbox.push(reply::list(entries.iter().map(|entry| &entry.id)));
                 Vec::new()
             }
             Request::Getdump if !rights.getdump => self.refuse(Errno::PERM),
-            Request::Getdump if self.lacks_bytes(store.count(now) * size_of::<usize>(), ledger) => {
-                self.fall_short_of_bytes(store.count(now) * size_of::<usize>())
-            }
             Request::Getdump => {
+                let bytes = store.count(now) * size_of::<usize>();
+                if let Some(short) = self.short_of_bytes(bytes, store.len(), ledger) {
+                    return Ok(self.fall_short(short));
+                }
                 let entries = store.dump(now);
                 self.outbox.push(reply::getdump_head(entries.len() as u32)); // At most FDS_MAX.
                 self.outbox.push_dump(entries);
@@ -598,19 +611,14 @@ impl<F> Connection<F> {
         self.refuse(short.errno())
     }
 
-    /// Whether so many bytes more are too much for it. One reply is never too long: the first
-    /// that waits counts from when it does.
-    fn lacks_bytes(&self, bytes: usize, ledger: &Ledger) -> bool {
-        ledger.room(&self.claimant(), Resource::Bytes) < bytes || !has_room(made_of(bytes))
-    }
-
-    /// Refuses an answer of so many bytes.
-    fn fall_short_of_bytes(&mut self, bytes: usize) -> Vec<Change<F>> {
-        if has_room(made_of(bytes)) {
-            self.fall_short(Short::Bytes(self.claimant().may_have(Resource::Bytes)))
-        } else {
-            self.fall_short(Short::Memory)
+    /// Of what there is too little for an answer of so many bytes, made of so many entries. One reply
+    /// is never too long: the first that waits counts from when it does.
+    fn short_of_bytes(&self, bytes: usize, entries: usize, ledger: &Ledger) -> Option<Short> {
+        if !has_room(made_of(bytes, entries)) {
+            return Some(Short::Memory);
         }
+        let may_have = ledger.room(&self.claimant(), Resource::Bytes);
+        (may_have < bytes).then(|| Short::Bytes(self.claimant().may_have(Resource::Bytes)))
     }
 
     /// Remembers why there was no room, if that was it.
@@ -624,13 +632,14 @@ impl<F> Connection<F> {
     }
 }
 
-/// Bytes that are allocated while an answer of so many is made: it doubles as it grows, and what
-/// it is made of is gathered before. A short one takes next to nothing.
-fn made_of(bytes: usize) -> usize {
-    if bytes < REPLY_BYTES_PENDING_MAX / 4 {
+/// Bytes that are allocated while an answer of so many is made: it doubles as it grows, and the
+/// entries that it is made of are gathered before. Short ones take next to nothing.
+fn made_of(bytes: usize, entries: usize) -> usize {
+    let gathered = entries * size_of::<usize>();
+    if bytes < MEMORY_PIECE_LEN / 2 && gathered <= MEMORY_PIECE_LEN {
         0
     } else {
-        bytes.saturating_mul(4)
+        bytes.saturating_mul(4) + gathered
     }
 }
 

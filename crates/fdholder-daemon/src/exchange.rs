@@ -13,6 +13,7 @@ use fdholder::link::{HandedClient, Heard};
 use fdholder::transport::{self, Wait};
 use fdholder::{strerror, Errno, Malformed};
 use rustix::event::{PollFd, PollFlags};
+use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -97,9 +98,9 @@ impl<'a> Exchange<'a> {
 
     /// Hands over clients, and with them everything, to follower `number` of a roll, or nothing:
     /// when this returns, that one has come as far as `until`, or never will.
-    pub fn hand_over(
+    pub fn hand_over<'c>(
         &mut self,
-        clients: impl IntoIterator<Item = HandedClient<Arc<ClientFd>>>,
+        clients: impl IntoIterator<Item = Cow<'c, HandedClient<Arc<ClientFd>>>>,
         roll: &Roll,
         number: u32,
         until: Handed,
@@ -107,7 +108,7 @@ impl<'a> Exchange<'a> {
     ) -> Result<(), Broken> {
         self.tell_all()?;
         for client in clients {
-            self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.hand_over(client);
+            self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.hand_over(&client);
             self.tell_all()?;
         }
         self.mirrors.get_mut(self.mirror).ok_or(Broken::Gone)?.is_yours();

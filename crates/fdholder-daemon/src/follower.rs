@@ -1,10 +1,11 @@
 //! A process that follows a primary: it has what the primary has, and may serve next.
 
+use crate::backlog::Backlog;
 use crate::children::reap_inherited_children;
 use crate::clock;
 use crate::closing::{self, Bell, ClientFd, Closes};
 use crate::inheritance::Inheritance;
-use crate::keeper::keep;
+use crate::keeper::{can_keep, keep};
 use crate::limits::FORMER_LISTENERS_MAX;
 use crate::reading::{is_readable, is_transient, read, retried, RETRY_PAUSE};
 use crate::replication::roll::{is_served, succeed, succeed_in_pending, Place, Succession};
@@ -104,6 +105,11 @@ const REST: Duration = Duration::from_micros(200);
 /// read by itself.
 const READS_AT_ONCE: usize = 64;
 
+/// How many of what is not closed are told together: in one message, and in small pieces of memory.
+const TOLD_AT_ONCE: usize = 1024;
+
+const _: () = assert!(TOLD_AT_ONCE <= DROPPED_MAX);
+
 /// Bytes read at once.
 const READ_LEN: usize = 64 * 1024;
 
@@ -137,7 +143,7 @@ pub struct Follower {
     /// The primary wants to know what is closed, and when.
     tells_closes: bool,
     /// What it has been told is not.
-    closing: Vec<(Dropped, Closes)>,
+    closing: Backlog<(Dropped, Closes)>,
     /// Rings when something is closed.
     bell: Arc<Bell>,
 }
@@ -220,7 +226,7 @@ impl Follower {
             replica: Replica::new(capacity),
             calm: 0,
             tells_closes: version >= CLOSES_VERSION,
-            closing: Vec::new(),
+            closing: Backlog::default(),
             bell: retried(Bell::new)?,
         })
     }
@@ -285,6 +291,9 @@ impl Follower {
                 break;
             }
             if self.replica.is_ours() {
+                if !can_keep(self.replica.store().len()) {
+                    return Err(ReplicaError::NoMemory.into());
+                }
                 // It is for somebody else, unless that one does not come.
                 self.say([Heard::Commit])?;
                 let (inheritance, socket) = self.succeed(true)?;
@@ -380,7 +389,7 @@ impl Follower {
         if self.pending.as_ref().is_some_and(is_served) {
             self.pending = None;
         }
-        let (mut up_to, mut closing) = (None, Vec::new());
+        let (mut up_to, mut closing) = (None, Backlog::default());
         while let Some(frame) = self.decoder.next()? {
             drop(closing::begun());
             let fed = match Fed::parse(frame)? {
@@ -395,7 +404,11 @@ impl Follower {
             for record in dropped {
                 let what = record.origin.into();
                 drop(record);
-                closing.push((what, closing::begun()));
+                closing.push_back((what, closing::begun()));
+                if closing.len() >= TOLD_AT_ONCE {
+                    let told = self.begin_to_tell(&mut closing);
+                    self.say(told)?;
+                }
             }
             match answer {
                 // The last of them says it for all.
@@ -405,8 +418,8 @@ impl Follower {
             }
         }
         self.calm = if up_to.is_some() { 0 } else { self.calm.saturating_add(1) };
-        let closing = self.begin_to_tell(closing);
-        self.say(in_parts(&closing, Heard::Closing).chain(up_to))
+        let told = self.begin_to_tell(&mut closing);
+        self.say(told.into_iter().chain(up_to))
     }
 
     /// As the primary, which has taken in who waited at the oldest.
@@ -419,15 +432,19 @@ impl Follower {
 
     /// What of this has not been closed by now: the primary is told when it is, as it waits for
     /// that, and we do not.
-    fn begin_to_tell(&mut self, mut closing: Vec<(Dropped, Closes)>) -> Vec<Dropped> {
+    fn begin_to_tell(&mut self, closing: &mut Backlog<(Dropped, Closes)>) -> Option<Heard> {
         if closing.is_empty() || !self.tells_closes {
-            return Vec::new();
+            *closing = Backlog::default();
+            return None;
         }
         self.bell.want();
-        closing::take_ended(&mut closing);
-        let told = closing.iter().map(|(what, _)| *what).collect();
-        self.closing.append(&mut closing);
-        told
+        closing::take_ended(closing, usize::MAX);
+        let mut told = Vec::new();
+        for (what, closes) in closing.drain(usize::MAX) {
+            told.push(what);
+            self.closing.push_back((what, closes));
+        }
+        (!told.is_empty()).then_some(Heard::Closing(told))
     }
 
     fn tell_closed(&mut self) -> Result<(), FollowError> {
@@ -435,8 +452,13 @@ impl Follower {
             // The rest may be closed behind that.
             self.bell.want();
         }
-        let closed = closing::take_ended(&mut self.closing);
-        self.say(in_parts(&closed, Heard::Closed))
+        loop {
+            let closed = closing::take_ended(&mut self.closing, TOLD_AT_ONCE);
+            if closed.is_empty() {
+                return Ok(());
+            }
+            self.say([Heard::Closed(closed)])?;
+        }
     }
 
     /// Says some things, at once. If the primary has gone, that is heard next, and what it has told
@@ -473,14 +495,6 @@ impl Follower {
         }
         Ok(())
     }
-}
-
-/// As many messages as that takes.
-fn in_parts(
-    dropped: &[Dropped],
-    say: fn(Vec<Dropped>) -> Heard,
-) -> impl Iterator<Item = Heard> + '_ {
-    dropped.chunks(DROPPED_MAX).map(move |part| say(part.to_vec()))
 }
 
 #[cfg(test)]

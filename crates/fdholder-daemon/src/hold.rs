@@ -4,11 +4,13 @@ use crate::audit::Auditor;
 use crate::clock;
 use crate::closing::{self, ClientFd};
 use crate::courier::Crew;
+use crate::limits::MEMORY_PER_RELEASE;
+use crate::memory::reserve::has_room;
 use crate::replication::Mirrors;
 use crate::shares::{Leaving, Ledger};
 use crate::store::{Outcome, Store};
 use crate::tally::Tally;
-use fdholder::Timestamp;
+use fdholder::{Errno, Timestamp};
 
 /// What clients are served from.
 #[derive(Debug)]
@@ -29,11 +31,25 @@ impl Hold {
     /// Tells the store the time, and releases so much of what has expired, besides what was in the
     /// way.
     pub fn expire(&mut self, now: Timestamp, most: usize) {
-        let expired = self.store.expire(now, most);
-        if !expired.is_empty() {
+        let mut left = most;
+        loop {
+            let expired = self.store.expire(now, left);
+            if expired.is_empty() {
+                return;
+            }
             self.mirrors.record(&expired, &self.store);
             self.auditor.expired(&expired, clock::now());
+            left = left.saturating_sub(expired.len());
         }
+    }
+
+    /// The same for all that has expired, if there is memory for what is told of it.
+    pub fn expire_all(&mut self, now: Timestamp) -> Result<(), Errno> {
+        if !has_room(self.store.overdue_len(now) * MEMORY_PER_RELEASE) {
+            return Err(Errno::NOMEM);
+        }
+        self.expire(now, usize::MAX);
+        Ok(())
     }
 
     /// Changes the store and records that for followers: what was evicted to make room comes before

@@ -6,6 +6,7 @@ use crate::store::Store;
 use fdholder::link::HandedClient;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What a daemon has to serve with.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub struct Inheritance {
     /// What is held.
     pub store: Store<ClientFd>,
     /// Clients that were served by another daemon.
-    pub clients: Vec<HandedClient<ClientFd>>,
+    pub clients: Vec<HandedClient<Arc<ClientFd>>>,
     /// The numbers of what went last, of which others may not have been told.
     pub dropped: VecDeque<u64>,
     /// Of the daemon that had all that.

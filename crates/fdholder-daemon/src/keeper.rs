@@ -8,6 +8,7 @@ use crate::closing::ClientFd;
 use crate::exchange::{Broken, Exchange};
 use crate::inheritance::Inheritance;
 use crate::limits::{FOLLOWER_PATIENCE, KEEP_PATIENCE, READ_LEN};
+use crate::memory::reserve::has_room;
 use crate::reading::{is_transient, read, RETRY_PAUSE};
 use crate::replication::roll::{Handed, Place, Roll};
 use crate::replication::{self, Mirrors};
@@ -20,10 +21,16 @@ use fdholder::transport::{self, Wait};
 use fdholder::{reply, Errno, Malformed, Request};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::geteuid;
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::warn;
+
+/// Whether there is memory to keep so much: asked before anything is given up for it.
+pub(crate) fn can_keep(held: usize) -> bool {
+    has_room(held * size_of::<usize>())
+}
 
 /// Keeps everything until it is taken over; or gives it back, to be served. Until then others
 /// may have to serve in its place. Once another process has taken its place, `stop` ends it.
@@ -37,8 +44,6 @@ pub(crate) fn keep(
     stop: BorrowedFd<'_>,
 ) -> Result<Option<Inheritance>, Errno> {
     let Inheritance { listener, former, store, clients, dropped, place } = inheritance;
-    let share = |client: HandedClient<ClientFd>| client.map(|socket| Some(Arc::new(socket)));
-    let clients: Vec<_> = clients.into_iter().filter_map(share).collect();
     let kept = Kept {
         listeners: (&listener, &former),
         store: &store,
@@ -49,8 +54,6 @@ pub(crate) fn keep(
     let Err(broken) = kept.wait_for_next(socket) else { return Ok(None) };
     warn!("the new program was to take over, and does not: {broken}");
     place.as_ref().map_or(Ok(()), Place::follow)?;
-    let clients = clients.into_iter().filter_map(|client| client.map(Arc::into_inner));
-    let clients = clients.collect();
     Ok(Some(Inheritance { listener, former, store, clients, dropped, place }))
 }
 
@@ -116,7 +119,7 @@ impl Kept<'_> {
         // From here on the new program may serve, whatever becomes of this one.
         self.place.map_or(Ok(()), Place::follow).map_err(Broken::Failed)?;
         // Until it serves, this is the second copy.
-        let clients = self.clients.iter().cloned();
+        let clients = self.clients.iter().map(Cow::Borrowed);
         exchange.hand_over(clients, roll, head.number, Handed::Serves, self.stop)
     }
 }

@@ -9,6 +9,7 @@
 pub mod accept_queue;
 pub mod access;
 pub mod audit;
+mod backlog;
 mod bugs;
 pub mod children;
 pub mod claim;

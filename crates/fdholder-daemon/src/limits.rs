@@ -37,9 +37,12 @@ const _: () = {
     assert!(MEMORY_PIECE_LEN >= message + message / 2);
 };
 
-/// Bytes that an entry takes at most while a set is taken: its place in the tables when they
-/// double, and what is told of it to followers and in the log.
-pub const MEMORY_PER_CHANGE: usize = 256;
+/// Bytes that an entry takes at most while a set is taken: what the store looks up and tells of it
+/// (150), and what waits for each of four that follow (56).
+pub const MEMORY_PER_CHANGE: usize = 512;
+
+/// Bytes that are told at most of what goes: for each of those four its identifier as well (271).
+pub const MEMORY_PER_RELEASE: usize = 1536;
 
 /// Bytes of stack that the loop may need: a deeply nested rule takes most, while it is compiled.
 pub const STACK_LEN: usize = 1 << 20;
@@ -154,6 +157,10 @@ pub const WORK_PER_REQUEST: usize = 256;
 /// and each takes half a microsecond. Those that wait for the next turn nobody sees.
 pub const EXPIRED_PER_TURN: usize = 64;
 
+/// The same without such haste, as somebody else is about to hold all, or the clock was set back: so
+/// many are told of together.
+pub const EXPIRED_AT_ONCE: usize = 1024;
+
 /// Messages sent to one client in one turn, for the same reason: one that reads as fast as
 /// it is sent a dump would otherwise have the daemon to itself.
 pub const MESSAGES_PER_TURN: usize = 128;
@@ -224,6 +231,10 @@ pub const CLOSING_MAX: usize = 512;
 /// Changes that wait for a follower which is still being given its copy; answers wait when
 /// there are more. Descriptors that are not held any more are kept open by them.
 pub const MIRROR_BACKLOG_MAX: usize = 4096;
+
+/// Changes that may wait for a follower when there is no memory: with the longest identifiers a third
+/// of the reserve.
+pub const MIRROR_BACKLOG_SHORT: usize = 1024;
 
 /// Descriptors that systemd is to keep at most: it compares each new one with all it has, so
 /// that 4,000 take it ten seconds and 19,000 four minutes, in which it does nothing else; and

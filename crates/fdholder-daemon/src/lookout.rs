@@ -10,6 +10,7 @@ mod listeners;
 
 use self::listeners::Listeners;
 pub(crate) use self::listeners::Unattended;
+use crate::backlog::Backlog;
 use crate::clock;
 use crate::closing::ClientFd;
 use crate::limits::{LISTENERS_LOOKED_AT_EVERY, WATCHER_STACK_LEN};
@@ -20,7 +21,7 @@ use fdholder::{strerror, Errno, Listening};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{readlink, statx, AtFlags, FileType, StatxFlags};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
@@ -32,8 +33,8 @@ type Held = Arc<Record<ClientFd>>;
 #[derive(Debug)]
 pub(crate) struct Lookout {
     shared: Arc<Shared>,
-    devices: HashSet<u32>,
-    listeners: HashSet<u32>,
+    devices: BTreeSet<u32>,
+    listeners: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -47,7 +48,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    orders: Vec<Order>,
+    orders: Backlog<Order>,
     news: News,
     has_ended: bool,
 }
@@ -93,13 +94,13 @@ impl Lookout {
         let watcher = Watcher {
             shared: Arc::clone(&shared),
             epoll,
-            watched: HashMap::new(),
+            watched: BTreeMap::new(),
             listeners: Listeners::default(),
             again: Vec::new(),
         };
         // pthread_create(3) knows no other.
         spawn(WATCHER_STACK_LEN, move || watcher.run()).map_err(|_| Errno::AGAIN)?;
-        Ok(Self { shared, devices: HashSet::new(), listeners: HashSet::new() })
+        Ok(Self { shared, devices: BTreeSet::new(), listeners: BTreeSet::new() })
     }
 
     /// Watches what is held in a place of the store.
@@ -168,7 +169,7 @@ impl Shared {
     fn order(&self, order: Order) {
         let mut state = self.lock();
         if !state.has_ended {
-            state.orders.push(order);
+            state.orders.push_back(order);
         }
         drop(state);
         ring(&self.wake);
@@ -187,7 +188,7 @@ const WAKE: u64 = u64::MAX;
 struct Watcher {
     shared: Arc<Shared>,
     epoll: OwnedFd,
-    watched: HashMap<u32, Watched>,
+    watched: BTreeMap<u32, Watched>,
     listeners: Listeners,
     /// What could not be watched for a moment.
     again: Vec<(u32, Held)>,
@@ -204,7 +205,7 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.has_ended = true;
-        state.orders = Vec::new();
+        state.orders = Backlog::default();
     }
 }
 
@@ -241,13 +242,14 @@ impl Watcher {
             if state.has_ended {
                 return;
             }
-            let orders = std::mem::take(&mut state.orders);
+            let mut orders = std::mem::take(&mut state.orders);
             drop(state);
             for (slot, record) in std::mem::take(&mut self.again) {
                 self.watch(slot, record);
             }
-            let is_asked = orders.iter().any(|order| matches!(order, Order::Measure));
-            for order in orders {
+            let mut is_asked = false;
+            for order in orders.drain(usize::MAX) {
+                is_asked |= matches!(order, Order::Measure);
                 self.carry_out(order);
             }
             if is_asked || Instant::now() >= measures_at {

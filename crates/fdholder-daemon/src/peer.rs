@@ -132,8 +132,8 @@ impl Peer {
         who: Credentials,
         standing: Standing,
     ) -> Self {
-        let connection = Connection::resume(standing, &handed);
-        Self { gave_fds: true, ..Self::over(handed.socket, who, connection, clock::now()) }
+        let (connection, socket) = Connection::resume(standing, handed);
+        Self { gave_fds: true, ..Self::over(socket, who, connection, clock::now()) }
     }
 
     fn over(
@@ -292,8 +292,16 @@ impl Peer {
 
     /// For the daemon that is to serve it next, if it is in the middle of nothing.
     pub fn hand_over(&self) -> Option<HandedClient<Arc<ClientFd>>> {
-        let idle = !self.half_closed && self.gate.is_none() && self.awaited.is_none();
-        idle.then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
+        self.is_idle().then(|| self.connection.hand_over(Arc::clone(&self.socket))).flatten()
+    }
+
+    /// Whether it is.
+    pub fn can_be_handed_over(&self) -> bool {
+        self.is_idle() && self.connection.can_be_handed_over()
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.half_closed && self.gate.is_none() && self.awaited.is_none()
     }
 
     /// It asks for an upgrade.

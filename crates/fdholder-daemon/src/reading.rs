@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::closing::ClientFd;
+use crate::limits::MEMORY_PIECE_LEN;
 use fdholder::frame::Decoder;
 use fdholder::transport::{self, Wait};
 use fdholder::Errno;
@@ -70,6 +71,10 @@ pub(crate) fn read(
     buffer: &mut [u8],
     deadline: Option<Instant>,
 ) -> Result<bool, Errno> {
+    // What has come and what comes is put together in one piece, unless a message is longer.
+    let left = MEMORY_PIECE_LEN.saturating_sub(decoder.unread_len());
+    let len = if left > 0 { left.min(buffer.len()) } else { buffer.len() };
+    let buffer = &mut buffer[..len];
     loop {
         match transport::receive(socket, buffer, Wait::No) {
             Ok(received) if received.len == 0 => return Ok(false),

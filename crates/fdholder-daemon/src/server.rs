@@ -357,10 +357,10 @@ impl Server {
                 EXPIRY => self.expiry_timer.rang(),
                 CLOSED => self.closing.some_is_closed = true,
                 NEWS => self.hear_lookout(),
-                // Slabs' keys.
+                // Keys of slabs, or places in the store.
                 token if token & COURIER != 0 => self.hear_courier((token & !COURIER) as usize),
                 token if token & LINK != 0 => self.hear_link((token & !LINK) as usize),
-                token if token & CARE != 0 => self.hear_ward((token & !CARE) as usize),
+                token if token & CARE != 0 => self.hear_ward((token & !CARE) as u32),
                 token => {
                     let flags = event.flags;
                     self.notice_hang_up(token as usize, flags);

@@ -8,6 +8,7 @@ mod sets;
 
 use self::expiry::{has_expired, Need};
 pub use self::sets::Staged;
+use crate::backlog::Backlog;
 use crate::limits::{held_reserve, MEMORY_PER_CHANGE, MEMORY_PER_FD};
 use crate::memory::reserve;
 use crate::notify::names::{is_reserved, service_of};
@@ -121,7 +122,7 @@ pub struct Store<F> {
     /// The time that it was told last.
     now: Option<Timestamp>,
     /// What had expired, and was released as it was in the way, of which nobody was told yet.
-    in_the_way: Vec<Change<F>>,
+    in_the_way: Backlog<Change<F>>,
     /// Places of what needs care, and has come or gone.
     touched: BTreeSet<u32>,
     /// Places in which something has come or gone, of which it is not known whether it listens.
@@ -148,7 +149,7 @@ impl<F> Store<F> {
             next_serial: 1,
             expired: 0,
             now: None,
-            in_the_way: Vec::new(),
+            in_the_way: Backlog::default(),
             touched: BTreeSet::new(),
             fresh: BTreeSet::new(),
             is_awaited: false,
@@ -232,7 +233,7 @@ impl<F> Store<F> {
     }
 
     /// Whether there is memory for so many more. One takes next to nothing, unless the tables grow.
-    fn has_memory(&self, count: usize) -> bool {
+    pub(crate) fn has_memory(&self, count: usize) -> bool {
         let after = self.slots.len() + count;
         let grows = after > self.slots.capacity() || after > self.by_id.capacity();
         match (grows, count) {
@@ -321,7 +322,9 @@ impl<F> Store<F> {
         let has_expired = |record: &Record<F>| is_overdue && has_expired(record, now);
         let all = self.slots.iter();
         let seen = all.filter(|(slot, record)| !(is_lent(*slot) || has_expired(record)));
-        seen.map(|(_, record)| Arc::clone(record)).collect()
+        let mut dump = Vec::with_capacity(self.len());
+        dump.extend(seen.map(|(_, record)| Arc::clone(record)));
+        dump
     }
 
     /// What is held under an identifier, be it lent or expired.
@@ -373,7 +376,15 @@ impl<F> Store<F> {
 
     /// Everything that is held, what is lent and what has expired included.
     pub fn all(&self) -> Vec<Arc<Record<F>>> {
-        self.slots.iter().map(|(_, entry)| Arc::clone(entry)).collect()
+        self.iter().map(Arc::clone).collect()
+    }
+
+    /// The same, if there is memory for so many pointers.
+    pub fn try_all(&self) -> Option<Vec<Arc<Record<F>>>> {
+        let mut all = Vec::new();
+        all.try_reserve_exact(self.len()).ok()?;
+        all.extend(self.iter().map(Arc::clone));
+        Some(all)
     }
 
     /// Holds what a primary holds, in the place of what its identifier had; whether it has

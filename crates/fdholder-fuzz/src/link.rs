@@ -5,7 +5,7 @@ use crate::input::Input;
 use crate::ledger::{numbers, Fd, Ledger};
 use fdholder::frame::{Decoder, Frame, Message};
 use fdholder::limits::{HEADER_LEN, MESSAGE_FDS_MAX};
-use fdholder::link::{self, Changes, Fed, Heard, Mirrored, LINK_PAYLOAD_MAX};
+use fdholder::link::{self, Changes, Fed, HandedClient, Heard, Mirrored, LINK_PAYLOAD_MAX};
 use fdholder_daemon::Replica;
 
 /// One message, read by either side; or all that a follower is told.
@@ -63,7 +63,19 @@ fn write(fed: Fed<Fd>) -> Message<Fd> {
             message.into_message(up_to, goes_on)
         }
         Fed::Synced => link::synced(),
-        Fed::Client(client) => link::client(client),
+        Fed::Client(client) => {
+            let HandedClient { socket, is_fdholder, awaits_upgrade, on_conflict, taken, unread } =
+                client;
+            let client = HandedClient {
+                socket: (),
+                is_fdholder,
+                awaits_upgrade,
+                on_conflict,
+                taken,
+                unread,
+            };
+            link::client(&client, socket)
+        }
         Fed::Yours => link::yours(),
         Fed::Listener(listener) => link::listener(listener),
     }

@@ -196,8 +196,8 @@ pub fn link() -> Vec<Vec<u8>> {
         changes(true),
         changes(false),
         link::synced(),
-        link::client(client.clone()),
-        link::client(HandedClient { taken: None, ..client }),
+        link::client(&client, ()),
+        link::client(&HandedClient { taken: None, ..client.clone() }, ()),
         link::yours(),
     ];
     let dropped = Dropped::from(origin);

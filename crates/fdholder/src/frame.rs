@@ -119,6 +119,11 @@ impl<F> Decoder<F> {
         Self { bytes: Vec::new(), start: 0, fds: VecDeque::new(), payload_max }
     }
 
+    /// The same for what has arrived elsewhere, without descriptors.
+    pub fn resume(payload_max: usize, arrived: Vec<u8>) -> Self {
+        Self { bytes: arrived, ..Self::new(payload_max) }
+    }
+
     /// Adds what one `recvmsg` brought.
     ///
     /// `fds_lost` says that the kernel could not install all of the descriptors; those that

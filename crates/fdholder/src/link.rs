@@ -20,12 +20,15 @@ const CHANGE_LEN_MAX: usize = 1 + ORIGIN_LEN + DUMP_ENTRY_LEN_MAX;
 /// a client may have sent the largest request and more behind it.
 pub const LINK_PAYLOAD_MAX: usize = 256 * 1024;
 
+/// Payload bytes of a client that is handed over at most: a request of which all but a byte has come,
+/// and no less than 15,000 numbers of what gave way to others in its last set.
+const CLIENT_LEN_MAX: usize = 128 * 1024 - 64;
+
 /// How many of what it has dropped a follower tells of in one message at most: what it says is
 /// no longer than a request.
 pub const DROPPED_MAX: usize = 4096;
 
-/// Bytes of the changes in one message at most.
-const CHANGES_LEN_MAX: usize = MESSAGE_FDS_MAX * CHANGE_LEN_MAX;
+const _: () = assert!(MESSAGE_FDS_MAX * CHANGE_LEN_MAX + 16 <= LINK_PAYLOAD_MAX);
 
 /// The first byte of what a primary sends.
 mod fed {
@@ -108,13 +111,13 @@ pub struct HandedClient<F> {
     pub unread: Vec<u8>,
 }
 
-impl<S> HandedClient<S> {
-    /// Whether it fits into a message.
-    pub fn fits(&self) -> bool {
-        let kept = self.taken.as_ref().map_or(0, |taken| taken.kept.len());
-        kept * size_of::<u32>() + self.unread.len() <= LINK_PAYLOAD_MAX - 64
-    }
+/// Whether a client can be handed over of whose last set so many gave way to others, and of which so
+/// many bytes are not read yet.
+pub fn fits(kept: usize, unread_len: usize) -> bool {
+    kept * size_of::<u32>() + unread_len <= CLIENT_LEN_MAX
+}
 
+impl<S> HandedClient<S> {
     /// The same client with its connection in another form.
     pub fn map<T>(self, into: impl FnOnce(S) -> Option<T>) -> Option<HandedClient<T>> {
         let Self { socket, is_fdholder, awaits_upgrade, on_conflict, taken, unread } = self;
@@ -215,19 +218,20 @@ pub fn head<F>(head: Head, listener: F, roll: F, pending: Option<Pending<F>>) ->
 pub struct Changes<F> {
     bytes: Vec<u8>,
     fds: Vec<F>,
+    /// How many there are.
+    count: usize,
 }
 
 impl<F> Default for Changes<F> {
     fn default() -> Self {
-        Self { bytes: Vec::with_capacity(64), fds: Vec::new() }
+        Self { bytes: Vec::with_capacity(64), fds: Vec::new(), count: 0 }
     }
 }
 
 impl<F> Changes<F> {
-    /// Whether no more fit.
+    /// Whether no more fit: each takes its place in a follower, be it with a descriptor or without.
     pub fn is_full(&self) -> bool {
-        let len_max = CHANGES_LEN_MAX - CHANGE_LEN_MAX;
-        self.fds.len() >= MESSAGE_FDS_MAX || self.bytes.len() > len_max
+        self.count >= MESSAGE_FDS_MAX
     }
 
     /// Whether there are none.
@@ -237,6 +241,7 @@ impl<F> Changes<F> {
 
     /// Adds what is held.
     pub fn held(&mut self, id: &Identifier, limit: Limit, origin: Origin, fd: F) {
+        self.count += 1;
         self.bytes.push(change::HELD);
         origin.put(&mut self.bytes);
         put_limit_and_id(&mut self.bytes, limit, id);
@@ -245,6 +250,7 @@ impl<F> Changes<F> {
 
     /// Adds what is not held any more.
     pub fn released(&mut self, id: &Identifier) {
+        self.count += 1;
         self.bytes.push(change::RELEASED);
         put_id(&mut self.bytes, id);
     }
@@ -276,9 +282,11 @@ pub fn listener<F>(listener: F) -> Message<F> {
     Message::new(vec![listener], |bytes| bytes.push(fed::LISTENER))
 }
 
-/// Encodes [`Fed::Client`].
-pub fn client<F>(client: HandedClient<F>) -> Message<F> {
-    Message::new(vec![client.socket], |bytes| {
+/// Encodes [`Fed::Client`], with its connection in the form in which that is sent.
+pub fn client<S, F>(client: &HandedClient<S>, socket: F) -> Message<F> {
+    Message::new(vec![socket], |bytes| {
+        let kept = client.taken.as_ref().map_or(0, |taken| taken.kept.len());
+        bytes.reserve_exact(32 + kept * size_of::<u32>() + client.unread.len());
         let on_conflict = client.on_conflict.to_byte();
         let flags = u8::from(client.is_fdholder)
             | u8::from(client.awaits_upgrade) << 1

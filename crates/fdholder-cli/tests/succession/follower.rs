@@ -36,7 +36,7 @@ impl RawFollower {
     pub fn behind(path: &Path, first: &Message<BorrowedFd<'_>>) -> Self {
         let raw = UnixStream::connect(path).unwrap();
         let ask = |extension| Request::<BorrowedFd<'_>>::Extension(extension).into_message();
-        let (hello, follow) = (Extension::Hello(VERSION), Extension::Follow { capacity: 1000 });
+        let (hello, follow) = (Extension::Hello(VERSION), Extension::Follow { capacity: 100_000 });
         let bytes = [first.bytes(), ask(hello).bytes(), ask(follow).bytes()].concat();
         transport::send(&raw, &bytes, first.fds(), Wait::Yes).unwrap();
         Self { raw, decoder: Decoder::new(LINK_PAYLOAD_MAX) }

@@ -6,6 +6,7 @@ mod confined;
 mod follower;
 mod loans;
 mod paused;
+mod pieces;
 mod s6;
 mod second_copy;
 mod silent;

@@ -2,6 +2,8 @@
 
 use super::{deadline, eventually, id};
 use fdholder::{Client, Deadline, Identifier, Limit};
+use fdholder_daemon::limits::MEMORY_PIECE_LEN;
+use rustix::process::{prlimit, Pid, Resource, Rlimit};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
@@ -48,6 +50,24 @@ pub fn try_store(path: &Path, name: &Identifier) -> bool {
     let soon = || Deadline::after(Duration::from_secs(10));
     let client = Client::connect(path, soon());
     client.and_then(|mut client| client.store(name, Limit::never(), &null, soon())).is_ok()
+}
+
+/// Has every large piece of memory that these processes ask for withheld from now on, and from the
+/// processes that they start: by the limit that debug builds of the daemon read.
+pub fn withhold_pieces(pids: impl IntoIterator<Item = u32>) {
+    limit_pieces(pids, Some(MEMORY_PIECE_LEN as u64));
+}
+
+/// The end of that.
+pub fn give_pieces(pids: impl IntoIterator<Item = u32>) {
+    limit_pieces(pids, None);
+}
+
+fn limit_pieces(pids: impl IntoIterator<Item = u32>, longest: Option<u64>) {
+    for pid in pids {
+        let limit = Rlimit { current: longest, maximum: None };
+        prlimit(Pid::from_raw(pid.cast_signed()), Resource::Rss, limit).unwrap();
+    }
 }
 
 /// Long enough that lists and dumps take something.

@@ -144,13 +144,17 @@ fn what_has_ended_is_taken_out() {
         drop(ClientFd::new(fd, 5_000_000));
         begun()
     };
-    let mut closing = vec![("long", drop_one(long)), ("short", drop_one(short.into()))];
-    wait_for(&closing[1].1);
-    assert_eq!(take_ended(&mut closing), ["short"]);
-    assert!(take_ended(&mut closing).is_empty());
+    let (of_long, of_short) = (drop_one(long), drop_one(short.into()));
+    let mut closing = Backlog::default();
+    closing.push_back(("long", of_long.clone()));
+    closing.push_back(("short", of_short.clone()));
+    assert!(take_ended(&mut closing, 0).is_empty());
+    wait_for(&of_short);
+    assert_eq!(take_ended(&mut closing, 9), ["short"]);
+    assert!(take_ended(&mut closing, 9).is_empty());
     drop(theirs);
-    wait_for(&closing[0].1);
-    assert_eq!(take_ended(&mut closing), ["long"]);
+    wait_for(&of_long);
+    assert_eq!(take_ended(&mut closing, 9), ["long"]);
     assert!(closing.is_empty());
 }
 

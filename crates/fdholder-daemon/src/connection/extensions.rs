@@ -3,12 +3,12 @@
 use super::{refusal, Appearance, Connection, Question, Sending, Upgrading};
 use crate::access::{Rights, User};
 use crate::delivery::Delivery;
-use crate::limits::MEMORY_PER_CHANGE;
+use crate::limits::MEMORY_PER_RELEASE;
 use crate::memory::reserve::has_room;
 use crate::shares::{Ledger, Resource, Short};
 use crate::store::{Change, Store};
 use fdholder::extension::{self, Extension, OnConflict};
-use fdholder::limits::RELEASE_FDS_MAX;
+use fdholder::limits::{RELEASE_FDS_MAX, RUNS_MAX};
 use fdholder::{reply, Errno, Timestamp};
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,16 +37,16 @@ impl<F> Connection<F> {
             {
                 self.refuse(Errno::PERM)
             }
-            Extension::Snapshot { .. } | Extension::Inspect
-                if self.lacks_bytes(
-                    store.id_bytes(now) + store.count(now) * TOLD_PER_ENTRY,
-                    ledger,
-                ) =>
-            {
-                self.fall_short_of_bytes(store.id_bytes(now) + store.count(now) * TOLD_PER_ENTRY)
-            }
-            Extension::Snapshot { entries } => {
-                self.take_snapshot(entries, rights, store, now);
+            Extension::Snapshot { .. } | Extension::Inspect => {
+                let bytes = store.id_bytes(now) + store.count(now) * TOLD_PER_ENTRY;
+                if let Some(short) = self.short_of_bytes(bytes, store.len(), ledger) {
+                    return self.fall_short(short);
+                }
+                if let Extension::Snapshot { entries } = extension {
+                    self.take_snapshot(entries, rights, store, now);
+                } else {
+                    self.inspect(store, now);
+                }
                 Vec::new()
             }
             Extension::Deliver { .. } if !rights.getdump => self.refuse(Errno::PERM),
@@ -61,7 +61,7 @@ impl<F> Connection<F> {
             Extension::Release { runs, only_ask } => match self.positions(runs) {
                 Some(runs) if runs.iter().map(Range::len).sum::<usize>() <= RELEASE_FDS_MAX => {
                     let count = runs.iter().map(Range::len).sum::<usize>();
-                    if !has_room(count * MEMORY_PER_CHANGE) {
+                    if !has_room(count * MEMORY_PER_RELEASE) {
                         return self.fall_short(Short::Memory);
                     }
                     self.release(&runs, only_ask, rights, store, now)
@@ -81,6 +81,10 @@ impl<F> Connection<F> {
                 Vec::new()
             }
             Extension::Taken => {
+                let kept = self.taken.as_ref().map_or(0, |taken| taken.kept.len());
+                if let Some(short) = self.short_of_bytes(kept * size_of::<u32>(), 0, ledger) {
+                    return self.fall_short(short);
+                }
                 let taken = self.taken.as_ref();
                 self.outbox.push(taken.map_or_else(|| refusal(Errno::NODATA), extension::taken));
                 Vec::new()
@@ -94,12 +98,6 @@ impl<F> Connection<F> {
             }
             Extension::Upgrade => {
                 self.upgrade = Upgrading::Asked;
-                Vec::new()
-            }
-            Extension::Inspect => {
-                let entries = store.dump(now);
-                let told = entries.iter().map(|entry| (&entry.id, entry.limit, entry.origin));
-                self.outbox.push(extension::inspected(told));
                 Vec::new()
             }
             Extension::Status => {
@@ -148,6 +146,12 @@ impl<F> Connection<F> {
         Vec::new()
     }
 
+    fn inspect(&mut self, store: &Store<F>, now: Timestamp) {
+        let entries = store.dump(now);
+        let told = entries.iter().map(|entry| (&entry.id, entry.limit, entry.origin));
+        self.outbox.push(extension::inspected(told));
+    }
+
     fn take_snapshot(&mut self, entries: bool, rights: &Rights, store: &Store<F>, now: Timestamp) {
         if !(entries || rights.getdump) {
             let (count, capacity) = (store.count(now) as u32, store.capacity() as u32); // FDS_MAX.
@@ -165,8 +169,12 @@ impl<F> Connection<F> {
     }
 
     /// Checks positions against the snapshot. They ascend, so that none comes twice and a
-    /// request is not more work than the snapshot is long.
+    /// request is not more work than the snapshot is long. More than [`RUNS_MAX`] nobody asks for,
+    /// and they might not fit into a piece of memory.
     fn positions(&self, runs: Vec<Range<u32>>) -> Option<Vec<Range<usize>>> {
+        if runs.len() > RUNS_MAX {
+            return None;
+        }
         let mut end = 0;
         let runs = runs.into_iter().map(|run| run.start as usize..run.end as usize);
         let in_order = |run: Range<usize>| {

@@ -29,17 +29,18 @@ impl<F> Connection<F> {
         if !store.could_hold(announced) {
             return self.fall_short(Short::Full { capacity: store.capacity(), reserved: 0 });
         }
+        // Not more than the store can hold, and memory is taken as it is filled.
+        let mut entries = Vec::new();
+        if !has_room(announced * MEMORY_PER_CHANGE) || entries.try_reserve_exact(announced).is_err()
+        {
+            return self.refuse(Errno::NOMEM);
+        }
         store.make_places(announced, now);
         let unused = store.capacity() - store.len();
         if ledger.room_beside(&self.claimant(), Resource::Arriving, unused) < announced {
             return self.fall_short(Short::Arriving);
         }
         if announced > 0 {
-            // Not more than the store can hold, and memory is taken as it is filled.
-            let mut entries = Vec::new();
-            if !has_room(announced * MEMORY_PER_CHANGE) || entries.try_reserve(announced).is_err() {
-                return self.refuse(Errno::NOMEM);
-            }
             self.set = Some(Set { entries, announced });
         }
         self.outbox.push(reply::setdump_head(count));

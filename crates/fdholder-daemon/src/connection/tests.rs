@@ -177,7 +177,7 @@ fn what_came_of_a_set_is_of_the_last_one() {
     let kept = b"\0\0\0\0\x01\0\0\0\0\0\0\0\x01";
     assert_eq!(answer(&mut client, &mut store, taken()), kept);
     // The next daemon can tell as well.
-    client = Connection::resume(client.standing.clone(), &client.hand_over(()).unwrap());
+    (client, ()) = Connection::resume(client.standing.clone(), client.hand_over(()).unwrap());
     assert_eq!(answer(&mut client, &mut store, taken()), kept);
     answer(&mut client, &mut store, extension(Extension::OnConflict(OnConflict::Fail)));
     answer(&mut client, &mut store, Request::Setdump(1));
@@ -575,7 +575,7 @@ fn waiter_that_is_handed_over_asks_again() {
     step(&mut client, &mut store);
     let handed = client.hand_over(()).unwrap();
     let standing = Standing { uid: 7, is_own: false, rights: Some(Arc::new(Rights::all())) };
-    let mut client = Connection::resume(standing, &handed);
+    let (mut client, ()) = Connection::resume(standing, handed);
     step(&mut client, &mut store);
     assert!(client.awaits().is_some());
     store.store(entry(7), 7, now()).answer.unwrap();

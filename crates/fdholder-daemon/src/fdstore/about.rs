@@ -17,6 +17,9 @@ const LEN_MAX: u64 = 8 + 8 + 8 + (crate::limits::FDSTORE_FDS_MAX as u64) * (ENTR
 /// Bytes of one entry at most.
 const ENTRY_LEN_MAX: usize = 8 + 4 + 4 + TIMESTAMP_LEN + 1 + 255;
 
+/// Bytes that are written at once: in one piece of memory, with an entry behind it.
+const WRITTEN_AT_ONCE: usize = 32 * 1024;
+
 /// What one number is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
@@ -47,25 +50,36 @@ pub struct Written {
 
 /// Writes down what some numbers are; everything up to `last` that is not among them is
 /// nothing any more.
-pub fn write<'a>(last: u64, all: impl Iterator<Item = &'a About>) -> Result<OwnedFd, Errno> {
+pub fn write<'a>(
+    last: u64,
+    all: impl Iterator<Item = (Origin, Limit, &'a Identifier)>,
+) -> Result<OwnedFd, Errno> {
+    let file = memfd_create("fdholder", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut written = 0;
+    let mut append = |bytes: &mut Vec<u8>| {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let len = pwrite(&file, rest, written)?;
+            (rest, written) = (&rest[len..], written + len as u64);
+        }
+        bytes.clear();
+        Ok::<(), Errno>(())
+    };
     let mut bytes = MAGIC.to_vec();
-    let most = all.size_hint().0 * ENTRY_LEN_MAX;
-    bytes.try_reserve(most).map_err(|_| Errno::NOMEM)?;
     bytes.extend_from_slice(&moment().to_be_bytes());
     bytes.extend_from_slice(&last.to_be_bytes());
-    for About { origin, limit, id } in all {
+    for (origin, limit, id) in all {
         bytes.extend_from_slice(&origin.serial.to_be_bytes());
         bytes.extend_from_slice(&origin.owner.to_be_bytes());
         bytes.extend_from_slice(&origin.tenure.to_bits().to_be_bytes());
         bytes.extend_from_slice(&limit.timestamp().to_wire());
         bytes.push(id.as_bytes().len() as u8); // At most 255.
         bytes.extend_from_slice(id.as_bytes());
+        if bytes.len() >= WRITTEN_AT_ONCE {
+            append(&mut bytes)?;
+        }
     }
-    let file = memfd_create("fdholder", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut at = 0;
-    while at < bytes.len() {
-        at += pwrite(&file, &bytes[at..], at as u64)?;
-    }
+    append(&mut bytes)?;
     fcntl_add_seals(&file, SEALS)?;
     Ok(file)
 }
@@ -137,10 +151,10 @@ mod tests {
         #[test]
         fn it_comes_back_as_it_was(
             last: u64,
-            all in proptest::collection::vec(any_about(), 0..20),
+            all in proptest::collection::vec(any_about(), 0..200),
             cut in 1usize..20,
         ) {
-            let file = write(last, all.iter()).unwrap();
+            let file = write(last, all.iter().map(|it| (it.origin, it.limit, &it.id))).unwrap();
             let written = read(&file).unwrap();
             prop_assert_eq!((written.last, &written.all), (last, &all));
             prop_assert!(written.moment <= moment());

@@ -1,6 +1,6 @@
 //! A message to systemd, which is the same until it could be sent.
 
-use super::about::{self, About};
+use super::about;
 use super::{wrap, Notifier};
 use crate::closing::ClientFd;
 use crate::reading::is_transient;
@@ -24,7 +24,7 @@ pub(super) enum Fd {
     /// To be wrapped.
     Wrapped(Arc<Record<ClientFd>>),
     /// To be written down: what some numbers are, and up to which number nothing else is held.
-    Written(u64, Vec<About>),
+    Written(u64, Vec<Arc<Record<ClientFd>>>),
     Own(OwnedFd),
     /// Not to be closed by us.
     Shared(Arc<OwnedFd>),
@@ -51,7 +51,10 @@ impl Letter {
         };
         match fd {
             Fd::Wrapped(record) => *fd = Fd::Own(wrap(record.fd.as_fd())?),
-            Fd::Written(last, all) => *fd = Fd::Own(about::write(*last, all.iter())?),
+            Fd::Written(last, all) => {
+                let all = all.iter().map(|it| (it.origin, it.limit, &it.id));
+                *fd = Fd::Own(about::write(*last, all)?);
+            }
             Fd::Held(_) | Fd::Own(_) | Fd::Shared(_) => {}
         }
         let made = match &self.kept {

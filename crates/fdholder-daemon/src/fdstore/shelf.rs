@@ -1,19 +1,20 @@
 //! What systemd is told, change by change.
 
-use super::about::About;
 use super::letter::{is_for_a_moment, Fd, Letter};
 use super::recovery::Past;
 use super::Notifier;
+use crate::backlog::Backlog;
 use crate::clock;
 use crate::closing::ClientFd;
-use crate::limits::FOLLOWER_PATIENCE;
+use crate::limits::{FDSTORE_FDS_MAX, FOLLOWER_PATIENCE, MEMORY_PIECE_LEN};
+use crate::memory::reserve::has_room;
 use crate::replication::roll::Roll;
 use crate::replication::{Item, Mirrors};
 use crate::same_file::are_one;
 use crate::store::{Record, Store};
 use fdholder::{strerror, Errno};
 use rustix::fs::{fstat, statx, AtFlags, StatxFlags};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,15 @@ const LONG_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long at most when it cannot be told for another reason.
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(60);
+
+/// Bytes that are taken at most for what systemd is told, or told to forget, of a number when it is
+/// told of everything, in small pieces.
+const MEMORY_PER_TOLD: usize = 512;
+
+const _: () = {
+    // Whatever is told of all of them is made of pointers, in one piece.
+    assert!(FDSTORE_FDS_MAX * size_of::<usize>() <= MEMORY_PIECE_LEN);
+};
 
 /// What changes nothing, to see whether systemd reads.
 const NOTHING: &str = "FDSTOREREMOVE=1\nFDNAME=nothing";
@@ -76,15 +86,15 @@ pub(crate) struct Shelf {
     last: u64,
     kept: BTreeMap<u64, Kept>,
     /// Numbers of what may be one open file.
-    by_file: HashMap<(u64, u64), BTreeSet<u64>>,
+    by_file: BTreeSet<((u64, u64), u64)>,
     /// What is held, of what belongs together and has not come yet.
-    group: Vec<About>,
+    group: Vec<Arc<Record<ClientFd>>>,
     /// The names of descriptions that are in use, and the number of each that describes only
     /// one.
     described: BTreeMap<usize, Option<u64>>,
     /// Which of the names of lists is in use.
     list: usize,
-    letters: VecDeque<Letter>,
+    letters: Backlog<Letter>,
     /// The change after which they are the ones to send.
     up_to: u64,
     /// Numbers that systemd may not have, although it should.
@@ -130,11 +140,11 @@ impl Shelf {
             mirror: mirrors.add_shelf(),
             last: store.last_serial(),
             kept: BTreeMap::new(),
-            by_file: HashMap::new(),
+            by_file: BTreeSet::new(),
             group: Vec::new(),
             described: BTreeMap::new(),
             list: 0,
-            letters: VecDeque::new(),
+            letters: Backlog::default(),
             up_to: mirrors.ticket().recorded(),
             unsure: BTreeSet::new(),
             retry_at: None,
@@ -197,13 +207,13 @@ impl Shelf {
     }
 
     fn keep_roll_of(&mut self, generation: u64, file: Arc<OwnedFd>) {
-        let told = std::mem::take(&mut self.letters);
+        let mut told = std::mem::take(&mut self.letters);
         let name = ROLLS[(generation % 2) as usize]; // 0 or 1.
         self.store(name, Fd::Shared(Arc::clone(&file)));
         for other in ROLLS.iter().filter(|other| **other != name) {
             self.forget(other);
         }
-        self.letters.extend(told);
+        told.drain(usize::MAX).for_each(|letter| self.letters.push_back(letter));
         self.roll = Some((generation, file));
     }
 
@@ -293,7 +303,7 @@ impl Shelf {
         mirrors.remove(self.mirror);
         // Nothing is kept open for it.
         let mut had: BTreeSet<_> = std::mem::take(&mut self.kept).into_keys().collect();
-        had.extend(std::mem::take(&mut self.letters).iter().filter_map(Letter::serial));
+        had.extend(self.letters.drain(usize::MAX).filter_map(|letter| letter.serial()));
         self.group.clear();
         self.by_file.clear();
         self.lost = Some(Lost { had, again_at });
@@ -304,7 +314,11 @@ impl Shelf {
     fn begin_anew(&mut self, mirrors: &mut Mirrors<ClientFd>, store: &Store<ClientFd>) -> bool {
         let Some(lost) = &mut self.lost else { return true };
         let now = clock::now();
-        if now >= lost.again_at && self.notifier.send(NOTHING, None).is_err() {
+        let may_be_told = || {
+            let told = store.len() + lost.had.len();
+            has_room(told * MEMORY_PER_TOLD) && self.notifier.send(NOTHING, None).is_ok()
+        };
+        if now >= lost.again_at && !may_be_told() {
             lost.again_at = now + LONG_RETRY_PAUSE;
         }
         if now < lost.again_at {
@@ -332,7 +346,7 @@ impl Shelf {
                 let serial = record.origin.serial;
                 self.place(record);
                 self.keep(serial);
-                self.group.extend(self.kept.get(&serial).map(Kept::about));
+                self.group.extend(self.kept.get(&serial).map(|kept| Arc::clone(&kept.record)));
             }
             Item::Released(_, serial) | Item::Replaced(serial) => self.release(serial),
         }
@@ -353,7 +367,7 @@ impl Shelf {
             known.is_none() || others.any(|twin| twin.is_direct && is_twin(&twin.record));
         drop(others);
         let file = known.unwrap_or(UNKNOWN_FILE);
-        self.by_file.entry(file).or_default().insert(serial);
+        self.by_file.insert((file, serial));
         self.last = self.last.max(serial);
         let kept = Kept { record, is_direct: !has_twin, is_wrapped: has_twin, file };
         self.kept.insert(serial, kept);
@@ -363,8 +377,8 @@ impl Shelf {
     fn twins(&self, file: (u64, u64)) -> impl Iterator<Item = &Kept> {
         let unknown = Some(UNKNOWN_FILE).filter(|unknown| *unknown != file);
         let numbers = [Some(file), unknown].into_iter().flatten();
-        let numbers = numbers.filter_map(|file| self.by_file.get(&file)).flatten();
-        numbers.filter_map(|serial| self.kept.get(serial))
+        let numbers = numbers.flat_map(|file| self.by_file.range((file, 0)..=(file, u64::MAX)));
+        numbers.filter_map(|(_, serial)| self.kept.get(serial))
     }
 
     /// Has systemd keep a descriptor.
@@ -407,12 +421,7 @@ impl Shelf {
 
     fn release(&mut self, serial: u64) {
         let Some(gone) = self.kept.remove(&serial) else { return };
-        if let Some(twins) = self.by_file.get_mut(&gone.file) {
-            twins.remove(&serial);
-            if twins.is_empty() {
-                self.by_file.remove(&gone.file);
-            }
-        }
+        self.by_file.remove(&(gone.file, serial));
         self.forget(&format!("h{serial}"));
         if gone.is_wrapped {
             self.forget(&format!("b{serial}"));
@@ -426,7 +435,7 @@ impl Shelf {
 
     /// Describes everything anew, in one piece, and forgets what did before.
     fn make_list(&mut self) {
-        let all: Vec<_> = self.kept.values().map(Kept::about).collect();
+        let all: Vec<_> = self.kept.values().map(|kept| Arc::clone(&kept.record)).collect();
         let before = self.list;
         self.list = (before + 1) % LISTS.len();
         self.store(LISTS[self.list], Fd::Written(self.last, all));
@@ -442,12 +451,5 @@ impl Shelf {
 
     fn forget(&mut self, name: &str) {
         self.letters.push_back(Letter::forget(name));
-    }
-}
-
-impl Kept {
-    fn about(&self) -> About {
-        let Record { entry, origin } = &*self.record;
-        About { origin: *origin, limit: entry.limit, id: entry.id.clone() }
     }
 }

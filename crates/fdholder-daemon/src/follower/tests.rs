@@ -168,13 +168,3 @@ fn an_older_primary_is_not_told() {
     follower.hear().unwrap();
     assert_eq!(primary.hears(), Heard::Synced);
 }
-
-/// More than fits into one message comes in several.
-#[test]
-fn many_come_in_parts() {
-    let many: Vec<_> = (1..=DROPPED_MAX as u64 + 1).map(dropped).collect();
-    let parts: Vec<_> = in_parts(&many, Heard::Closed).collect();
-    let last = many.len() - 1;
-    assert_eq!(parts, [Heard::Closed(many[..last].to_vec()), Heard::Closed(many[last..].to_vec())]);
-    assert_eq!(in_parts(&[], Heard::Closed).count(), 0);
-}

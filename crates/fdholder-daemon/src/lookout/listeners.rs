@@ -6,7 +6,7 @@ use crate::closing::ClientFd;
 use crate::limits::{LISTENERS_TOLD_MAX, LISTENER_PATIENCE};
 use crate::store::Record;
 use fdholder::Listening;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub(super) struct Listeners {
     queues: AcceptQueues,
-    by_slot: HashMap<u32, Listener>,
+    by_slot: BTreeMap<u32, Listener>,
 }
 
 struct Listener {
@@ -49,7 +49,8 @@ impl Listeners {
         self.by_slot.remove(&slot);
     }
 
-    /// Looks at all. Returns those of which nobody has been warned yet.
+    /// Looks at all. Returns those of which nobody has been warned yet; many at once, or the rest
+    /// another time.
     pub fn measure(&mut self, now: Instant) -> Vec<Unattended> {
         let Self { queues, by_slot } = self;
         let mut unattended = Vec::new();
@@ -59,7 +60,10 @@ impl Listeners {
             listener.note(queue.len, now);
             listener.max = queue.max;
             let waiting = listener.waiting(now);
-            if waiting >= LISTENER_PATIENCE && !std::mem::replace(&mut listener.is_warned_of, true)
+            let has_room = unattended.len() < LISTENERS_TOLD_MAX;
+            if waiting >= LISTENER_PATIENCE
+                && has_room
+                && !std::mem::replace(&mut listener.is_warned_of, true)
             {
                 unattended.push(Unattended { record, len: listener.len, waiting });
             }
@@ -77,14 +81,25 @@ impl Listeners {
                 waiting: listener.waiting(now).as_secs(),
             })
         };
-        let mut all: Vec<_> = self.by_slot.values().filter_map(told).collect();
-        all.sort_by(|a, b| {
-            let by_wait = (b.waiting, b.queue).cmp(&(a.waiting, a.queue));
-            by_wait.then_with(|| a.id.cmp(&b.id))
-        });
-        all.truncate(LISTENERS_TOLD_MAX);
-        all
+        let mut first = Vec::with_capacity(2 * LISTENERS_TOLD_MAX.min(self.by_slot.len()));
+        for listening in self.by_slot.values().filter_map(told) {
+            if first.len() == 2 * LISTENERS_TOLD_MAX {
+                sort(&mut first);
+            }
+            first.push(listening);
+        }
+        sort(&mut first);
+        first
     }
+}
+
+/// Keeps as many as are told.
+fn sort(all: &mut Vec<Listening>) {
+    all.sort_by(|a, b| {
+        let by_wait = (b.waiting, b.queue).cmp(&(a.waiting, a.queue));
+        by_wait.then_with(|| a.id.cmp(&b.id))
+    });
+    all.truncate(LISTENERS_TOLD_MAX);
 }
 
 impl Listener {

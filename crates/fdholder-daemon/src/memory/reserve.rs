@@ -6,7 +6,8 @@
 //! and reads and accepts nothing until it has [`refilled`](refill) the reserve.
 #![allow(unsafe_code)]
 
-use crate::limits::{MEMORY_RESERVE_LEN, MEMORY_RESERVE_PARTS};
+use crate::limits::{MEMORY_PIECE_LEN, MEMORY_RESERVE_LEN, MEMORY_RESERVE_PARTS};
+use rustix::process::{getrlimit, Resource};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::ptr::null_mut;
@@ -47,7 +48,20 @@ fn release() -> bool {
     had_any
 }
 
-/// Tries what has failed again with the reserve. What is larger than that does not cost it.
+/// Allocates a piece that is to be so long and is so long by now, if need be with the reserve. What
+/// is larger than that does not cost it.
+fn allocate(len: usize, is_now: usize, piece: impl Fn() -> *mut u8) -> *mut u8 {
+    if len > is_now && is_withheld(len) {
+        return null_mut();
+    }
+    let got = piece();
+    if got.is_null() {
+        rescue(len, piece)
+    } else {
+        got
+    }
+}
+
 #[cold]
 fn rescue(len: usize, again: impl Fn() -> *mut u8) -> *mut u8 {
     if len > MEMORY_RESERVE_LEN || !release() {
@@ -56,40 +70,31 @@ fn rescue(len: usize, again: impl Fn() -> *mut u8) -> *mut u8 {
     again()
 }
 
+/// For tests of debug builds: no piece is larger than the limit on resident memory, if there is one,
+/// which the kernel does not heed. So they see each large piece that is not asked for before.
+fn is_withheld(len: usize) -> bool {
+    if !cfg!(debug_assertions) || len <= MEMORY_PIECE_LEN {
+        return false;
+    }
+    getrlimit(Resource::Rss).current.is_some_and(|longest| len as u64 > longest)
+}
+
 // SAFETY: each call is passed on to the system's allocator as it came, perhaps twice when the first
 // has failed, which changes nothing then.
 unsafe impl GlobalAlloc for Reserving {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps to what this function asks for, as in all of these.
-        let allocate = || unsafe { System.alloc(layout) };
-        let got = allocate();
-        if got.is_null() {
-            rescue(layout.size(), allocate)
-        } else {
-            got
-        }
+        allocate(layout.size(), 0, || unsafe { System.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
-        let allocate = || unsafe { System.alloc_zeroed(layout) };
-        let got = allocate();
-        if got.is_null() {
-            rescue(layout.size(), allocate)
-        } else {
-            got
-        }
+        allocate(layout.size(), 0, || unsafe { System.alloc_zeroed(layout) })
     }
 
     unsafe fn realloc(&self, from: *mut u8, layout: Layout, len: usize) -> *mut u8 {
         // SAFETY: as above; when it fails, `from` is still what it was.
-        let allocate = || unsafe { System.realloc(from, layout, len) };
-        let got = allocate();
-        if got.is_null() {
-            rescue(len, allocate)
-        } else {
-            got
-        }
+        allocate(len, layout.size(), || unsafe { System.realloc(from, layout, len) })
     }
 
     unsafe fn dealloc(&self, from: *mut u8, layout: Layout) {
@@ -129,6 +134,9 @@ pub fn has_room(len: usize) -> bool {
     let Ok(layout) = Layout::from_size_align(len, 16) else { return false };
     if len == 0 {
         return true;
+    }
+    if is_withheld(len) {
+        return false;
     }
     // SAFETY: the size is not 0. Nothing is kept of it, which the compiler must not see.
     let got = black_box(unsafe { System.alloc(layout) });

@@ -1,5 +1,6 @@
 //! The primary's side: what each follower has been told, and what may be answered.
 
+use crate::backlog::Backlog;
 use crate::bugs::{active, Bug};
 use crate::limits::{CLOSING_PER_USER_MAX, FORMER_LISTENERS_MAX, MIRROR_BACKLOG_MAX};
 use crate::outbox::Departing;
@@ -56,7 +57,12 @@ impl<F> Default for Mirrors<F> {
 impl<F> Mirrors<F> {
     /// A new follower, which is to have a copy of all that is held now.
     pub fn add(&mut self, store: &Store<F>) -> usize {
-        self.insert(store.all(), false)
+        self.add_with(store.all())
+    }
+
+    /// The same with a list of all that is held, which was made before.
+    pub(crate) fn add_with(&mut self, all: Vec<Arc<Record<F>>>) -> usize {
+        self.insert(all, false)
     }
 
     /// The same for one that knows what is held, is told of changes item by item, and that
@@ -68,7 +74,7 @@ impl<F> Mirrors<F> {
     fn insert(&mut self, copy: Vec<Arc<Record<F>>>, counts: bool) -> usize {
         self.mirrors.insert(Mirror {
             copy: copy.into_iter(),
-            queue: VecDeque::new(),
+            queue: Backlog::default(),
             departing: None,
             counts,
             departing_up_to: self.now.recorded,
@@ -90,6 +96,11 @@ impl<F> Mirrors<F> {
         self.mirrors.get(key).is_some_and(|mirror| mirror.is_behind(self.now))
     }
 
+    /// How many changes wait for it.
+    pub fn waiting(&self, key: usize) -> usize {
+        self.mirrors.get(key).map_or(0, |mirror| mirror.queue.len())
+    }
+
     /// One of them.
     pub fn get_mut(&mut self, key: usize) -> Option<&mut Mirror<F>> {
         self.mirrors.get_mut(key)
@@ -101,33 +112,41 @@ impl<F> Mirrors<F> {
         if self.mirrors.is_empty() {
             return;
         }
-        let (mut news, mut replaced) = (Vec::new(), Vec::new());
-        let mut is_set = false;
+        let is_set = |change: &Change<F>| matches!(change, Change::HeldAll { .. });
+        let is_set = changes.iter().any(is_set) && !active(Bug::TearsSets);
+        // What is put off until it is known whether it is the last.
+        let mut last = None;
+        let mut push = |item| {
+            if let Some(item) = last.replace(item) {
+                self.push(&item, is_set);
+            }
+        };
         for change in changes {
             match change {
-                Change::Held(record) => news.push(Item::Held(Arc::clone(record))),
-                Change::HeldAll { slots, replaced: gave_way } => {
-                    is_set = !active(Bug::TearsSets);
+                Change::Held(record) => push(Item::Held(Arc::clone(record))),
+                Change::HeldAll { slots, .. } => {
                     let mut records: Vec<_> = slots.iter().filter_map(|it| store.at(*it)).collect();
                     // By number, and each once: several of a set may have one place.
                     records.sort_unstable_by_key(|record| record.origin.serial);
                     records.dedup_by_key(|record| record.origin.serial);
-                    news.extend(records.into_iter().map(|record| Item::Held(Arc::clone(record))));
-                    replaced
-                        .extend(gave_way.iter().map(|record| Item::Replaced(record.origin.serial)));
+                    for record in records {
+                        push(Item::Held(Arc::clone(record)));
+                    }
                 }
                 Change::Released(_) if active(Bug::ForgetsReleases) => {}
                 Change::Released(record) => {
-                    news.push(Item::Released(record.id.clone(), record.origin.serial));
+                    push(Item::Released(record.id.clone(), record.origin.serial));
                 }
             }
         }
-        let mut news = news.iter().peekable();
-        while let Some(item) = news.next() {
-            self.push(item, is_set && news.peek().is_some());
+        if let Some(item) = last {
+            self.push(&item, false);
         }
-        for item in &replaced {
-            self.push(item, false);
+        for change in changes {
+            let Change::HeldAll { replaced, .. } = change else { continue };
+            for record in replaced {
+                self.push(&Item::Replaced(record.origin.serial), false);
+            }
         }
     }
 
@@ -240,7 +259,7 @@ pub struct Mirror<F> {
     copy: std::vec::IntoIter<Arc<Record<F>>>,
     /// What has changed since: the number of the change, and whether it belongs together
     /// with the next.
-    queue: VecDeque<(u64, bool, Item<F>)>,
+    queue: Backlog<(u64, bool, Item<F>)>,
     departing: Option<Departing<Carrier<F>>>,
     /// It has been told that it has everything: from then on answers wait for it.
     counts: bool,
@@ -380,9 +399,9 @@ impl<F> Mirror<F> {
     }
 
     /// A client for a follower that is to serve; it must not be behind.
-    pub(crate) fn hand_over(&mut self, client: HandedClient<Arc<F>>) {
-        let client = client.map(|socket| Some(Carrier::Client(socket)));
-        self.departing = client.map(|client| link::client(client).into());
+    pub(crate) fn hand_over(&mut self, client: &HandedClient<Arc<F>>) {
+        let socket = Carrier::Client(Arc::clone(&client.socket));
+        self.departing = Some(link::client(client, socket).into());
     }
 
     /// Clients come in by this socket from now on, and by those before, if they still do.

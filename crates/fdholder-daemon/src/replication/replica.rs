@@ -14,7 +14,7 @@ pub struct Replica<F> {
     store: Store<F>,
     /// Changes that belong together with others that have not come yet.
     group: Vec<Mirrored<F>>,
-    clients: Vec<HandedClient<F>>,
+    clients: Vec<HandedClient<Arc<F>>>,
     is_synced: bool,
     is_ours: bool,
     /// The numbers of what went last: whoever else was to be told of that may not have been.
@@ -37,12 +37,15 @@ pub enum ReplicaError {
     Malformed(Malformed),
     /// More is held than fits here.
     NoRoom,
+    /// There is no memory for it.
+    NoMemory,
 }
 
 impl fmt::Display for ReplicaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed(malformed) => write!(f, "protocol error: {malformed}"),
+            Self::NoMemory => f.write_str("there is no memory for what it holds"),
             Self::NoRoom => f.write_str("it holds more than there is room for here"),
         }
     }
@@ -90,6 +93,7 @@ impl<F> Replica<F> {
             // Of its process, not of what is held.
             Fed::Head { .. } | Fed::Listener(_) => return Err(Malformed::INCOMPLETE.into()),
             Fed::Changes { up_to, goes_on, changes } => {
+                self.group.try_reserve(changes.len()).map_err(|_| ReplicaError::NoMemory)?;
                 self.group.extend(changes);
                 if !goes_on && self.carry_out(&mut told.dropped)? {
                     told.answer = Some(Heard::UpTo(up_to));
@@ -99,7 +103,10 @@ impl<F> Replica<F> {
                 self.is_synced = true;
                 told.answer = Some(Heard::Synced);
             }
-            Fed::Client(client) => self.clients.push(client),
+            Fed::Client(client) => {
+                self.clients.try_reserve(1).map_err(|_| ReplicaError::NoMemory)?;
+                self.clients.extend(client.map(|socket| Some(Arc::new(socket))));
+            }
             Fed::Yours => self.is_ours = true,
         }
         Ok(told)
@@ -107,6 +114,9 @@ impl<F> Replica<F> {
 
     /// Returns whether anything was released, which the primary waits for.
     fn carry_out(&mut self, dropped: &mut Vec<Arc<Record<F>>>) -> Result<bool, ReplicaError> {
+        if !self.store.has_memory(self.group.len()) {
+            return Err(ReplicaError::NoMemory);
+        }
         let mut has_released = false;
         for change in self.group.drain(..) {
             let gone = match change {
@@ -131,7 +141,7 @@ impl<F> Replica<F> {
     }
 
     /// What to serve with. A part of what belongs together is dropped.
-    pub fn into_parts(self) -> (Store<F>, Vec<HandedClient<F>>, VecDeque<u64>) {
+    pub fn into_parts(self) -> (Store<F>, Vec<HandedClient<Arc<F>>>, VecDeque<u64>) {
         (self.store, self.clients, self.dropped)
     }
 

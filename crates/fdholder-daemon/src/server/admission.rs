@@ -29,6 +29,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// has some 60 KiB at most.
 const GIVEN_BACK_AT_ONCE: usize = 16;
 
+/// Bytes that a client's place in the table of them takes.
+pub(super) const PLACE_LEN: usize = size_of::<Peer>() + size_of::<usize>();
+
 impl Server {
     /// Lets in who has come, so many at most in this turn, be it only until a time, but one at
     /// least.
@@ -87,8 +90,7 @@ impl Server {
     fn has_memory_for_one_more(&mut self) -> bool {
         let (len, capacity) = (self.peers.len(), self.peers.capacity());
         let grows_to = if len < capacity { 0 } else { (capacity * 2).max(4) };
-        (!reserve::is_short() || self.has_memory())
-            && reserve::has_room(grows_to * (size_of::<Peer>() + size_of::<usize>()))
+        (!reserve::is_short() || self.has_memory()) && reserve::has_room(grows_to * PLACE_LEN)
     }
 
     /// Somebody has come; or nobody can any more. Of a socket that does not wait accept(2) never

@@ -1,5 +1,6 @@
 //! How a server begins: with nothing, or with what another has left it.
 
+use super::admission::PLACE_LEN;
 use super::readiness::Readiness;
 use super::standby::Standby;
 use super::waiters::Waiters;
@@ -23,6 +24,8 @@ use crate::inheritance::Inheritance;
 use crate::launch::Launch;
 use crate::limits::{PEERS_PLACED_MAX, READ_LEN, SERIALS_SKIPPED};
 use crate::lookout::Lookout;
+use crate::memory::reserve::has_room;
+use crate::peer::Peer;
 use crate::replication::roll::{Place, Roll};
 use crate::replication::Mirrors;
 use crate::room::Room;
@@ -73,6 +76,15 @@ fn can_be_followed(otherwise: &str) -> bool {
         );
     }
     can_be
+}
+
+/// Places for so many clients; where there is no memory for these, it is asked for when they come.
+fn places(count: usize) -> Slab<Peer> {
+    if has_room(count * PLACE_LEN) {
+        Slab::with_capacity(count)
+    } else {
+        Slab::new()
+    }
 }
 
 pub(super) fn prepare(listener: &OwnedFd) -> Result<(), Errno> {
@@ -180,7 +192,7 @@ impl Server {
             hold,
             rules,
             user,
-            peers: Slab::with_capacity(room.connections_max.min(PEERS_PLACED_MAX)),
+            peers: places(room.connections_max.min(PEERS_PLACED_MAX)),
             gated: BTreeSet::new(),
             borrowers: BTreeSet::new(),
             closing: Closing { waiting: BTreeSet::new(), bell, some_is_closed: false },
@@ -209,10 +221,7 @@ impl Server {
             settles_until: None,
             is_starved: false,
             is_handing_over: false,
-            handed: clients
-                .into_iter()
-                .filter_map(|client| client.map(|socket| Some(Arc::new(socket))))
-                .collect(),
+            handed: clients,
             undecided: None,
             full_since: HashMap::new(),
             ended: None,

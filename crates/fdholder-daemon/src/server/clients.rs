@@ -226,7 +226,7 @@ impl Server {
     /// always be in the middle of one. Returns whether it does.
     pub(super) fn pauses(&mut self, token: usize) -> bool {
         let Some(peer) = self.peers.get_mut(token) else { return false };
-        if !self.is_handing_over || peer.hand_over().is_none() {
+        if !self.is_handing_over || !peer.can_be_handed_over() {
             return false;
         }
         peer.interest = epoll::EventFlags::empty();
@@ -266,8 +266,7 @@ impl Server {
 
     /// Goes on with all clients, as nobody else serves them.
     pub(super) fn unpause(&mut self) {
-        let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
-        for token in tokens {
+        for token in 0..self.peers.capacity() {
             self.serve(token, clock::now());
         }
         // Nothing else may happen that would have it watched again.

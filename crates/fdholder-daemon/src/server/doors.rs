@@ -20,6 +20,7 @@ use fdholder::extension::OnConflict;
 use fdholder::limits::MESSAGE_FDS_MAX;
 use fdholder::{strerror, Entry, Errno, Identifier, Limit, Service, Tenure, Timestamp};
 use rustix::net::sockopt::set_socket_passcred;
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -206,16 +207,18 @@ impl Server {
     /// What services that have a door say of themselves.
     pub(super) fn services(&self) -> Vec<Service> {
         let now = Timestamp::now();
-        let doors = self.wards.all.iter().filter(|(_, door)| !door.limit.expired(now));
-        let mut names: Vec<_> = doors.filter_map(|(_, door)| service_of(&door.id)).collect();
-        names.sort_unstable();
-        names.truncate(SERVICES_TOLD_MAX);
+        let doors = self.wards.all.values().filter(|door| !door.limit.expired(now));
+        let mut names = BTreeSet::new();
+        // One by one, as together they might not fit into a piece of memory.
+        for door in doors {
+            names.extend(service_of(&door.id));
+        }
         let service = |name: &[u8]| {
             let said = status_id(name).and_then(|id| self.said_in(&id, now));
             let said = said.unwrap_or_default();
             Service { name: name.escape_ascii().to_string(), ..said }
         };
-        names.into_iter().map(service).collect()
+        names.into_iter().take(SERVICES_TOLD_MAX).map(service).collect()
     }
 }
 

@@ -11,7 +11,6 @@ use crate::limits::{
     FOLLOWERS_MAX, FOLLOWER_PATIENCE, HANDOVER_GRACE, KEEP_PATIENCE, MIRROR_MESSAGES_PER_TURN,
     SEND_PAUSE,
 };
-use crate::memory::reserve;
 use crate::peer::Gone;
 use crate::reading::{is_transient, of_daemon};
 use crate::replication;
@@ -125,15 +124,13 @@ impl Server {
             return Err(Errno::BUSY);
         }
         // It need not have room for what goes anyway.
-        self.hold.expire(Timestamp::now(), usize::MAX);
+        self.hold.expire_all(Timestamp::now()).map_err(|_| Errno::BUSY)?;
         let held = self.hold.store.len();
         if (capacity as usize) < held {
             return Err(Errno::NFILE);
         }
-        // A list of all is made for it.
-        if !reserve::has_room(held * size_of::<usize>()) {
-            return Err(Errno::BUSY);
-        }
+        // Taken before anything is said to it.
+        let copy = self.hold.store.try_all().ok_or(Errno::BUSY)?;
         if self.roll.is_none() {
             self.renew_roll()?;
         }
@@ -167,7 +164,7 @@ impl Server {
         let peer = self.remove(token);
         // Nothing else has it: it is in no message.
         let Some(socket) = peer.into_socket() else { return Ok(()) };
-        let mirror = self.hold.mirrors.add(&self.hold.store);
+        let mirror = self.hold.mirrors.add_with(copy);
         if let Some(mirror) = self.hold.mirrors.get_mut(mirror) {
             for listener in others {
                 mirror.comes_in_by(listener);

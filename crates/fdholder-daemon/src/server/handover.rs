@@ -10,6 +10,7 @@ use crate::limits::FOLLOWER_PATIENCE;
 use crate::peer::Gone;
 use crate::replication::roll::Handed;
 use fdholder::{Errno, Timestamp};
+use std::borrow::Cow;
 use tracing::warn;
 
 impl Server {
@@ -24,7 +25,7 @@ impl Server {
             return;
         };
         self.is_handing_over = true;
-        let all_idle = self.peers.iter().all(|(_, peer)| peer.hand_over().is_some());
+        let all_idle = self.peers.iter().all(|(_, peer)| peer.can_be_handed_over());
         if !(all_idle || at <= clock::now()) {
             return;
         }
@@ -51,7 +52,7 @@ impl Server {
         self.leave_successor();
         self.cut_off_busy_clients();
         // Whoever is next does not know how late it was here, if the clock was set back.
-        self.hold.expire(Timestamp::now(), usize::MAX);
+        self.hold.expire_all(Timestamp::now())?;
         let (Some(link), Some(roll)) = (self.links.get_mut(key), &self.roll) else {
             return Err(Broken::Gone);
         };
@@ -61,8 +62,8 @@ impl Server {
         let mut exchange =
             Exchange::new(connection, mirror, &mut self.hold.buffer, FOLLOWER_PATIENCE);
         let clients = self.peers.iter().filter_map(|(_, peer)| peer.hand_over());
-        let clients = clients.chain(self.handed.iter().cloned());
         let clients = clients.chain(self.undecided.clone().map(newcomer));
+        let clients = clients.map(Cow::Owned).chain(self.handed.iter().map(Cow::Borrowed));
         let handed_over = exchange.hand_over(clients, roll, number, until, self.signals.term());
         // The others have not been heard meanwhile.
         for (_, link) in &mut self.links {
@@ -72,11 +73,12 @@ impl Server {
     }
 
     fn cut_off_busy_clients(&mut self) {
-        let busy = self.peers.iter().filter(|(_, peer)| peer.hand_over().is_none());
-        let busy: Vec<_> = busy.map(|(token, _)| token).collect();
-        for token in busy {
+        for token in 0..self.peers.capacity() {
             // Letting one go may have been the end of another.
             let Some(peer) = self.peers.get(token) else { continue };
+            if peer.can_be_handed_over() {
+                continue;
+            }
             warn!("{} is cut off in the middle of something", peer.who);
             self.let_go(token, &Gone::Failed(Errno::CANCELED));
         }

@@ -1,9 +1,10 @@
 //! When there is no memory, clients wait.
 
+use super::followers::{Link, Lost};
 use super::Server;
 use crate::clock;
 use crate::closing;
-use crate::limits::ROOM_PAUSE;
+use crate::limits::{MIRROR_BACKLOG_SHORT, ROOM_PAUSE};
 use crate::memory::reserve;
 use crate::peer::{Gone, Peer};
 use crate::shares::Resource;
@@ -22,15 +23,26 @@ impl Server {
         true
     }
 
-    /// Disconnects the client that has the most, or else forgets what can be read again. Returns
-    /// whether there was such a client.
+    /// Disconnects the client that has the most, or else forgets what can be read again and gives up
+    /// a follower for which much waits. Returns whether there was anybody.
     pub(super) fn give_back_memory(&mut self) -> bool {
         let Some(token) = self.heaviest() else {
             self.rules.forget();
-            return false;
+            return self.give_up_who_is_far_behind();
         };
         self.is_starved = true;
         self.let_go(token, &Gone::Failed(Errno::NOMEM));
+        true
+    }
+
+    fn give_up_who_is_far_behind(&mut self) -> bool {
+        let waiting = |(key, link): (usize, &Link)| (self.hold.mirrors.waiting(link.mirror), key);
+        let furthest = self.links.iter().map(waiting).max();
+        let Some((_, key)) = furthest.filter(|(waiting, _)| *waiting > MIRROR_BACKLOG_SHORT) else {
+            return false;
+        };
+        self.is_starved = true;
+        self.lose(key, &Lost::Failed(Errno::NOMEM));
         true
     }
 
@@ -57,8 +69,7 @@ impl Server {
             let what =
                 "there was no memory: clients waited, or those with the most bytes were cut off";
             self.warn_of(None, format_args!("{what}"));
-            let tokens: Vec<_> = self.peers.iter().map(|(token, _)| token).collect();
-            for token in tokens {
+            for token in 0..self.peers.capacity() {
                 if !self.pauses(token) {
                     self.serve(token, clock::now());
                 }

@@ -6,13 +6,13 @@ use crate::closing::ClientFd;
 use crate::connection::Appearance;
 use crate::store::Store;
 use fdholder::{Identifier, Timestamp};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Who waits for what. What appears is looked up, however many wait.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     by_awaited: BTreeMap<Appearance, BTreeSet<usize>>,
-    by_token: HashMap<usize, Appearance>,
+    by_token: BTreeMap<usize, Appearance>,
 }
 
 impl Waiters {

@@ -18,22 +18,21 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{statx, AtFlags, FileType, StatxFlags};
 use rustix::net::sockopt::{set_socket_passcred, socket_domain, socket_type};
 use rustix::net::{getpeername, getsockname, AddressFamily, SocketType};
-use slab::Slab;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::debug;
 
-/// What is looked after, each with the place in the store where it is held.
+/// What is looked after.
 ///
 /// A ward is kept open until epoll does not watch it any more: epoll goes on watching what
 /// others have open, too.
 #[derive(Debug, Default)]
 pub(super) struct Wards {
-    pub all: Slab<Arc<Record<ClientFd>>>,
-    by_slot: HashMap<u32, usize>,
+    /// By the place in the store where each is held, which is also what epoll tells of it.
+    pub all: BTreeMap<u32, Arc<Record<ClientFd>>>,
     /// Doors that are not read for a moment, as too much that came through them is not closed.
-    resting: Vec<usize>,
+    resting: BTreeSet<u32>,
     /// Places in the store that could not be looked at for a moment: whether they need care, and
     /// whether they listen.
     unseen: BTreeSet<u32>,
@@ -60,15 +59,13 @@ impl Server {
             let Hold { store, .. } = &self.hold;
             let held = store.at(slot).filter(|record| store.needs_care(record)).map(Arc::clone);
             self.lookout.forget_device(slot);
-            if let Some(&key) = self.wards.by_slot.get(&slot) {
-                let ward = &self.wards.all[key];
+            if let Some(ward) = self.wards.all.get(&slot) {
                 if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, ward)) {
                     continue;
                 }
                 // It may have been given up already.
                 let _ = epoll::delete(&self.epoll, &ward.fd);
-                self.wards.by_slot.remove(&slot);
-                self.wards.all.remove(key);
+                self.wards.all.remove(&slot);
             }
             if let Some(held) = held {
                 if let Err(errno) = self.watch(slot, &held) {
@@ -116,11 +113,10 @@ impl Server {
             }
             return Ok(());
         };
-        let data = EventData::new_u64(self.wards.all.vacant_key() as u64 | CARE);
+        let data = EventData::new_u64(u64::from(slot) | CARE);
         match if_it_applies(epoll::add(&self.epoll, &record.fd, data, interest))? {
             Some(()) => {
-                let key = self.wards.all.insert(Arc::clone(record));
-                self.wards.by_slot.insert(slot, key);
+                self.wards.all.insert(slot, Arc::clone(record));
             }
             None => self.warn_of(owner, format_args!("unable to watch {id}: epoll refuses it")),
         }
@@ -145,19 +141,19 @@ impl Server {
 
     /// Something has happened with one of them. An event may speak of one that has just gone,
     /// or of the next in its place: either is harmless.
-    pub(super) fn hear_ward(&mut self, key: usize) {
-        let Some(record) = self.wards.all.get(key).map(Arc::clone) else { return };
+    pub(super) fn hear_ward(&mut self, slot: u32) {
+        let Some(record) = self.wards.all.get(&slot).map(Arc::clone) else { return };
         // It goes, by and by.
         if record.limit.expired(Timestamp::now()) {
             return;
         }
         let Some(service) = service_of(&record.id) else { return self.peer_has_gone(&record) };
         if !self.may_read_doors() {
-            return self.rest(key, &record);
+            return self.rest(slot, &record);
         }
         match self.read_door(service, &record.fd) {
             Ok(()) => {}
-            Err(errno) if is_transient(errno) => self.rest(key, &record),
+            Err(errno) if is_transient(errno) => self.rest(slot, &record),
             // It would be told of again and again.
             Err(errno) => {
                 let (id, problem) = (&record.id, strerror(errno));
@@ -169,10 +165,10 @@ impl Server {
     }
 
     /// A door is not read for a moment.
-    fn rest(&mut self, key: usize, door: &Record<ClientFd>) {
+    fn rest(&mut self, slot: u32, door: &Record<ClientFd>) {
         // Where that fails for a moment, too, it is told of again until it is tried again.
-        if self.listen_at_door(key, door, EventFlags::empty()).is_ok() {
-            self.wards.resting.push(key);
+        if self.listen_at_door(slot, door, EventFlags::empty()).is_ok() {
+            self.wards.resting.insert(slot);
             self.wards.rest();
         }
     }
@@ -187,12 +183,12 @@ impl Server {
         for slot in std::mem::take(&mut self.wards.unheard) {
             self.look_whether_it_listens(slot);
         }
-        for key in std::mem::take(&mut self.wards.resting) {
+        for slot in std::mem::take(&mut self.wards.resting) {
             // Another one may be in its place, which does not matter.
-            if let Some(door) = self.wards.all.get(key).map(Arc::clone) {
+            if let Some(door) = self.wards.all.get(&slot).map(Arc::clone) {
                 let is_door = service_of(&door.id).is_some();
-                if is_door && self.listen_at_door(key, &door, EventFlags::IN).is_err() {
-                    self.wards.resting.push(key);
+                if is_door && self.listen_at_door(slot, &door, EventFlags::IN).is_err() {
+                    self.wards.resting.insert(slot);
                     self.wards.rest();
                 }
             }
@@ -202,11 +198,11 @@ impl Server {
     /// An error passes.
     fn listen_at_door(
         &mut self,
-        key: usize,
+        slot: u32,
         door: &Record<ClientFd>,
         interest: EventFlags,
     ) -> Result<(), Errno> {
-        let data = EventData::new_u64(key as u64 | CARE);
+        let data = EventData::new_u64(u64::from(slot) | CARE);
         let watched = if_it_applies(epoll::modify(&self.epoll, &door.fd, data, interest))?;
         if watched.is_none() {
             let owner = Some(door.origin.owner);

@@ -103,7 +103,7 @@ impl Server {
             }
             Stage::Clients(clients) => {
                 if let Some(client) = clients.next() {
-                    told.hand_over(client);
+                    told.hand_over(&client);
                 } else {
                     told.is_yours();
                     handing.stage = Stage::Yours;

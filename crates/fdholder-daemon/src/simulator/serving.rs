@@ -111,7 +111,7 @@ impl Server {
         table: &Rc<Table>,
         listener: Fd,
         store: Store<Fd>,
-        clients: Vec<HandedClient<Fd>>,
+        clients: Vec<HandedClient<Arc<Fd>>>,
         turn: &mut Turn<'_>,
     ) -> Self {
         let mut server = Self {
@@ -190,21 +190,21 @@ impl Server {
     pub fn let_in(&mut self, socket: Rc<Socket>, turn: &mut Turn<'_>) -> usize {
         let connection = Connection::new(standing(&socket));
         turn.note(|| format!("{} accepts {}", self.table.pid, socket.wire.number));
-        self.admit(Fd::new(File::Socket(socket), &self.table), connection, false)
+        // The message that hands it over shares it.
+        #[allow(clippy::arc_with_non_send_sync)]
+        let socket = Arc::new(Fd::new(File::Socket(socket), &self.table));
+        self.admit(socket, connection, false)
     }
 
-    fn resume(&mut self, handed: HandedClient<Fd>, turn: &mut Turn<'_>) {
+    fn resume(&mut self, handed: HandedClient<Arc<Fd>>, turn: &mut Turn<'_>) {
         let Some(socket) = handed.socket.socket() else { return };
         turn.note(|| format!("{} resumes {}", self.table.pid, socket.wire.number));
-        let connection = Connection::resume(standing(socket), &handed);
-        let token = self.admit(handed.socket, connection, true);
+        let (connection, socket) = Connection::resume(standing(socket), handed);
+        let token = self.admit(socket, connection, true);
         self.serve(token, turn);
     }
 
-    // The message that hands it over shares it.
-    #[allow(clippy::arc_with_non_send_sync)]
-    fn admit(&mut self, socket: Fd, connection: Connection<Fd>, gave_fds: bool) -> usize {
-        let socket = Arc::new(socket);
+    fn admit(&mut self, socket: Arc<Fd>, connection: Connection<Fd>, gave_fds: bool) -> usize {
         self.peers.insert(Peer {
             socket,
             connection,

@@ -2,6 +2,7 @@
 //! that nobody waits while thousands expire at once.
 
 use super::{Change, Owner, Record, Store};
+use crate::limits::EXPIRED_AT_ONCE;
 use crate::shares::Usage;
 use fdholder::Timestamp;
 use std::collections::BTreeSet;
@@ -29,16 +30,23 @@ impl<F> Store<F> {
 
     /// Releases what has expired, the first first, at most so many, and tells of what was released
     /// since it was in the way. Those that are left nobody sees, nor are they in anybody's way. To
-    /// be told whenever the store is asked something at another time than before: if the clock was
-    /// set back, all that had expired by then goes, as it must not come back.
+    /// be told, until there is nothing to tell, whenever the store is asked something at another time
+    /// than before: if the clock was set back, all that had expired by then goes, as it must not come
+    /// back.
     pub fn expire(&mut self, now: Timestamp, most: usize) -> Vec<Change<F>> {
-        let before = self.now.replace(now).filter(|&before| now < before);
-        let (until, most) = before.map_or((now, most), |before| (before, usize::MAX));
-        for _ in 0..most {
+        let before = self.now.filter(|&before| now < before);
+        if before.is_none() {
+            self.now = Some(now);
+        }
+        let (until, most) = before.map_or((now, most), |before| (before, EXPIRED_AT_ONCE));
+        for _ in 0..most.min(EXPIRED_AT_ONCE) {
             let Some(slot) = self.first_overdue(until) else { break };
             self.let_expire(slot);
         }
-        std::mem::take(&mut self.in_the_way)
+        if before.is_some() && !self.is_overdue(until) {
+            self.now = Some(now);
+        }
+        self.in_the_way.drain(EXPIRED_AT_ONCE).collect()
     }
 
     /// Whether something was released as it was in the way, of which [`expire`](Self::expire) is to
@@ -54,7 +62,7 @@ impl<F> Store<F> {
 
     /// How many descriptors are held, but for those that have expired.
     pub fn count(&self, now: Timestamp) -> usize {
-        self.len() - self.overdue(now).count()
+        self.len() - self.overdue_len(now)
     }
 
     /// Bytes of the identifiers of those.
@@ -76,16 +84,26 @@ impl<F> Store<F> {
         if self.has_room(need, owner) || !self.is_overdue(now) {
             return;
         }
-        let is_own = |slot: &u32| self.slots[*slot as usize].origin.owner == owner.uid;
-        let (own, others): (Vec<_>, Vec<_>) = self.overdue(now).partition(is_own);
-        if !self.would_have_room(need, owner, own.len(), others.len()) {
+        let is_own = |store: &Self, slot: u32| store.slots[slot as usize].origin.owner == owner.uid;
+        let own = self.overdue(now).filter(|&slot| is_own(self, slot)).count();
+        let others = self.overdue_len(now) - own;
+        if !self.would_have_room(need, owner, own, others) {
             return;
         }
-        for slot in own.into_iter().chain(others) {
-            if self.has_room(need, owner) {
-                break;
+        for own in [true, false] {
+            loop {
+                let overdue = self.overdue(now).filter(|&slot| is_own(self, slot) == own);
+                let some: Vec<_> = overdue.take(EXPIRED_AT_ONCE).collect();
+                if some.is_empty() {
+                    break;
+                }
+                for slot in some {
+                    if self.has_room(need, owner) {
+                        return;
+                    }
+                    self.let_expire(slot);
+                }
             }
-            self.let_expire(slot);
         }
     }
 
@@ -134,6 +152,11 @@ impl<F> Store<F> {
         self.next_expiry().is_some_and(|limit| limit <= now)
     }
 
+    /// How many have expired and are not released yet.
+    pub fn overdue_len(&self, now: Timestamp) -> usize {
+        self.overdue(now).count()
+    }
+
     fn overdue(&self, now: Timestamp) -> impl Iterator<Item = u32> + '_ {
         self.by_limit.iter().take_while(move |(limit, _)| *limit <= now).map(|(_, slot)| *slot)
     }
@@ -143,8 +166,9 @@ impl<F> Store<F> {
     }
 
     fn let_expire(&mut self, slot: u32) {
-        let change = self.expire_at(slot);
-        self.in_the_way.extend(change);
+        if let Some(change) = self.expire_at(slot) {
+            self.in_the_way.push_back(change);
+        }
     }
 
     fn expire_at(&mut self, slot: u32) -> Option<Change<F>> {

@@ -41,6 +41,9 @@ impl<F> Store<F> {
         now: Timestamp,
     ) -> Outcome<Taken, F> {
         let owner = owner.into();
+        if !self.has_memory(set.len()) {
+            return Outcome { answer: Err(Errno::NOMEM), changes: Vec::new() };
+        }
         if self.is_overdue(now) {
             for staged in &set {
                 self.clear(self.find(staged.hash, &staged.entry.id), now);
@@ -70,9 +73,6 @@ impl<F> Store<F> {
             if !self.has_room(need, owner) {
                 return Outcome { answer: Err(Errno::NFILE), changes: Vec::new() };
             }
-        }
-        if !self.has_memory(set.len()) {
-            return Outcome { answer: Err(Errno::NOMEM), changes: Vec::new() };
         }
         let (put, held_before) = (set.len(), self.len());
         let Self { by_id, slots, hasher, .. } = self;

@@ -1,6 +1,7 @@
 //! The store against a plain map.
 
 use super::*;
+use crate::limits::EXPIRED_AT_ONCE;
 use crate::shares::Quotas;
 use fdholder::extension::{OnConflict, Taken};
 use fdholder::{Limit, Tenure};
@@ -277,7 +278,8 @@ fn equal_limits_cost_nothing_extra() {
         store.store(Entry { id, limit: limit(9), fd: number }, 7, at(1));
     }
     assert_eq!(store.len(), 200_000);
-    assert_eq!(store.expire(at(9), usize::MAX).len(), 200_000);
+    let parts = std::iter::from_fn(|| Some(store.expire(at(9), usize::MAX).len()));
+    assert_eq!(parts.take_while(|count| *count > 0).sum::<usize>(), 200_000);
 }
 
 fn hold(store: &mut Store<u32>, number: u8, secs: u8, fd: u32) -> Answer<()> {
@@ -462,6 +464,25 @@ fn what_has_expired_does_not_come_back() {
     hold(&mut store, 1, 8, 7).unwrap();
     assert_eq!(store.expire(at(2), 9).len(), 0);
     assert_eq!(store.expire(at(8), 9).len(), 1);
+}
+
+/// However many have expired they are told of in parts; when the clock is set back nothing of them is
+/// seen again before the last of them is.
+#[test]
+fn thousands_that_have_expired_are_told_of_in_parts() {
+    let count = 2 * EXPIRED_AT_ONCE + 1;
+    for set_to in [9, 2] {
+        let mut store = Store::new(count);
+        for number in 0..count {
+            let id = Identifier::new(number.to_string()).unwrap();
+            store.store(Entry { id, limit: limit(5), fd: 1 }, 7, at(1)).answer.unwrap();
+        }
+        assert!(store.expire(at(9), 0).is_empty() && store.dump(at(9)).is_empty());
+        let parts = std::iter::from_fn(|| Some(store.expire(at(set_to), usize::MAX).len()));
+        let parts: Vec<_> = parts.take_while(|len| *len > 0).collect();
+        assert_eq!(parts, [EXPIRED_AT_ONCE, EXPIRED_AT_ONCE, 1]);
+        assert!(store.is_empty() && store.expired() == count as u64);
+    }
 }
 
 /// No number is given twice, neither here nor by a daemon before or after this one.

@@ -260,10 +260,10 @@ impl World {
     /// Another daemon serves it from now on, if it is in the middle of nothing.
     pub fn hand_over(&mut self, who: usize) {
         let client = &mut self.clients[who];
-        let Some(handed) = client.connection.hand_over(self.ledger.open()) else { return };
+        let Some(handed) = client.connection.hand_over(()) else { return };
         assert!(client.loan.is_none() && client.set.is_none() && client.due.is_empty());
         let awaits_upgrade = handed.awaits_upgrade;
-        let (bytes, fds) = link::client(handed).into_parts();
+        let (bytes, fds) = link::client(&handed, self.ledger.open()).into_parts();
         let mut link = Decoder::new(LINK_PAYLOAD_MAX);
         link.push(&bytes, fds, false);
         let fed = match link.next() {
@@ -271,7 +271,7 @@ impl World {
             other => panic!("handed over as what is no message: {other:?}"),
         };
         let Ok(Fed::Client(handed)) = fed else { panic!("handed over as {fed:?}") };
-        client.connection = Connection::resume(client.standing.clone(), &handed);
+        client.connection = Connection::resume(client.standing.clone(), handed).0;
         client.snapshot = Vec::new();
         if awaits_upgrade {
             client.due.push_back(Due::Upgraded);

@@ -78,25 +78,22 @@ fn everything_else_comes_as_it_was() {
         awaits_upgrade: true,
         on_conflict: OnConflict::Keep,
         taken: None,
-        unread: vec![0; LINK_PAYLOAD_MAX - 64],
+        unread: vec![0; CLIENT_LEN_MAX],
     };
-    assert!(handed.fits());
     let taken = Some(Taken { added: 1, replaced: 2, kept: (3..4000).collect() });
-    let mut also = HandedClient { taken, ..handed.clone() };
-    assert!(!also.fits());
-    also.unread.truncate(LINK_PAYLOAD_MAX - 64 - 4 * 3997 + 1);
-    assert!(!also.fits());
-    also.unread.pop();
-    assert!(also.fits());
+    let unread = vec![0; CLIENT_LEN_MAX - 4 * 3997];
+    let also = HandedClient { taken, unread, ..handed.clone() };
+    assert!(fits(0, CLIENT_LEN_MAX) && !fits(0, CLIENT_LEN_MAX + 1));
+    assert!(fits(3997, also.unread.len()) && !fits(3998, also.unread.len()));
     for handed in [handed, also.clone()] {
-        assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
+        assert_eq!(through(client(&handed, 7), Fed::parse), Ok(Fed::Client(handed)));
     }
     let mapped = also.clone().map(|socket| Some(socket.to_string()));
     assert_eq!(mapped.unwrap().map(|socket| socket.parse().ok()), Some(also.clone()));
     assert_eq!(also.clone().map(|_| None::<u32>), None);
     for (is_fdholder, awaits_upgrade) in [(false, false), (true, false), (true, true)] {
         let handed = HandedClient { is_fdholder, awaits_upgrade, ..also.clone() };
-        assert_eq!(through(client(handed.clone()), Fed::parse), Ok(Fed::Client(handed)));
+        assert_eq!(through(client(&handed, 7), Fed::parse), Ok(Fed::Client(handed)));
     }
     let dropped = |serial| Dropped { owner: 7, serial };
     let all = [
@@ -141,12 +138,10 @@ fn a_message_of_changes_has_bounds() {
         most.held(&id, Limit::never(), origin, fd);
     }
     assert!(most.is_full() && !most.is_empty());
-    assert_eq!(most.bytes.len(), CHANGES_LEN_MAX, "the longest there are");
-    let bytes = vec![0; CHANGES_LEN_MAX - CHANGE_LEN_MAX];
-    let mut longest: Changes<u32> = Changes { bytes, fds: Vec::new() };
-    assert!(!longest.is_full(), "one more fits");
-    longest.bytes.push(0);
-    assert!(longest.is_full());
+    assert_eq!(most.bytes.len(), MESSAGE_FDS_MAX * CHANGE_LEN_MAX, "the longest there are");
+    let mut many: Changes<u32> = Changes::default();
+    (0..MESSAGE_FDS_MAX).for_each(|_| many.released(&Identifier::new("a").unwrap()));
+    assert!(many.is_full(), "short as they are");
 }
 
 #[test]

@@ -503,11 +503,11 @@ impl Settings {
         if has_taken_over {
             server.settle().map_err(prepare)?;
         }
-        info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
-        // What is wrong with it is said of the daemon that serves now.
+        // Once it is ready, a file that is removed is made again as it was.
         if let Some(listen) = self.listen {
             server = server.with_socket_file(listen);
         }
+        info!("ready on {place} (pid {pid}), holding up to {capacity} descriptors{how}");
         if !is_promoted {
             match give_up_standard_streams(self.announce) {
                 Ok(()) => {}

@@ -11,7 +11,7 @@
 //! | `m…` | what one number is, or some that came together: a sealed file in memory, see `about.rs`. What is not described is not held |
 //! | `i…` | the same for all that was held at some moment; the last of these counts for everything up to a number that it says |
 //! | `lN` | the listening socket, with inode N |
-//! | `r0`, `r1` | the roll of followers: that of an even or odd [generation](roll::generation) |
+//! | `r0`, `r1` | the roll of followers: that of an even or odd generation (`replication/roll.rs`) |
 //!
 //! A socket, roll or list that takes the place of another has another name, so that systemd has
 //! one of them at each moment.

@@ -22,6 +22,7 @@ mod wakes;
 use self::control::{Asker, Claim, Control};
 use self::demand::Demand;
 use self::machine::{Action, Event, Exit, Life, Machine, Number, Outcome, Policy};
+use self::niceness::Niceness;
 use self::origin::Origin;
 use self::process::{Launch, Process};
 use self::report::{in_words, GenerationReport, Report, RestartReport, State};
@@ -35,6 +36,7 @@ use crate::show::terminal::harmless;
 use crate::start::folder::Folder;
 use crate::start::notify::{close_elsewhere, NotifySocket, UNCLOSED_PAUSE};
 use crate::start::{self, Source};
+use fdholder::strerror;
 use fdholder_daemon::embedded::Holder;
 use nix::sys::signal::Signal;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
@@ -163,7 +165,8 @@ impl<'a> Supervisor<'a> {
             holder: holder.as_ref().map(|_| holder_path.clone()),
             has_watchdog: upward.has_watchdog(),
             origin,
-            niceness: niceness::added(settings.start_nice)?,
+            niceness: Niceness::of(settings.start_nice)?,
+            gives_way: settings.policy.start_timeout.map(|timeout| timeout / 2),
         };
         let tells_otherwise = settings.ready_fd.is_some() || settings.has_ready_command;
         let counts_ready = settings.policy.ready_after.is_none()
@@ -213,7 +216,6 @@ impl<'a> Supervisor<'a> {
             let now = Instant::now();
             self.reap(now);
             self.run_probes(now);
-            self.take_niceness_back();
             if self.register_at.is_some_and(|at| at <= now) {
                 self.register();
             }
@@ -223,6 +225,7 @@ impl<'a> Supervisor<'a> {
             let mut actions = Vec::new();
             self.machine.tick(now, &mut actions);
             self.carry_out(actions);
+            self.take_niceness_back(now);
         }
     }
 
@@ -234,6 +237,7 @@ impl<'a> Supervisor<'a> {
         let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
         let due = due.chain([self.machine.timeout(), self.register_at, self.look_at(now)]);
         let due = due.chain([strays_at, watchdog_at]);
+        let due = due.chain(self.processes.values().map(Process::gives_way_until));
         let mut left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let mut awaited: Vec<(Ready, BorrowedFd<'_>, bool)> =
             vec![(Ready::Signals, self.signals.as_fd(), false)];
@@ -327,16 +331,23 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// From those that are ready, or start while nobody serves any more.
-    fn take_niceness_back(&mut self) {
+    /// From those that are ready, start for too long, or while nobody serves any more.
+    fn take_niceness_back(&mut self, now: Instant) {
         let gives_way = |number| {
             let mut all = self.machine.generations().iter();
             self.machine.is_serving() && all.any(|it| it.number == number && it.is_starting())
         };
+        let mut failed = Vec::new();
         for (number, process) in &mut self.processes {
-            if !gives_way(*number) {
-                process.take_niceness_back();
+            if !gives_way(*number) || process.gives_way_until().is_some_and(|until| until <= now) {
+                failed.extend(process.take_niceness_back().err().map(|errno| (*number, errno)));
             }
+        }
+        for (number, errno) in failed {
+            self.warn(format_args!(
+                "generation {number} stays nicer than it was: {}: see --start-nice",
+                strerror(errno)
+            ));
         }
     }
 

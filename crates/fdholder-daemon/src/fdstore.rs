@@ -36,8 +36,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Descriptors that systemd keeps beside those held: the listening socket, the roll, a list of
-/// everything, each perhaps twice, and what describes those that are not in a list yet.
-pub const BESIDE_MAX: usize = 6 + shelf::DESCRIBED_MAX;
+/// everything, of which two are there twice at most, as one takes the place of another, and what
+/// describes those that are not in a list yet.
+pub const BESIDE_MAX: usize = 5 + shelf::DESCRIBED_MAX;
 
 /// How much systemd keeps for this service, by its own word (since 254); at most what makes
 /// sense, see [`FDSTORE_FDS_MAX`](crate::limits::FDSTORE_FDS_MAX).

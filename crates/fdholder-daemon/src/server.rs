@@ -386,7 +386,8 @@ impl Server {
     /// is its own its predecessor would go on, whom nobody has asked to end.
     fn has_ended(&self) -> Option<Ended> {
         let Accepting::LameDuck(deadline) = self.accepting else { return self.ended };
-        if self.is_pending() {
+        // Nor before those are served who were served there.
+        if self.is_pending() || self.is_to_resume {
             return None;
         }
         let is_over = !self.peers.iter().any(|(_, peer)| peer.is_busy())
@@ -451,7 +452,7 @@ impl Server {
     fn timeout(&self) -> Option<Duration> {
         let accepting = match self.accepting {
             Accepting::PausedUntil(until) | Accepting::Full { until, .. } => Some(until),
-            Accepting::LameDuck(deadline) => deadline,
+            Accepting::LameDuck(deadline) => deadline.filter(|_| !self.is_pending()),
             Accepting::Yes => None,
         };
         let followers = self.followers_deadline();

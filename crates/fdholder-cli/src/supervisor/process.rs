@@ -3,7 +3,7 @@
 use super::child::{read_report, Role, PROBE};
 use super::group;
 use super::machine::{Exit, Number};
-use super::niceness;
+use super::niceness::Niceness;
 use super::origin::Origin;
 use super::output::Copier;
 use crate::start::notify::NotifySocket;
@@ -42,7 +42,9 @@ pub struct Launch {
     pub has_watchdog: bool,
     pub origin: Origin,
     /// What is added while a generation starts beside another.
-    pub niceness: u8,
+    pub niceness: Niceness,
+    /// How long it may give way: a start must not fail for that.
+    pub gives_way: Option<Duration>,
 }
 
 /// A generation.
@@ -65,8 +67,8 @@ pub struct Process {
     /// The status line that it has sent.
     pub status: Option<String>,
     probe: Option<Probe>,
-    /// What was added, and not taken back yet.
-    niceness: u8,
+    /// It is nicer than others, and may be until then.
+    gives_way: Option<(Niceness, Option<Instant>)>,
 }
 
 /// The end of PROG.
@@ -132,10 +134,8 @@ impl Process {
         }
         let child = with_inherited(&passed, || command.spawn())?;
         let pid = Pid::from_child(&child);
-        let niceness = if gives_way { launch.niceness } else { 0 };
-        if niceness > 0 {
-            niceness::add(pid, niceness);
-        }
+        let gives_way = (gives_way && launch.niceness.add(pid))
+            .then(|| (launch.niceness, launch.gives_way.map(|span| now + span)));
         // What failed here is that the copier has ended, and PROG goes on without it.
         let _ = copier.guard(pid);
         let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });
@@ -152,7 +152,7 @@ impl Process {
             was_killed: false,
             status: None,
             probe,
-            niceness,
+            gives_way,
         })
     }
 
@@ -161,11 +161,22 @@ impl Process {
         self.ended.is_none()
     }
 
+    /// Until when it gives way to others, if that ends by itself.
+    pub fn gives_way_until(&self) -> Option<Instant> {
+        self.gives_way.and_then(|(_, until)| until)
+    }
+
     /// It does not give way any more.
-    pub fn take_niceness_back(&mut self) {
-        let added = std::mem::take(&mut self.niceness);
-        if added > 0 && self.is_alive() {
-            niceness::take_back(self.pid, added);
+    ///
+    /// # Errors
+    ///
+    /// Those of setpriority(2).
+    pub fn take_niceness_back(&mut self) -> Result<(), Errno> {
+        match self.gives_way.take() {
+            Some((niceness, _)) if self.is_alive() || self.leaves_others() => {
+                niceness.take_back(self.pid)
+            }
+            _ => Ok(()),
         }
     }
 

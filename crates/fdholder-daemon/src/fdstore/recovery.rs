@@ -6,7 +6,7 @@ use super::unwrap;
 use crate::closing::ClientFd;
 use crate::listen::check_inherited;
 use crate::reading::retried;
-use crate::replication::roll::{generation, try_recover, Succession};
+use crate::replication::roll::{generation, has_successor, try_recover, Succession};
 use crate::store::{Record, Store};
 use fdholder::{Entry, Errno};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -129,7 +129,9 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
         } else if number(&name, 'i').is_some() {
             lists.extend(about::read(&fd));
         } else if ROLLS.contains(&&*name) {
-            rolls.push((retried(|| generation(&fd)).unwrap_or(0), fd));
+            // A version that knows of no generation may have served in between, and left it there.
+            let is_last = !has_successor(&fd);
+            rolls.push((is_last, retried(|| generation(&fd)).unwrap_or(0), fd));
         // It does not tell what fails for a moment from what it is not.
         } else if (0..3).any(|_| check_inherited(&fd).is_ok()) {
             if name == "l" || number(&name, 'l').is_some() {
@@ -154,8 +156,9 @@ pub fn recover(given: Vec<(String, OwnedFd)>, capacity: usize) -> Recovered {
     wrapped.extend(fds);
     let store = restore(known, wrapped, highest, capacity);
     // The daemon that has told of the last one was the last to serve, or is about to.
-    let roll = rolls.into_iter().max_by_key(|(generation, _)| *generation);
-    let (generation, roll) = roll.map_or((0, None), |(generation, roll)| (generation, Some(roll)));
+    let generation = rolls.iter().map(|(_, generation, _)| *generation).max().unwrap_or(0);
+    let roll = rolls.into_iter().max_by_key(|(is_last, generation, _)| (*is_last, *generation));
+    let roll = roll.map(|(_, _, roll)| roll);
     let listeners: Vec<_> = kept_listeners.iter().map(|(name, _)| name.clone()).collect();
     let listener_name = listeners.first().cloned();
     let past = Past { names, listener: listener_name, listeners, generation, is_known: true };

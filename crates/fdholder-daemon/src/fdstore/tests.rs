@@ -345,3 +345,34 @@ fn everything_is_told_once_the_last_message_is_sent() {
     let names = own.systemd.kept.iter().filter(|(name, _)| name.starts_with('h'));
     assert_eq!(names.count(), CAPACITY);
 }
+
+/// A version that knows of no generation has served in between, and has told systemd of its own roll
+/// by the name that these had; and one whose roll was left there was followed.
+#[test]
+fn roll_of_who_served_last_is_the_one_that_counts() {
+    const RECOVERED: u8 = 2;
+    const SERVES: u8 = 4;
+    let given = |rolls: &[(&str, u64, u8)]| {
+        let all = rolls.iter().map(|(name, generation, state)| {
+            let roll = Roll::new(*generation).unwrap();
+            let copy = memfd_create("roll", MemfdFlags::CLOEXEC).unwrap();
+            let mut bytes = [0; 16];
+            pread(&**roll.file(), &mut bytes, 0).unwrap();
+            bytes[0] = *state;
+            // To be told from others.
+            bytes[15] = name.as_bytes()[name.len() - 1];
+            pwrite(&copy, &bytes, 0).unwrap();
+            ((*name).to_owned(), copy)
+        });
+        let all = all.collect::<Vec<_>>();
+        let Recovered { roll, past, .. } = recover(all, CAPACITY);
+        let mut last = [0];
+        pread(roll.unwrap(), &mut last, 15).unwrap();
+        (char::from(last[0]), past.generation)
+    };
+    assert_eq!(given(&[("r0", 4, 0), ("r1", 3, SERVES)]), ('0', 4));
+    assert_eq!(given(&[("r1", 3, SERVES), ("r0", 4, SERVES)]), ('0', 4));
+    assert_eq!(given(&[("r1", 1, SERVES), ("r", 0, 0)]), ('r', 1));
+    // The heir of the fourth lives, and systemd was not told to forget the third.
+    assert_eq!(given(&[("r0", 4, SERVES), ("r1", 3, RECOVERED)]), ('0', 4));
+}

@@ -265,6 +265,12 @@ pub fn is_undecided(roll: impl AsFd) -> bool {
     !matches!(byte(roll.as_fd(), SUCCEEDED), Ok(0 | SERVES))
 }
 
+/// Whether somebody has taken the place of the primary whose roll this is for good: another one may
+/// say who serves.
+pub(crate) fn has_successor(roll: impl AsFd) -> bool {
+    matches!(retried(|| byte(roll.as_fd(), SUCCEEDED)), Ok(SERVES | RECOVERED))
+}
+
 /// Says what stands for everybody to see. Where files may not be written to (`RLIMIT_FSIZE`), by
 /// mapping it.
 fn say(roll: BorrowedFd<'_>, what: u8) -> Result<(), Errno> {

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::fdstore::{Notifier, Past};
+use crate::server::admission::newcomer;
+use fdholder::limits::HEADER_LEN;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::set_socket_passcred;
 use std::os::unix::net::UnixDatagram;
@@ -67,13 +69,20 @@ fn doors_are_read_once_the_place_is_ours() {
 #[test]
 fn who_is_asked_to_end_waits_until_the_place_is_ours() {
     let mut scene = Scene::new();
+    // The predecessor has handed it over, with a request in its socket.
+    let (ours, client) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    say(&client, Request::List);
+    scene.server.handed.push(newcomer(Arc::new(ClientFd::new(ours.into(), 1))));
     scene.server.begin_lame_duck();
     assert_eq!(scene.turn(), None);
     loop {
         scene.systemd_reads();
         if let Some(ended) = scene.turn() {
-            assert_eq!(ended, Ended::Stopped { held: 0, kept: 1, clients: 0 });
-            return assert!(!scene.server.is_pending());
+            assert_eq!(ended, Ended::Stopped { held: 0, kept: 1, clients: 1 });
+            assert!(!scene.server.is_pending());
+            let answer = transport::receive(&client, &mut [0; 64], Wait::No);
+            return assert!(answer.unwrap().len > HEADER_LEN, "it was answered");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! So PROG gets its descriptors from the code that `exec` uses, and what fails there is reported
 //! through a pipe. PROG gets none of the variables that tell this process what it is.
 
+use super::niceness;
 use super::origin::Origin;
 use super::output;
 use crate::failure::{exit, Failure};
@@ -49,18 +50,20 @@ pub struct Role {
     pub holder: Option<PathBuf>,
     /// Whether this process was to tell systemd that it lives.
     pub has_watchdog: bool,
+    /// What is added to the niceness.
+    pub nicer_by: i32,
     pub origin: Origin,
 }
 
 impl Role {
     /// The variables that tell a child what it is.
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
-        let Self { parent, death_signal, generation, report, ready, has_watchdog, .. } = self;
+        let Self { parent, death_signal, generation, report, ready, nicer_by, .. } = self;
         let origin = self.origin.in_words();
         let (from, to) = ready.unwrap_or_default();
-        let watchdog = u8::from(*has_watchdog);
+        let watchdog = u8::from(self.has_watchdog);
         let role = format!(
-            "{parent} {death_signal} {generation} {report} {from} {to} {watchdog} {origin}"
+            "{parent} {death_signal} {generation} {report} {from} {to} {watchdog} {nicer_by} {origin}"
         );
         let mut all = vec![(ROLE, role.into())];
         all.extend(self.notify_socket.iter().map(|path| (NOTIFY, path.clone())));
@@ -79,6 +82,7 @@ impl Role {
             ready: Some((next()?.parse().ok()?, next()?.parse().ok()?))
                 .filter(|(from, _): &(u32, u32)| *from != 0),
             has_watchdog: next()? == "1",
+            nicer_by: next()?.parse().ok()?,
             origin: Origin::read(next)?,
             notify_socket: std::env::var_os(NOTIFY),
             holder: std::env::var_os(HOLDER).map(PathBuf::from),
@@ -145,6 +149,7 @@ fn become_generation(invocation: &Invocation, role: &Role) -> Result<ExitCode, F
     let report = inherited::take(role.report).ok();
     follow(role.parent, Signal::from_named_raw(role.death_signal))?;
     role.origin.restore();
+    niceness::add(role.nicer_by);
     let mut generation = Generation {
         report,
         holder: role.holder.clone(),
@@ -182,12 +187,13 @@ mod tests {
                 report: 8,
                 ready,
                 has_watchdog: true,
+                nicer_by: 10,
                 ..Role::default()
             };
             let variables = role.variables();
             assert_eq!(Role::read(variables[0].1.to_str().unwrap()), Some(role));
         }
-        for text in ["", "1 2 3", "1 2 3 4 5 x 0 0 0 0", "1 2 3 4 5 6 0 0 0", "- - - - - - -"] {
+        for text in ["", "1 2 3", "1 2 3 4 5 x 0 0 0 0 0", "1 2 3 4 5 6 0 0 0 0", "- - - - - - -"] {
             assert_eq!(Role::read(text), None, "{text}");
         }
     }

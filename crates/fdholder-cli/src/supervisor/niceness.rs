@@ -3,7 +3,7 @@
 
 use crate::failure::{exit, Failure};
 use rustix::io::Errno;
-use rustix::process::{getpriority_process, setpriority_pgrp, setpriority_process, Pid};
+use rustix::process::{getpriority_process, setpriority_process, Pid};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -23,7 +23,7 @@ const PASSES: usize = 8;
 pub struct Niceness {
     /// That of this process when it began, from which generations have it.
     own: i32,
-    added: i32,
+    pub added: i32,
 }
 
 impl Niceness {
@@ -50,12 +50,6 @@ impl Niceness {
                  CAP_SYS_NICE or a limit that allows it (ulimit -e 20, LimitNICE=0)",
             )),
         }
-    }
-
-    /// Makes a generation nicer that has just been started. Returns whether it did.
-    pub fn add(self, generation: Pid) -> bool {
-        // Without it, it is as others are.
-        self.added > 0 && setpriority_pgrp(Some(generation), self.own + self.added).is_ok()
     }
 
     /// Takes it back from all processes of a generation. Those that have made themselves less nice
@@ -86,6 +80,15 @@ impl Niceness {
             }
         }
         outcome
+    }
+}
+
+/// Makes this process nicer, and what it becomes.
+pub fn add(added: i32) {
+    if added > 0 {
+        let own = getpriority_process(None).unwrap_or(0);
+        // Without it, it is as others are.
+        let _ = setpriority_process(None, (own + added).min(MOST));
     }
 }
 
@@ -170,7 +173,7 @@ mod tests {
             def child(what):\n\
             \x20 if os.fork() == 0:\n\
             \x20  what()\n\
-            \x20  print(os.getpid(), flush=True)\n\
+            \x20  os.write(1, b'%d\\n' % os.getpid())\n\
             \x20  time.sleep(1000)\n\
             child(lambda: None)\n\
             def stranger():\n\
@@ -180,11 +183,13 @@ mod tests {
             child(lambda: os.nice(7))\n\
             child(lambda: os.setpriority(os.PRIO_PROCESS, 0, -3))\n\
             time.sleep(1000)";
-        let mut command = Command::new("/usr/bin/python3");
-        command.args(["-c", program]).process_group(0).stdout(Stdio::piped());
+        let mut command = Command::new("nice");
+        command
+            .args(["-n", "5", "/usr/bin/python3", "-c", program])
+            .process_group(0)
+            .stdout(Stdio::piped());
         let mut python = command.spawn().unwrap();
         let generation = Pid::from_child(&python);
-        assert!(niceness.add(generation));
         let lines = BufReader::new(python.stdout.take().unwrap()).lines();
         let mut children: Vec<i32> =
             lines.take(4).map(|line| line.unwrap().parse().unwrap()).collect();

@@ -122,6 +122,7 @@ impl Process {
             notify_socket: Some(notify.path().as_os_str().to_owned()),
             holder: launch.holder.clone(),
             has_watchdog: launch.has_watchdog,
+            nicer_by: if gives_way { launch.niceness.added } else { 0 },
             origin: launch.origin,
         };
         let (copier, stderr) = Copier::start(launch.stop_signal)?;
@@ -134,8 +135,9 @@ impl Process {
         }
         let child = with_inherited(&passed, || command.spawn())?;
         let pid = Pid::from_child(&child);
-        let gives_way = (gives_way && launch.niceness.add(pid))
-            .then(|| (launch.niceness, launch.gives_way.map(|span| now + span)));
+        let until = launch.gives_way.map(|span| now + span);
+        let gives_way =
+            (gives_way && launch.niceness.added > 0).then_some((launch.niceness, until));
         // What failed here is that the copier has ended, and PROG goes on without it.
         let _ = copier.guard(pid);
         let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });

@@ -89,6 +89,9 @@ pub struct Supervisor<'a> {
     machine: Machine<Asker>,
     launch: Launch,
     processes: BTreeMap<Number, Process>,
+    /// The generation whose datagram was read last: the others come before it, as what it sends may
+    /// keep all from being read for a while.
+    heard: Number,
     signals: Signals,
     upward: Upward,
     control: Option<Control>,
@@ -177,6 +180,7 @@ impl<'a> Supervisor<'a> {
             machine: Machine::new(settings.policy),
             launch,
             processes: BTreeMap::new(),
+            heard: 0,
             signals,
             upward,
             control: None,
@@ -245,7 +249,8 @@ impl<'a> Supervisor<'a> {
         let wants_clients = self.machine.waits_for_clients();
         awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
-        for (number, process) in &self.processes {
+        let next = self.heard.saturating_add(1);
+        for (number, process) in self.processes.range(next..).chain(self.processes.range(..next)) {
             match process.notify.awaited() {
                 Some((fd, is_for_writing)) => {
                     awaited.push((Ready::Notify(*number), fd, is_for_writing));

@@ -24,7 +24,10 @@ impl Supervisor<'_> {
             }
             let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
             match process.notify.next(pid) {
-                Next::Datagram(datagram) => self.obey(number, datagram),
+                Next::Datagram(datagram) => {
+                    self.heard = number;
+                    self.obey(number, datagram);
+                }
                 Next::Later => return false,
                 Next::Nothing => return !process.notify.is_pending(),
             }

@@ -71,7 +71,7 @@ fn rescue(len: usize, again: impl Fn() -> *mut u8) -> *mut u8 {
 }
 
 /// For tests of debug builds: no piece is larger than the limit on resident memory, if there is one,
-/// which the kernel does not heed. So they see each large piece that is not asked for before.
+/// which the kernel ignores. So they see each large piece that is not asked for before.
 fn is_withheld(len: usize) -> bool {
     if !cfg!(debug_assertions) || len <= MEMORY_PIECE_LEN {
         return false;

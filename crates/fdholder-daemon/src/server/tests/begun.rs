@@ -112,7 +112,7 @@ fn who_goes_on_brings_no_more_than_its_request() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// In whatever order, in whatever parts, however little room there is: whoever sends on gets an
+    /// In whatever order, in whatever parts, however little room there is: a client that sends on gets an
     /// answer, and beyond the room there is one request at most.
     #[test]
     fn who_sends_on_gets_an_answer(
@@ -140,7 +140,7 @@ proptest! {
                 giver.goes_on(&mut server, usize::MAX);
                 prop_assert!(begun(&server) <= most);
             }
-            // Whoever leaves much unclosed, as a set that was refused, waits for that.
+            // A client that leaves much unclosed, as a set that was refused, waits for that.
             while server.hold.note_leaving(server.user.uid).own > 0 {
                 std::thread::yield_now();
             }

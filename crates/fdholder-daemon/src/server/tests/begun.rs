@@ -112,8 +112,8 @@ fn who_goes_on_brings_no_more_than_its_request() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// In whatever order, in whatever parts, however little room there is: a client that sends on gets an
-    /// answer, and beyond the room there is one request at most.
+    /// In whatever order, in whatever parts, however little room there is: a client that sends on gets
+    /// an answer, and beyond the room there is one request at most.
     #[test]
     fn who_sends_on_gets_an_answer(
         sets in proptest::collection::vec((1usize..5, 3usize..60), 2..5),

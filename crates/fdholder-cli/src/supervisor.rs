@@ -249,7 +249,7 @@ impl<'a> Supervisor<'a> {
         let wants_clients = self.machine.waits_for_clients();
         awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
-        for (number, process) in in_turn(&self.processes, self.heard) {
+        for (number, process) in hearing::in_turn(&self.processes, self.heard) {
             match process.notify.awaited() {
                 Some((fd, is_for_writing)) => {
                     awaited.push((Ready::Notify(*number), fd, is_for_writing));
@@ -478,28 +478,9 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-/// All generations, those after `last` first.
-fn in_turn<T>(all: &BTreeMap<Number, T>, last: Number) -> impl Iterator<Item = (&Number, &T)> {
-    let next = last.saturating_add(1);
-    all.range(next..).chain(all.range(..next))
-}
-
 fn as_line(value: &impl serde::Serialize) -> String {
     // Maps with text as keys, numbers and text can always be written.
     serde_json::to_string(value).unwrap_or_default() + "\n"
 }
 
 mod hearing;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn generation_that_was_heard_last_is_the_last_to_be_read() {
-        let all = BTreeMap::from([(3, ()), (5, ()), (6, ())]);
-        let order = |last| in_turn(&all, last).map(|(number, ())| *number).collect::<Vec<_>>();
-        assert_eq!([0, 3, 5, 6].map(order), [[3, 5, 6], [5, 6, 3], [6, 3, 5], [3, 5, 6]]);
-        assert_eq!([4, Number::MAX].map(order), [[5, 6, 3], [3, 5, 6]]);
-    }
-}

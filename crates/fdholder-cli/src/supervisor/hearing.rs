@@ -10,6 +10,7 @@ use crate::show::lines;
 use crate::start::notify::{Datagram, Next, Unsent};
 use crate::start::{self, Source};
 use fdholder::{strerror, Errno};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -216,4 +217,26 @@ fn refuse(asker: &Asker, why: &str) {
         ..super::RestartReport::default()
     };
     asker.answer(&as_line(&report));
+}
+
+/// All generations, those after `last` first.
+pub(super) fn in_turn<T>(
+    all: &BTreeMap<Number, T>,
+    last: Number,
+) -> impl Iterator<Item = (&Number, &T)> {
+    let next = last.saturating_add(1);
+    all.range(next..).chain(all.range(..next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_that_was_heard_last_is_the_last_to_be_read() {
+        let all = BTreeMap::from([(3, 'a'), (5, 'b'), (6, 'c')]);
+        let order = |last| in_turn(&all, last).map(|(number, _)| *number).collect::<Vec<_>>();
+        assert_eq!([0, 3, 5, 6].map(order), [[3, 5, 6], [5, 6, 3], [6, 3, 5], [3, 5, 6]]);
+        assert_eq!([4, Number::MAX].map(order), [[5, 6, 3], [3, 5, 6]]);
+    }
 }

@@ -5,6 +5,8 @@ use crate::support::family::{is_alive, signal};
 use crate::support::{assert_exit, eventually, open_files, suite, Family, Installed};
 use crate::{content, fill};
 use rustix::process::Signal;
+use std::fs::File;
+use std::process::{Child, Command};
 
 /// The daemon is killed in the very moment in which the upgrade has answered.
 #[test]
@@ -38,6 +40,16 @@ fn takeover_is_ready_when_a_standby_has_everything() {
     }
 }
 
+/// A daemon at the path of a family, whose calls take as long as these options of strace(1) say.
+fn slow_daemon(family: &Family, strace: &[&str], options: &[&str]) -> Child {
+    let mut command = Command::new("strace");
+    // As its parent, strace would have its number.
+    command.args(["-D", "-qq", "-o", "/dev/null", "-e", "trace=execve,pwrite64"]).args(strace);
+    command.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-n", "500"]).args(options);
+    let log = File::options().append(true).open(family.log_path()).unwrap();
+    command.arg(&family.path).stderr(log).spawn().unwrap()
+}
+
 /// Before that its predecessor goes on, as if nothing had been.
 #[test]
 fn takeover_that_ends_before_it_serves_is_undone() {
@@ -47,12 +59,8 @@ fn takeover_that_ends_before_it_serves_is_undone() {
     fill(&mut idle, family.folder.path(), 50);
     let before = content(&mut idle);
     // Its standby cannot become what it is to be for so long that there is time to kill it.
-    let mut strace = std::process::Command::new("strace");
-    strace.args(["-f", "-D", "-qq", "-o", "/dev/null", "-e", "trace=execve"]);
-    strace.args(["-e", "inject=execve:delay_enter=3000000:when=2+"]);
-    strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "--standby", "-n", "500"]);
-    let log = std::fs::File::options().append(true).open(family.log_path()).unwrap();
-    let mut new = strace.arg(&family.path).stderr(log).spawn().unwrap();
+    let slow = "inject=execve:delay_enter=3000000:when=2+";
+    let mut new = slow_daemon(&family, &["-f", "-e", slow], &["--standby"]);
     eventually("it has taken over, and starts a standby", || {
         family.log().matches("a standby is started").count() == 1
     });
@@ -78,12 +86,8 @@ fn predecessor_of_a_daemon_that_is_slow_to_serve_stays() {
         fill(&mut family.client(), family.folder.path(), 50);
         let before = content(&mut family.client());
         // It has written that it follows, and goes on later.
-        let mut strace = std::process::Command::new("strace");
-        strace.args(["-D", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64"]);
-        strace.args(["-e", "inject=pwrite64:delay_exit=13000000:when=1"]);
-        strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "-n", "500"]);
-        let log = std::fs::File::options().append(true).open(family.log_path()).unwrap();
-        let mut new = strace.arg(&family.path).stderr(log).spawn().unwrap();
+        let slow = "inject=pwrite64:delay_exit=13000000:when=1";
+        let mut new = slow_daemon(&family, &["-e", slow], &[]);
         eventually("it is waited for", || family.log().contains("is slow to serve"));
         assert!(is_alive(old));
         if !is_killed {
@@ -119,12 +123,8 @@ fn predecessor_and_standby_of_a_daemon_that_ends_before_it_serves_do_not_both_se
         fill(&mut family.client(), family.folder.path(), 50);
         let before = content(&mut family.client());
         // Each write to a roll takes long: also that which says that it serves.
-        let mut strace = std::process::Command::new("strace");
-        strace.args(["-D", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64"]);
-        strace.args(["-e", "inject=pwrite64:delay_enter=1000000"]);
-        strace.arg(env!("CARGO_BIN_EXE_fdholder")).args(["serve", "--standby", "-n", "500"]);
-        let log = std::fs::File::options().append(true).open(family.log_path()).unwrap();
-        let mut new = strace.arg(&family.path).stderr(log).spawn().unwrap();
+        let slow = "inject=pwrite64:delay_enter=1000000";
+        let mut new = slow_daemon(&family, &["-e", slow], &["--standby"]);
         eventually("it is about to say that it serves", || {
             family.log().matches("a standby is started").count() == 1 && writes_to_roll(new.id())
         });

@@ -362,7 +362,7 @@ fn keeper_of_a_slow_program_ends_when_it_is_asked_to() {
     let before = content(&mut it.family.client());
     let ours = env!("CARGO_BIN_EXE_fdholder");
     let keeper = it.family.folder.path().join("keeper");
-    // Each write to a roll takes long: the second says that it serves.
+    // The new program has written that it follows, and goes on later.
     it.installed.replace_by_script(&format!(
         "[ -z \"$FDHOLDER_TAKE_OVER\" ] && echo $$ > {keeper} && exec {ours} \"$@\"\n\
          exec strace -D -qq -o /dev/null -e trace=pwrite64 \

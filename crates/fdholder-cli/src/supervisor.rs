@@ -243,9 +243,16 @@ impl<'a> Supervisor<'a> {
         let due = due.chain([strays_at, watchdog_at]);
         let due = due.chain(self.processes.values().map(Process::gives_way_until));
         let mut left = due.flatten().min().map(|at| at.saturating_duration_since(now));
+        let soon =
+            |left: Option<_>| Some(left.map_or(UNCLOSED_PAUSE, |left| UNCLOSED_PAUSE.min(left)));
         let mut awaited: Vec<(Ready, BorrowedFd<'_>, bool)> =
             vec![(Ready::Signals, self.signals.as_fd(), false)];
-        awaited.extend(self.control.iter().map(|it| (Ready::Control, it.as_fd(), false)));
+        if let Some(control) = &self.control {
+            match control.awaited() {
+                Some(fd) => awaited.push((Ready::Control, fd, false)),
+                None => left = soon(left),
+            }
+        }
         let wants_clients = self.machine.waits_for_clients();
         awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
@@ -254,7 +261,7 @@ impl<'a> Supervisor<'a> {
                 Some((fd, is_for_writing)) => {
                     awaited.push((Ready::Notify(*number), fd, is_for_writing));
                 }
-                None => left = Some(left.map_or(UNCLOSED_PAUSE, |left| left.min(UNCLOSED_PAUSE))),
+                None => left = soon(left),
             }
             let ready = process.ready.iter().map(|fd| (Ready::Newline(*number), fd.as_fd(), false));
             awaited.extend(ready);

@@ -38,6 +38,11 @@ const STRANGERS_PER_TURN: usize = 64;
 /// Descriptors of others that may be open and wait to be closed before nothing more is read.
 const UNCLOSED_MAX: usize = 64;
 
+/// Whether so many descriptors of others wait to be closed that nothing more is to be read.
+pub fn is_full() -> bool {
+    unclosed() > UNCLOSED_MAX
+}
+
 /// How long to wait until some are closed.
 pub const UNCLOSED_PAUSE: Duration = Duration::from_millis(10);
 
@@ -204,7 +209,7 @@ impl NotifySocket {
     pub fn awaited(&self) -> Option<(BorrowedFd<'_>, bool)> {
         match &self.pending {
             Some((_, holder)) => Some((holder.as_fd(), true)),
-            None if unclosed() > UNCLOSED_MAX => None,
+            None if is_full() => None,
             None => Some((self.socket.as_fd(), false)),
         }
     }
@@ -216,7 +221,7 @@ impl NotifySocket {
         }
         let mut buffer = [0; LEN_MAX];
         for _ in 0..STRANGERS_PER_TURN {
-            if unclosed() > UNCLOSED_MAX {
+            if is_full() {
                 return Next::Later;
             }
             let Ok(datagram) = receive(&self.socket, &mut buffer) else { return Next::Nothing };

@@ -7,6 +7,7 @@
 use crate::connect;
 use crate::failure::Failure;
 use crate::program::Invocation;
+use crate::start::notify::is_full;
 use fdholder::transport::{receive, send, Wait};
 use fdholder::{Cause, Client, Deadline, Errno, Error, Identifier, Limit};
 use fdholder_daemon::notify::run_id;
@@ -182,6 +183,12 @@ impl Control {
         Ok(Self { socket, _refused: refused })
     }
 
+    /// What to wait for. `None` while too many descriptors wait to be closed: look again after
+    /// [`UNCLOSED_PAUSE`](crate::start::notify::UNCLOSED_PAUSE).
+    pub fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        (!is_full()).then(|| self.socket.as_fd())
+    }
+
     /// The next request. An error when nobody can ask any more: nobody holds the other end.
     ///
     /// # Errors
@@ -190,6 +197,9 @@ impl Control {
     pub fn next(&self) -> Result<Option<(Request, Asker)>, Errno> {
         let mut buffer = [0; REQUEST_LEN_MAX];
         for _ in 0..JUNK_PER_TURN {
+            if is_full() {
+                return Ok(None);
+            }
             let received = match receive(&*self.socket, &mut buffer, Wait::No) {
                 Ok(received) => received,
                 Err(Errno::AGAIN) => return Ok(None),
@@ -213,12 +223,6 @@ impl Control {
             asker.answer("{\"error\":\"no such request\"}\n");
         }
         Ok(None)
-    }
-}
-
-impl AsFd for Control {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 

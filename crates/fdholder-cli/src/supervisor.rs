@@ -161,6 +161,8 @@ impl<'a> Supervisor<'a> {
         }
         // No sooner: until then a signal ends this process, which may wait for a holder.
         let signals = Signals::take().map_err(|error| Failure::system("take signals", error))?;
+        // One that is only given time to start needs all of it.
+        let start_nice = settings.start_nice.or(settings.policy.ready_after.map(|_| 0));
         let launch = Launch {
             stop_signal: settings.stop_signal as i32,
             ready_fd: settings.ready_fd,
@@ -168,7 +170,7 @@ impl<'a> Supervisor<'a> {
             holder: holder.as_ref().map(|_| holder_path.clone()),
             has_watchdog: upward.has_watchdog(),
             origin,
-            niceness: Niceness::of(settings.start_nice)?,
+            niceness: Niceness::of(start_nice)?,
             gives_way: settings.policy.start_timeout.map(|timeout| timeout / 2),
         };
         let tells_otherwise = settings.ready_fd.is_some() || settings.has_ready_command;

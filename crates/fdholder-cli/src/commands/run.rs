@@ -133,8 +133,8 @@ fn readiness() -> [Arg; 5] {
             .value_parser(clap::value_parser!(u32).range(0..=19))
             .help(
                 "Make the next generation nicer by N until it is ready, so that it takes no \
-                 processor from the one that serves [default: 10 where run may take that back \
-                 (CAP_SYS_NICE), otherwise 0]",
+                 processor from the one that serves [default: 10 where PROG tells when it is ready \
+                 and run may take niceness back (CAP_SYS_NICE), otherwise 0]",
             ),
     ]
 }

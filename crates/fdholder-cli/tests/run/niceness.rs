@@ -40,6 +40,17 @@ fn generation_that_starts_beside_another_is_nicer_until_it_is_ready() {
     }
 }
 
+/// It would have less of the processor, and not more time.
+#[test]
+fn generation_that_is_only_given_time_is_as_nice_as_others() {
+    let own = getpriority_process(None).unwrap();
+    let scene = Scene::new();
+    scene.version("note(f'niceness.{generation}', os.getpriority(os.PRIO_PROCESS, 0)); serve()");
+    let run = scene.ready(&["--ready-after", "1"]);
+    run.signal(Signal::HUP);
+    assert_eq!(scene.wait_for("niceness.2"), own.to_string());
+}
+
 #[test]
 fn generation_is_as_nice_as_others_when_nobody_else_serves() {
     let own = getpriority_process(None).unwrap();

@@ -150,7 +150,7 @@ fn gunicorn_without_application() {
     let script = "
         cp examples/python/app.py .
         (fdholder serve -1 ./holder &) | read _
-        fdholder run --name web --bind web=tcp:127.0.0.1:18091 ./holder -- \
+        fdholder run --name web --bind web=tcp:127.0.0.1:18091 --ready-after 5000 ./holder -- \
             gunicorn --no-control-socket app:wsgi &
         curl -sS --retry 9 --retry-connrefused http://127.0.0.1:18091/
         echo 'raise RuntimeError' > app.py

@@ -9,9 +9,11 @@ has_to_stop, wake = os.pipe()
 def note(name, text=""):
     """Writes a file of the test, whole as soon as it is there."""
     path = os.path.join(folder, name)
-    with open(path + ".new", "w") as file:
+    # Several services may have one folder.
+    new = f"{path}.{os.getpid()}"
+    with open(new, "w") as file:
         file.write(str(text))
-    os.rename(path + ".new", path)
+    os.rename(new, path)
 
 
 def wait_for(name):

@@ -156,7 +156,10 @@ impl Drop for Script {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         for process in processes {
             let environ = fs::read(process.path().join("environ")).unwrap_or_default();
-            let is_ours = environ.split(|byte| *byte == 0).any(|it| it == mark.as_bytes());
+            // nginx writes its title over its environment.
+            let is_ours = environ.split(|byte| *byte == 0).any(|it| it == mark.as_bytes())
+                || fs::read_link(process.path().join("cwd"))
+                    .is_ok_and(|it| it.starts_with(self.folder.path()));
             let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
             if let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| is_ours) {
                 let _ = kill_process(pid, Signal::KILL);

@@ -113,7 +113,14 @@ impl Supervisor<'_> {
 
     /// There is nothing that clients come by: as `exec` does, `run` ends if there never was.
     fn lacks_clients(&mut self, now: Instant, failure: &Failure) {
-        self.demand.fds.clear();
+        // A holder that does not answer may have ended, and these may be the last copies.
+        if failure.code() != exit::SYSTEM {
+            self.demand.fds.clear();
+        }
+        // Who cannot see clients must not take a program for idle.
+        if self.machine.idle_at().is_some() {
+            self.feed(Event::Active);
+        }
         self.demand.look_at = Some(now + RETRY_PAUSE);
         let problem = Some(failure.to_string());
         if self.demand.problem != problem {

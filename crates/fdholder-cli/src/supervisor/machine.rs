@@ -425,6 +425,10 @@ impl<A> Machine<A> {
         match self.lost.take() {
             Some((lived, lost)) => self.lost_service(now, lived, lost, actions),
             None if self.has_been_ready && self.policy.respawn => self.respawn(now),
+            // Those that still stop have clients, and may take as long as they like.
+            None if self.generations.iter().any(|it| it.was_ready) => {
+                self.end_at_once(now, exit, actions);
+            }
             None => self.stop(now, exit, actions),
         }
     }

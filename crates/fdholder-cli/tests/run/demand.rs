@@ -246,3 +246,24 @@ fn service_that_no_client_can_come_to_ends() {
     assert_eq!(run.code(), Some(100), "{}", run.log());
     assert!(run.log().contains("no client can come by"), "{}", run.log());
 }
+
+#[test]
+fn program_is_not_idle_because_the_holder_does_not_answer() {
+    let scene = Scene::new();
+    scene.version("note('begun'); wait_for('go'); up()");
+    let _run = start(&scene, &["--notify", "web", "--idle-stop", "500"]);
+    eventually("it waits", || asleep(&scene));
+    let mut first = scene.connect();
+    first.send("now");
+    scene.wait_for("begun");
+    scene.holder().signal(Signal::STOP);
+    scene.touch("go");
+    assert_eq!(first.answer().0, 1);
+    // Clients come all the time, and run cannot get the socket to see them.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(scene.ask().0, 1);
+    }
+    scene.holder().signal(Signal::CONT);
+    eventually("it is idle", || asleep(&scene));
+}

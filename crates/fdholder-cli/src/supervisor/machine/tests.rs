@@ -249,6 +249,21 @@ fn service_on_demand_drains_within_the_limit() {
 }
 
 #[test]
+fn failed_start_on_demand_ends_run_although_another_generation_drains() {
+    let demand =
+        Policy { on_demand: true, idle_stop: Some(SECOND), stop_timeout: None, ..policy() };
+    let mut it = Driven::new(demand);
+    it.handle(Event::Demand);
+    it.ready(1);
+    it.pass(SECOND);
+    assert!(it.stops(1));
+    it.handle(Event::Demand);
+    it.ends(2, code(3));
+    assert_eq!(it.end, Some(code(3)), "the supervisor is to act");
+    assert!(!it.last.contains(&Action::Kill(1)), "it has a client");
+}
+
+#[test]
 fn program_on_demand_that_ends_at_once_starts_after_a_pause() {
     let mut it = Driven::new(Policy { on_demand: true, ..policy() });
     it.handle(Event::Demand);

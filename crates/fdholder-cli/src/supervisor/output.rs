@@ -1,7 +1,8 @@
 //! What PROG writes to stderr goes where it would have gone, and its last lines are kept.
 //!
 //! A process of its own copies: PROG can go on writing when `run` has been killed. It also has PROG
-//! stop then: the kernel would not, once PROG is another user.
+//! stop then: the kernel would not, once PROG is another user, and otherwise it may send the signal
+//! once for each thread of `run`. If the process is killed, another takes its place.
 
 use super::signals::Signals;
 use crate::failure::{exit, Failure};
@@ -33,6 +34,8 @@ const LINES_MAX: usize = 10;
 pub struct Copier {
     pub pid: Pid,
     tail: OwnedFd,
+    /// What it reads, for another one if it is killed: PROG would be by SIGPIPE.
+    from: Option<OwnedFd>,
     /// It ends with `run`.
     lifeline: OwnedFd,
 }
@@ -46,23 +49,23 @@ impl Copier {
     /// Those of pipe(2), socketpair(2), `memfd_create(2)` and fork(2).
     pub fn start(stop_signal: i32) -> io::Result<(Self, Option<OwnedFd>)> {
         let tail = memfd_create("fdholder-stderr", MemfdFlags::CLOEXEC)?;
-        let (lifeline, end) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let inherited = [tail, end];
-        let [tail, end] = inherited.each_ref().map(AsRawFd::as_raw_fd);
-        let mut command = own_command();
-        command.env(COPIER, format!("{tail} {end} {stop_signal}")).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let mut stderr = None;
+        let (mut from, mut stderr) = (None, None);
         if !io::stderr().is_terminal() {
-            let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-            command.stdin(Stdio::from(from));
-            stderr = Some(to);
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            (from, stderr) = (Some(reader), Some(writer));
         }
-        let started = with_inherited(&inherited, || command.spawn());
-        let [tail, _] = inherited;
-        let pid = Pid::from_child(&started?);
-        Ok((Self { pid, tail, lifeline }, stderr))
+        let (pid, lifeline) = launch(&tail, from.as_ref(), stop_signal)?;
+        Ok((Self { pid, tail, from, lifeline }, stderr))
+    }
+
+    /// Starts another one in the place of one that has ended before PROG.
+    ///
+    /// # Errors
+    ///
+    /// Those of socketpair(2), fork(2) and sendmsg(2).
+    pub fn start_again(&mut self, stop_signal: i32, program: Pid) -> io::Result<()> {
+        (self.pid, self.lifeline) = launch(&self.tail, self.from.as_ref(), stop_signal)?;
+        Ok(self.guard(program)?)
     }
 
     /// Tells it which process PROG is: one that this process has not waited for yet.
@@ -83,6 +86,20 @@ impl Copier {
         let len = pread(&self.tail, &mut bytes, 0).unwrap_or(0);
         last_lines(&bytes[..len])
     }
+}
+
+/// Starts the process; returns its number and its lifeline.
+fn launch(tail: &OwnedFd, from: Option<&OwnedFd>, stop_signal: i32) -> io::Result<(Pid, OwnedFd)> {
+    let (lifeline, end) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let inherited = [tail.try_clone()?, end];
+    let [tail, end] = inherited.each_ref().map(AsRawFd::as_raw_fd);
+    let mut command = own_command();
+    command.env(COPIER, format!("{tail} {end} {stop_signal}")).process_group(0);
+    command.stdin(from.map_or(Ok(Stdio::null()), |from| from.try_clone().map(Stdio::from))?);
+    command.stdout(Stdio::null());
+    let child = with_inherited(&inherited, || command.spawn())?;
+    Ok((Pid::from_child(&child), lifeline))
 }
 
 fn last_lines(bytes: &[u8]) -> Vec<String> {

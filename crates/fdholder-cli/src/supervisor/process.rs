@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// may still have its stderr.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_millis(200);
 
+/// A copier that ends sooner than this is not started once more.
+const COPIER_MIN_LIFE: Duration = Duration::from_secs(1);
+
 /// How long a holder may take to take what a program that has ended has stored.
 const HOLDER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -61,6 +64,8 @@ pub struct Process {
     output: Option<Copier>,
     /// Nothing more comes on PROG's stderr.
     output_has_ended: bool,
+    /// When the copier was started again last.
+    copied_again_at: Option<Instant>,
     /// The number of its process may be another one's by then.
     ended: Option<End>,
     was_killed: bool,
@@ -78,8 +83,8 @@ struct End {
     at: Instant,
     /// Processes of its group were left each time that this was looked at.
     leaves_others: bool,
-    /// The machine knows of it.
-    is_over: bool,
+    /// The machine knows of it, and when to look next whether its processes have ended.
+    over: Option<Instant>,
 }
 
 /// `--ready-command`, run again and again.
@@ -138,7 +143,7 @@ impl Process {
         let until = launch.gives_way.map(|span| now + span);
         let gives_way =
             (gives_way && launch.niceness.added > 0).then_some((launch.niceness, until));
-        // What failed here is that the copier has ended, and PROG goes on without it.
+        // What failed here is that the copier has ended: another one is started.
         let _ = copier.guard(pid);
         let probe = launch.has_ready_command.then_some(Probe { running: None, next_at: now });
         Ok(Self {
@@ -150,6 +155,7 @@ impl Process {
             reported: Vec::new(),
             output: Some(copier),
             output_has_ended: false,
+            copied_again_at: None,
             ended: None,
             was_killed: false,
             status: None,
@@ -224,15 +230,24 @@ impl Process {
 
     /// Whether the machine knows of its end.
     pub fn is_over(&self) -> bool {
-        self.ended.as_ref().is_some_and(|end| end.is_over)
+        self.ended.as_ref().is_some_and(|end| end.over.is_some())
     }
 
     /// The machine is told of its end. Returns whether processes are left.
-    pub fn end(&mut self) -> bool {
+    pub fn end(&mut self, now: Instant) -> bool {
         if let Some(end) = &mut self.ended {
-            end.is_over = true;
+            end.over = Some(now + group::LOOK_PAUSE);
         }
         self.leaves_others()
+    }
+
+    /// Whether all that it has left has ended. To look takes all of /proc, so that is done once in a
+    /// while.
+    pub fn has_gone(&mut self, now: Instant) -> bool {
+        let over = self.ended.as_mut().and_then(|end| end.over.as_mut());
+        let Some(look_at) = over.filter(|look_at| **look_at <= now) else { return false };
+        *look_at = now + group::LOOK_PAUSE;
+        !self.leaves_others()
     }
 
     /// Reads what the process says before it becomes PROG. Returns whether it just has.
@@ -277,7 +292,7 @@ impl Process {
         // Numbers are given again.
         if self.is_alive() && pid == self.pid {
             let leaves_others = group::has_living(pid);
-            self.ended = Some(End { status, at: now, leaves_others, is_over: false });
+            self.ended = Some(End { status, at: now, leaves_others, over: None });
             self.end_probe();
             return Some(Ended::Program);
         }
@@ -290,6 +305,33 @@ impl Process {
         probe.running = None;
         probe.next_at = now + READY_COMMAND_PAUSE;
         Some(Ended::Probe(status.exit_status() == Some(0)))
+    }
+
+    /// Starts another copier in the place of one that has ended before PROG. One that ends at once is
+    /// not started for ever.
+    ///
+    /// # Errors
+    ///
+    /// Why none could be started: what PROG writes to stderr goes nowhere from now on.
+    pub fn copy_on(&mut self, stop_signal: i32, now: Instant) -> io::Result<()> {
+        let is_alive = self.is_alive();
+        let Some(copier) = self.output.as_mut().filter(|_| self.output_has_ended && is_alive)
+        else {
+            return Ok(());
+        };
+        let has_failed = self.copied_again_at.is_some_and(|at| now < at + COPIER_MIN_LIFE);
+        let started = if has_failed {
+            Err(io::Error::other("it ends at once"))
+        } else {
+            copier.start_again(stop_signal, self.pid)
+        };
+        if started.is_err() {
+            self.output = None;
+        } else {
+            self.output_has_ended = false;
+            self.copied_again_at = Some(now);
+        }
+        started
     }
 
     /// How PROG has ended, once its last words are known, or waiting for them takes too long.
@@ -320,9 +362,9 @@ impl Process {
 
     /// When to look again whether its last words are known, or what it has left has ended.
     pub fn last_words_at(&self, now: Instant) -> Option<Instant> {
-        let &End { at, is_over, .. } = self.ended.as_ref()?;
-        if is_over {
-            return Some(now + group::LOOK_PAUSE);
+        let &End { at, over, .. } = self.ended.as_ref()?;
+        if over.is_some() {
+            return over;
         }
         let times = [at + LAST_WORDS_PATIENCE, at + HOLDER_PATIENCE];
         times.into_iter().find(|it| *it > now)

@@ -14,7 +14,7 @@ impl Supervisor<'_> {
         for number in numbers {
             let Some(process) = self.processes.get_mut(&number) else { continue };
             if process.is_over() {
-                if !process.leaves_others() {
+                if process.has_gone(now) {
                     self.processes.remove(&number);
                     self.feed(Event::Gone(number));
                 }
@@ -37,7 +37,7 @@ impl Supervisor<'_> {
                 self.feed(Event::Ready(number));
             }
             let Some(process) = self.processes.get_mut(&number) else { continue };
-            let leaves_others = process.end();
+            let leaves_others = process.end(now);
             self.feed(Event::Ended { number, exit, leaves_others });
             if self.machine.generations().iter().all(|it| it.number != number) {
                 self.processes.remove(&number);
@@ -64,6 +64,16 @@ impl Supervisor<'_> {
                 Some((number, Ended::Probe(true))) => events.push(Event::Ready(number)),
                 _ => {}
             }
+        }
+        let mut failed = Vec::new();
+        for (number, process) in &mut self.processes {
+            let copied = process.copy_on(self.launch.stop_signal, now);
+            failed.extend(copied.err().map(|error| (*number, error)));
+        }
+        for (number, error) in failed {
+            self.warn(format_args!(
+                "what generation {number} writes to stderr is lost: unable to copy it: {error}"
+            ));
         }
         // Deaths first: one that has died is not ready.
         for event in events {

@@ -1,7 +1,7 @@
 //! What programs, strangers and unlucky moments do to `run`.
 
 use crate::scene::{Run, Scene};
-use crate::support::family::is_alive;
+use crate::support::family::{is_alive, signal};
 use crate::support::{
     deadline, eventually, id, is_missing, lingering, Daemon, Family, Rules, Suite, PATIENCE,
 };
@@ -297,4 +297,44 @@ fn child_of_another_user_stores_with_its_own_rights() {
     let others: Vec<_> =
         held().into_iter().filter(|id| id.as_bytes().starts_with(b"web/e")).collect();
     assert_eq!(others, []);
+}
+
+/// Children of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_ascii_whitespace().map(|word| word.parse().unwrap()).collect()
+}
+
+/// The process beside a generation.
+fn copier(run: &Run, scene: &Scene) -> u32 {
+    let program = scene.ask().1;
+    let mut found = None;
+    eventually("a process copies", || {
+        found = children(run.pid()).into_iter().find(|it| *it != program && is_alive(*it));
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn copier_that_is_killed_is_started_again() {
+    let scene = Scene::new();
+    scene.version(
+        "def later():\n  wait_for('go'); print('afterwards', file=sys.stderr, flush=True); \
+         note('written')\nthreading.Thread(target=later, daemon=True).start()\nup()",
+    );
+    let run = scene.ready(&["--notify", "web"]);
+    let first = copier(&run, &scene);
+    signal(first, Signal::KILL);
+    eventually("there is another one", || copier(&run, &scene) != first);
+    scene.touch("go");
+    run.logged("afterwards");
+    scene.wait_for("written");
+    assert_eq!(scene.ask().0, 1, "it lives");
+    // The other one has the program stop, too.
+    let second = copier(&run, &scene);
+    run.signal(Signal::KILL);
+    scene.wait_for("stopped.1");
+    eventually("it ends with the program", || !is_alive(second));
 }

@@ -227,6 +227,7 @@ impl<'a> Supervisor<'a> {
             }
             self.look_for_clients(now);
             self.look_for_strays(now);
+            self.upward.retry(now);
             self.upward.keep_watchdog_quiet(self.machine.is_serving(), now);
             let mut actions = Vec::new();
             self.machine.tick(now, &mut actions);
@@ -242,7 +243,7 @@ impl<'a> Supervisor<'a> {
         let strays_at = self.strays_at.map(|(_, at)| at);
         let watchdog_at = self.upward.watchdog_at(self.machine.is_serving());
         let due = due.chain([self.machine.timeout(), self.register_at, self.look_at(now)]);
-        let due = due.chain([strays_at, watchdog_at]);
+        let due = due.chain([strays_at, watchdog_at, self.upward.retry_at()]);
         let due = due.chain(self.processes.values().map(Process::gives_way_until));
         let mut left = due.flatten().min().map(|at| at.saturating_duration_since(now));
         let soon =
@@ -258,12 +259,13 @@ impl<'a> Supervisor<'a> {
         let wants_clients = self.machine.waits_for_clients();
         awaited.extend(self.upward.awaited().map(|fd| (Ready::Upward, fd, true)));
         awaited.extend(self.demand.awaited(wants_clients).map(|fd| (Ready::Demand, fd, false)));
+        let mut again = Vec::new();
         for (number, process) in hearing::in_turn(&self.processes, self.heard) {
-            match process.notify.awaited() {
-                Some((fd, is_for_writing)) => {
-                    awaited.push((Ready::Notify(*number), fd, is_for_writing));
-                }
-                None => left = soon(left),
+            if let Some((fd, is_for_writing)) = process.notify.awaited() {
+                awaited.push((Ready::Notify(*number), fd, is_for_writing));
+            } else {
+                left = soon(left);
+                again.extend(process.notify.is_pending().then_some(Ready::Notify(*number)));
             }
             let ready = process.ready.iter().map(|fd| (Ready::Newline(*number), fd.as_fd(), false));
             awaited.extend(ready);
@@ -284,7 +286,7 @@ impl<'a> Supervisor<'a> {
         }
         let has_come = |polled: &PollFd<'_>| !polled.revents().is_empty();
         let ready = awaited.iter().zip(&polled).filter(|(_, polled)| has_come(polled));
-        Ok(ready.map(|((ready, _, _), _)| *ready).collect())
+        Ok(ready.map(|((ready, _, _), _)| *ready).chain(again).collect())
     }
 
     fn hear(&mut self, ready: Ready) {

@@ -59,7 +59,16 @@ pub struct NotifySocket {
     /// Whether datagrams go to the holder as if their senders had sent them there.
     is_judged: bool,
     /// A datagram that the holder could not take yet: nothing more is read until it does.
-    pending: Option<(Box<Datagram>, OwnedFd)>,
+    pending: Option<Pending>,
+}
+
+/// A datagram that waits.
+#[derive(Debug)]
+struct Pending {
+    datagram: Box<Datagram>,
+    holder: OwnedFd,
+    /// For room in the holder's queue. Otherwise for memory, and nothing tells of that.
+    is_for_room: bool,
 }
 
 /// What a process of the program has sent. Its descriptors are closed by other threads, as that may
@@ -205,10 +214,11 @@ impl NotifySocket {
     }
 
     /// What to wait for: a datagram, or that the holder can take one. `None` while too many
-    /// descriptors wait to be closed: look again after [`UNCLOSED_PAUSE`].
+    /// descriptors wait to be closed, or there is no memory: try again after [`UNCLOSED_PAUSE`].
     pub fn awaited(&self) -> Option<(BorrowedFd<'_>, bool)> {
         match &self.pending {
-            Some((_, holder)) => Some((holder.as_fd(), true)),
+            Some(it) if it.is_for_room => Some((it.holder.as_fd(), true)),
+            Some(_) => None,
             None if is_full() => None,
             None => Some((self.socket.as_fd(), false)),
         }
@@ -267,7 +277,7 @@ impl NotifySocket {
     /// The same.
     pub fn pass_pending(&mut self) -> Result<(), Box<Unsent>> {
         match self.pending.take() {
-            Some((datagram, holder)) => self.try_to_pass(datagram, holder),
+            Some(Pending { datagram, holder, .. }) => self.try_to_pass(datagram, holder),
             None => Ok(()),
         }
     }
@@ -277,8 +287,9 @@ impl NotifySocket {
         let fds: Vec<_> = fds.iter().take(MESSAGE_FDS_MAX).map(AsFd::as_fd).collect();
         match send_as(&holder, bytes, &fds, self.is_judged.then_some(*sender)) {
             Ok(()) => Ok(()),
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS) => {
-                self.pending = Some((datagram, holder));
+            Err(errno @ (Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS)) => {
+                let is_for_room = errno == Errno::AGAIN;
+                self.pending = Some(Pending { datagram, holder, is_for_room });
                 Ok(())
             }
             Err(errno) => Err(Box::new(Unsent { datagram: *datagram, errno })),

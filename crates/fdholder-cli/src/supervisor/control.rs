@@ -261,6 +261,10 @@ impl Place {
                     return Ok(Held::OfAnother);
                 }
                 Ok(held) if is_alive(&held) => outcome = Held::Taken,
+                // Who may not see whether it lives must leave it.
+                Err(error) if claim == Claim::IfFree && !is_denied(&error, &[Errno::NOENT]) => {
+                    return Ok(Held::OfAnother);
+                }
                 _ => {}
             }
             match client.delete(&self.id, deadline) {

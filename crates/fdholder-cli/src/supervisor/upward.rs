@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// Messages that wait until their reader has room for them.
 const WAITING_MAX: usize = 256;
 
+/// The pause before this process tries again what it lacked descriptors or memory for.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
 /// Messages for a reader that has no room. A later status takes the place of one that waits, and no
 /// state is lost.
 #[derive(Debug, Default)]
@@ -60,6 +63,8 @@ pub struct Upward {
     /// What waits until the reader has room, and a socket that tells when it has.
     waiting: Waiting,
     full: Option<OwnedFd>,
+    /// When to try again, where this process lacked what it takes.
+    retry_at: Option<Instant>,
     /// How often it expects a sign of life.
     watchdog: Option<Duration>,
     watchdog_at: Instant,
@@ -86,6 +91,7 @@ impl Upward {
             newline: newline.transpose()?,
             waiting: Waiting::default(),
             full: None,
+            retry_at: None,
             watchdog: watchdog.map(Duration::from_micros),
             watchdog_at: Instant::now(),
             has_been_ready: false,
@@ -158,18 +164,41 @@ impl Upward {
         self.full.as_ref().map(AsFd::as_fd)
     }
 
+    /// When to try again to send what waits, where this process lacked what it takes.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Tries that, if it is due.
+    pub fn retry(&mut self, now: Instant) {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.send_waiting();
+        }
+    }
+
     /// Sends what has waited.
     pub fn send_waiting(&mut self) {
-        self.full = None;
+        (self.full, self.retry_at) = (None, None);
         let Some(address) = &self.socket else { return };
         while let Some(text) = self.waiting.0.front() {
-            // It may have gone, and the program is to go on.
-            let Ok(socket) = connected(address) else { return self.waiting.0.clear() };
-            if let Err(Errno::AGAIN) = send(&socket, text.as_bytes(), &[], Wait::No) {
-                self.full = Some(socket);
-                return;
+            let socket = connected(address);
+            let sent = socket
+                .as_ref()
+                .map_err(|errno| *errno)
+                .and_then(|socket| send(socket, text.as_bytes(), &[], Wait::No));
+            match (sent, socket) {
+                (Err(Errno::AGAIN), Ok(socket)) => {
+                    self.full = Some(socket);
+                    return;
+                }
+                (Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS), _) => {
+                    self.retry_at = Some(Instant::now() + RETRY_PAUSE);
+                    return;
+                }
+                // It may have gone, and the program is to go on.
+                (_, Err(_)) => return self.waiting.0.clear(),
+                (_, Ok(_)) => drop(self.waiting.0.pop_front()),
             }
-            self.waiting.0.pop_front();
         }
     }
 }

@@ -92,6 +92,10 @@ fn supervision() -> [Arg; 8] {
             "Kill a generation that has not ended so long after it was told to stop; 0: never",
         ),
         count("drain-max")
+            .value_parser(OsStringValueParser::new().try_map(|text| match number(&text)? {
+                0 => Err("0 would refuse every restart".to_owned()),
+                most => Ok(most),
+            }))
             .default_value(DRAINING_MAX)
             .help("Refuse a restart while so many generations are still stopping"),
         flag("stop-first").help(
@@ -112,10 +116,14 @@ fn supervision() -> [Arg; 8] {
 
 fn readiness() -> [Arg; 5] {
     [
-        Arg::new("ready-notify").long("ready-notify").action(ArgAction::SetTrue).help(
-            "PROG is ready when it sends READY=1 to NOTIFY_SOCKET, and not before: as --notify, \
-             for a PROG that stores nothing",
-        ),
+        Arg::new("ready-notify")
+            .long("ready-notify")
+            .action(ArgAction::SetTrue)
+            .conflicts_with_all(["ready-fd", "ready-command"])
+            .help(
+                "PROG is ready when it sends READY=1 to NOTIFY_SOCKET, and not before: as --notify, \
+                 for a PROG that stores nothing",
+            ),
         Arg::new("ready-command")
             .long("ready-command")
             .value_name("CMD")

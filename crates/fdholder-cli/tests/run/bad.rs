@@ -2,7 +2,7 @@
 
 use crate::scene::{Scene, GOOD};
 use crate::support::family::is_alive;
-use crate::support::{assert_exit, eventually, stderr};
+use crate::support::{assert_exit, eventually, stderr, Daemon, Rules, Suite};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -152,4 +152,38 @@ fn first_start_that_fails_ends_run() {
     let mut run = scene.spawn(scene.command(&["--fd", "missing"]));
     assert_eq!(run.code(), Some(1), "{}", run.log());
     assert!(run.log().contains("id missing"), "{}", run.log());
+}
+
+#[test]
+fn rule_that_refuses_leaves_the_last_one_serving() {
+    let mut scene = Scene::alone();
+    let rules = Rules::all(scene.at("rules"));
+    let path = scene.at("holder");
+    scene.replace_holder(Daemon::with_rules(Suite::Ours, &path, &rules, &[]));
+    let _run = scene.ready(&[]);
+    let first = scene.ask();
+    let rules = rules.regexes("uid/self", ".*", "^web/.run$");
+    let output = scene.restart();
+    assert_exit(&output, 1);
+    let text = stderr(&output);
+    assert!(text.contains("web: Operation not permitted"), "{text}");
+    assert_eq!(scene.ask(), first);
+    drop(rules.regexes("uid/self", ".*", ".*"));
+    assert_exit(&scene.restart(), 0);
+    scene.is_answered_by(3);
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let scene = Scene::alone();
+    for (options, said) in [
+        (&["--ready-notify", "--ready-fd", "9"][..], "--ready-fd"),
+        (&["--ready-notify", "--ready-command", "true"], "--ready-command"),
+        (&["--drain-max", "0"], "every restart"),
+    ] {
+        let output = scene.command(options).output().unwrap();
+        assert_exit(&output, 100);
+        assert!(stderr(&output).contains(said), "{options:?}: {output:?}");
+        assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+    }
 }

@@ -27,6 +27,7 @@ fn status_shows_all_services() {
     slow.send("wait slow");
     scene.wait_for("slow.begun");
     assert_exit(&scene.restart(), 0);
+    assert!(status(&scene).contains(" ago: generation 2 is ready after "), "{}", status(&scene));
     scene.version("print('\\x1b[31mbad\\x07 settings', file=sys.stderr); sys.exit(3)");
     assert_exit(&scene.restart(), 1);
     let mut dead = other(&scene, "dead");

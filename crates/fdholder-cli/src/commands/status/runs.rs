@@ -42,15 +42,13 @@ pub fn text(runs: &[Run], screen: Screen) -> String {
     }
     let mut text = table.to_text(screen);
     for report in runs.iter().filter_map(|run| run.report.as_ref().ok()) {
-        text.push_str(&last_failure(report));
+        text.push_str(&last_restart(report));
     }
     text
 }
 
-fn last_failure(report: &Report) -> String {
-    let Some(last) = report.last_restart.as_ref().filter(|last| !last.is_done()) else {
-        return String::new();
-    };
+fn last_restart(report: &Report) -> String {
+    let Some(last) = &report.last_restart else { return String::new() };
     let ago = brief(Duration::from_millis(last.ago_ms));
     let mut text = format!("{}, {ago} ago: {}\n", report.name, last.text);
     for line in &last.lines {

@@ -65,7 +65,8 @@ def measure(bench, holder, kind, good):
     text, code = BAD[kind]
     bad = install(bench.folder, kind, text, 0o644 if "executable" in kind else 0o755)
     switch(bench.folder, good)
-    server = Server("web", [str(bench.folder / "current")], ready=("--ready-fd", "9"))
+    command, ready = [str(bench.folder / "current")], ("--ready-fd", "9")
+    server = Server("web", command, ready=ready, telling=[*command, *ready])
     options = ["--start-timeout", str(START_TIMEOUT_MS), "--respawn"]
     way = Deployment(bench, holder, server, options)
     with ways.started(way):

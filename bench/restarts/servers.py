@@ -42,8 +42,10 @@ class Server:
     alone: list = field(default_factory=list)
     stop: signal.Signals = signal.SIGTERM
     style: str = "systemd"
-    # How `fdholder run` learns that it is ready.
+    # How `fdholder run` learns that it is ready, as the guides have it, and the command that tells it
+    # where that is another one.
     ready: tuple = ("--ready-after", "1000")
+    telling: list = None
     # Its own ways to be restarted: names in ways.OWN.
     own: tuple = ()
     # One request to /long is under way at every restart.
@@ -76,19 +78,23 @@ def haproxy(bench, mode, address):
 def all_servers(bench):
     """Those of the open loop."""
     python = bench.python
+    tells = ["--config", str(EXAMPLES / "python/gunicorn_ready.py")]
+    node = ["node", str(EXAMPLES / "node/server.js")]
     return [
         Server(
             "nginx", nginx(bench), nginx(bench, "on"),
             stop=signal.SIGQUIT, style="nginx", own=("USR2, then QUIT",),
         ),
         Server(
-            "HAProxy", haproxy(bench, "-db", "fd@3"), haproxy(bench, "-W", ADDRESS),
-            stop=signal.SIGUSR1, own=("-W, USR2", "-sf"),
+            "HAProxy", haproxy(bench, "-Ws", "fd@3"), haproxy(bench, "-W", ADDRESS),
+            stop=signal.SIGUSR1, ready=("--ready-notify",), own=("-W, USR2", "-sf"),
         ),
-        Server("gunicorn", gunicorn(python), [*gunicorn(python), "--bind", ADDRESS],
-               ready=("--ready-after", "2000"), own=("HUP",)),
-        Server("uvicorn", uvicorn(python), ready=("--ready-after", "2000")),
-        Server("Node", ["node", str(EXAMPLES / "node/server.js")]),
+        Server(
+            "gunicorn", gunicorn(python), [*gunicorn(python), "--bind", ADDRESS],
+            ready=("--ready-fd", "4"), telling=gunicorn(python, *tells, "app:wsgi"), own=("HUP",),
+        ),
+        Server("uvicorn", uvicorn(python), ready=("--ready-notify",)),
+        Server("Node", node, ready=("--ready-fd", "4"), telling=["env", "READY_FD=4", *node]),
         slow(3),
     ]  # fmt: skip
 
@@ -105,7 +111,8 @@ def uvicorn(python):
 
 def slow(start):
     command = ["/usr/bin/python3", str(SERVERS / "slow.py"), "--start", str(start)]
-    return Server("slow", command, ready=("--ready-fd", "9"), has_long=True)
+    ready = ("--ready-fd", "9")
+    return Server("slow", command, ready=ready, telling=[*command, *ready], has_long=True)
 
 
 def closed_loop_servers(bench):

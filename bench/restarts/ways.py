@@ -74,9 +74,7 @@ class Run:
         self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL)
 
     def command(self):
-        ready, program = self.server.ready, self.server.held
-        if ready[0] == "--ready-fd":
-            program = [*program, *ready]
+        ready, program = self.server.ready, self.server.telling or self.server.held
         stop = self.server.stop.name.removeprefix("SIG")
         command = [self.holder.program, "run", "--name", "web", "--fd", "web"]
         command += ["--env-style", self.server.style, "--stop-signal", stop, *ready]

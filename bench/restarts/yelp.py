@@ -40,8 +40,9 @@ def measure(bench, way):
 
 def run(bench):
     server = Server(
+        # A master that was just started may miss SIGUSR1, and nothing tells `exec` when it does not.
         "HAProxy", haproxy(bench, "-db", "fd@3"), haproxy(bench, "-W", ADDRESS),
-        stop=signal.SIGUSR1, ready=("--ready-after", "30"),
+        stop=signal.SIGUSR1, ready=("--ready-notify",), telling=haproxy(bench, "-Ws", "fd@3"),
     )  # fmt: skip
     rows, undisturbed, missed = [], None, []
     for way in (ways.NoRestart, ways.Run, ways.StopThenStart, Reload):
@@ -56,9 +57,10 @@ def run(bench):
         rows.append([way.name, outcome["restarts"], outcome["sent"], per_second,
                      f"**{outcome['failed']:,}**", *times])  # fmt: skip
         if way is ways.Run:
-            for name, least in (("p99", P99_US), ("longest", LONGEST_US)):
-                if outcome[name] > max(least, 2 * undisturbed[name]):
-                    missed.append(f"{name} {ms(outcome[name])}")
+            if outcome["p99"] > P99_US:
+                missed.append(f"p99 is {ms(outcome['p99'])}")
+            if outcome["longest"] > max(LONGEST_US, 2 * undisturbed["longest"]):
+                missed.append(f"the longest takes {ms(outcome['longest'])}")
             if outcome["failed_restarts"]:
                 missed.append(f"{outcome['failed_restarts']} restarts failed")
             if outcome["failed"]:
